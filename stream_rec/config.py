@@ -1,0 +1,173 @@
+"""Every setting: its default, its unit, its environment name. The one place where settings are read.
+
+A setting comes from, in this order: the command line, the environment (`STREAM_REC_` and the name in capitals), a TOML
+file (`--config`, else `STREAM_REC_CONFIG`, else `stream-rec.toml` in the working folder), the default below.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from platformdirs import user_cache_path
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from stream_rec.errors import UserError
+
+PREFIX = "STREAM_REC_"
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+
+
+class Settings(BaseSettings):
+    """All settings; frozen. Read them once, at the edge, with `load`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True, env_ignore_empty=True
+    )
+
+    # Kafka
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port, separated by commas")
+    events_topic: Topic = Field("events", description="topic that holds what users do")
+    windows_topic: Topic = Field("windows", description="topic of the users' windows (changelog and work queue)")
+    items_topic: Topic = Field("items", description="topic of the catalogue")
+    recommendations_topic: Topic = Field("recommendations", description="topic that answers are written to")
+    dead_letter_topic: Topic = Field("dead-letter", description="topic of records that could not be read")
+    partitions: int = Field(4, ge=1, le=10_000, description="partitions of each topic when it is created")
+    replication_factor: int = Field(1, ge=1, le=32, description="copies of each partition when it is created")
+    retention_hours: float = Field(168, gt=0, description="how long events and dead letters are kept, hours")
+    max_message_bytes: int = Field(
+        16 << 20, ge=1 << 16, le=1 << 30, description="largest record that the topics accept, bytes"
+    )
+
+    # Events and windows
+    event_types: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("click", "view", "cart", "purchase"), min_length=1, description="accepted event types, separated by commas"
+    )
+    max_event_bytes: int = Field(65_536, ge=64, description="largest event that is read, bytes")
+    max_future_s: float = Field(300, ge=0, description="how far ahead of the clock an event may be, seconds")
+    capacity: int = Field(64, ge=2, le=4_096, description="most events in a window")
+    stride: int | None = Field(None, ge=1, description="how far a full window moves, events [default: capacity / 2]")
+    store: Literal["memory", "rocksdb"] = Field("memory", description="where an agent keeps its windows")
+    agents_group: str = Field("stream-rec-agents", min_length=1, description="consumer group of the agents")
+    agents_metrics_port: Port = Field(9101, description="port of the agents' /metrics; 0 takes any free one")
+    standby_replicas: int = Field(0, ge=0, le=8, description="other agents that keep a warm copy of each table")
+
+    # Worker
+    worker_group: str = Field("stream-rec-worker", min_length=1, description="consumer group of the workers")
+    worker_metrics_port: Port = Field(9102, description="port of the worker's /metrics; 0 takes any free one")
+    token_budget: int = Field(4_096, ge=1, description="most new tokens that one model call computes")
+    batch_windows: int = Field(256, ge=1, le=100_000, description="most windows in one step")
+    linger_ms: float = Field(5, ge=0, le=10_000, description="how long a step waits for more windows, milliseconds")
+    coalesce: bool = Field(True, description="answer a burst of one user's events by its newest alone")
+    top_k: int = Field(20, ge=1, le=1_000, description="items in a recommendation")
+    interests_k: int = Field(5, ge=0, le=100, description="interests in a recommendation")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(
+        1, ge=1, le=1_024, description="CPU threads of torch; more than 1 only on a machine of its own"
+    )
+    kv_cache_gb: float = Field(1, gt=0, description="memory for cached keys and values, GB (10^9 bytes)")
+
+    # Model and catalogue
+    model: Path = Field(Path("model"), description="folder of the trained model")
+    text_encoder: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2", min_length=1, description="sentence-transformers name or folder"
+    )
+
+    # Everything
+    cache_dir: Path = Field(
+        default_factory=lambda: user_cache_path("stream_rec"), description="folder for text vectors and local state"
+    )
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="address that /metrics listens on")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log record shown")
+
+    @field_validator("event_types", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.stride is not None and self.stride > self.capacity:
+            raise ValueError(f"stride {self.stride} is larger than capacity {self.capacity}")
+        topics = self.topics
+        if len(set(topics)) < len(topics):
+            raise ValueError(f"two topics have the same name: {', '.join(topics)}")
+        return self
+
+    @property
+    def move(self) -> int:
+        """The stride in force, events."""
+        return self.stride if self.stride is not None else max(1, self.capacity // 2)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        return (
+            self.events_topic,
+            self.windows_topic,
+            self.items_topic,
+            self.recommendations_topic,
+            self.dead_letter_topic,
+        )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, environment, then the TOML file, whose path `load` passes as `_toml`."""
+        given = dict(init_settings()) if isinstance(init_settings, InitSettingsSource) else {}
+        path = given.pop("_toml", None)
+        sources = [InitSettingsSource(settings_cls, given), env_settings]
+        if path is not None:
+            sources.append(TomlConfigSettingsSource(settings_cls, path))
+        return tuple(sources)
+
+
+def environment_name(setting: str) -> str:
+    """`STREAM_REC_TOP_K` for `top_k`."""
+    return PREFIX + setting.upper()
+
+
+def load(config: Path | None = None, **given: Any) -> Settings:
+    """The settings in force; `given` (from the command line) wins, its None values are left out.
+
+    Raises `UserError` in one line that names the setting.
+    """
+    path = config or (Path(named) if (named := os.environ.get(PREFIX + "CONFIG")) else None)
+    if path is not None and not path.is_file():
+        raise UserError(f"no settings file at {path}: create it, or leave out --config and {PREFIX}CONFIG")
+    if path is None and (here := Path("stream-rec.toml")).is_file():
+        path = here
+    known = set(Settings.model_fields) | {"config"}
+    for name in os.environ:
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in known:
+            raise UserError(f"{name} is no setting: see 'stream-rec settings' for the names")
+    try:
+        return Settings(_toml=path, **{name: value for name, value in given.items() if value is not None})  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise UserError("; ".join(_line(one) for one in error.errors())) from None
+    except ValueError as error:  # not TOML
+        raise UserError(f"{path}: {error}") from None
+
+
+def _line(error: Any) -> str:
+    name = ".".join(map(str, error["loc"]))
+    text = str(error["msg"]).removeprefix("Value error, ")
+    if not name:
+        return f"settings: {text}"
+    if error["type"] == "extra_forbidden":
+        return f"setting {name}: there is no such setting; see 'stream-rec settings' for the names"
+    return f"setting {name} ({environment_name(name)}): {text}, got {error['input']!r}"

@@ -1,0 +1,1 @@
+"""Offline: reading logs, simulating a storefront, training and evaluating. Knows no Kafka."""

@@ -1,0 +1,167 @@
+"""The wire: what stands in the Kafka topics, as msgspec structs (decoding, validation and JSON Schema from one place).
+
+Bytes from outside are hostile. `read_event` raises `Rejected` with a reason for everything that may not enter a window;
+nothing else in the project decides whether an event is acceptable.
+"""
+
+from collections.abc import Collection
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+ERASE = "erase"
+"""The event type that erases a user, in order with the user's other events."""
+
+Id = Annotated[str, Meta(min_length=1, max_length=256)]
+Label = Annotated[str, Meta(min_length=1, max_length=64)]
+Text = Annotated[str, Meta(max_length=2_000)]
+
+
+class Rejected(Exception):  # noqa: N818 - it is the outcome's name on the wire and in the metric
+    """An event that may not enter a window. `reason` is a short, bounded phrase: it becomes a metric label.
+
+    >>> raise Rejected("unknown event type", "'share'")
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class Event(Struct, frozen=True, omit_defaults=True):
+    """What a user did. Topic `events`, key = user_id. Fields that are not listed here are ignored."""
+
+    user_id: Id
+    event_type: Label
+    timestamp: float
+    """Seconds since 1970."""
+    item_id: Id | None = None
+    """Required, except by `erase`."""
+    event_id: Id | None = None
+    """When given, a second event of the same id is refused while the first is still in the window."""
+    price: float | None = None
+    quantity: float | None = None
+    context: dict[str, Any] | None = None
+
+
+class WindowEvent(Struct, frozen=True, array_like=True, omit_defaults=True):
+    """An event as the window keeps it; on the wire a JSON array, to keep a window small."""
+
+    item_id: Id
+    event_type: Label
+    timestamp: float
+    event_id: Id | None = None
+
+
+class Window(Struct, frozen=True):
+    """A user's recent events: a function of the log (see window.py). Topic `windows`, compacted; key = user_id."""
+
+    user_id: Id
+    n: int
+    """Events of this user so far, over all time: the sequence number of this window."""
+    start: int
+    """Number of events before the first one held here: `len(events) == n - start`."""
+    offset: int
+    """Offset, in the events topic's partition, of the event applied last: an event read again changes nothing."""
+    arrived: float
+    """Kafka's own timestamp of that event, in seconds: where end-to-end latency is measured from."""
+    events: tuple[WindowEvent, ...]
+
+
+class Item(Struct, frozen=True, omit_defaults=True):
+    """A catalogue entry. Topic `items`, key = item_id, compacted. An upsert is recommendable at once."""
+
+    item_id: Id
+    title: Text = ""
+    category: Text = ""
+    brand: Text = ""
+    price: Annotated[float, Meta(ge=0)] | None = None
+    attributes: dict[str, Any] | None = None
+    vector: list[float] | None = None
+    """Of any modality, in place of the text's vector; as long as the model's text vectors."""
+    available: bool = True
+
+
+class RankedItem(Struct, frozen=True):
+    item_id: str
+    score: float
+    """The blend's score: a log-odds scale, comparable within one recommendation."""
+    probability: float
+    """That this item is the user's next one, out of the whole catalogue."""
+
+
+class Interest(Struct, frozen=True):
+    label: str
+    weight: float
+    """Probability mass of the category."""
+
+
+class Recommendation(Struct, frozen=True):
+    """What a user will probably do next. Topic `recommendations`, key = user_id, compacted, transactional."""
+
+    user_id: str
+    seq: int
+    """`Window.n` of the window that it answers."""
+    offset: int
+    """`Window.offset` of that window: joins a recommendation to its event."""
+    event_time: float
+    """Timestamp of that event, in seconds."""
+    items: tuple[RankedItem, ...]
+    next_event: dict[str, float]
+    interests: tuple[Interest, ...]
+    model: str
+    """Version of the model that answered: the head of a hash over its files."""
+
+
+_event = msgspec.json.Decoder(Event)
+_window = msgspec.json.Decoder(Window)
+_item = msgspec.json.Decoder(Item)
+_recommendation = msgspec.json.Decoder(Recommendation)
+
+encode = msgspec.json.encode
+read_window = _window.decode
+read_item = _item.decode
+read_recommendation = _recommendation.decode
+
+
+def read_event(
+    key: bytes | None,
+    value: bytes | None,
+    *,
+    event_types: Collection[str],
+    now: float,
+    max_bytes: int,
+    max_future_s: float,
+) -> Event:
+    """The event in a Kafka record, or `Rejected` with the reason.
+
+    `now` and `max_future_s` are seconds; `max_bytes` limits the value. The key must be the user_id, because it decides
+    the partition and with it the order of a user's events.
+    """
+    if not key:
+        raise Rejected("empty key")
+    if not value:
+        raise Rejected("empty value")
+    if len(value) > max_bytes:
+        raise Rejected("too large", f"{len(value)} bytes, at most {max_bytes} are read")
+    try:
+        event = _event.decode(value)
+    except msgspec.ValidationError as error:
+        raise Rejected("invalid field", str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected("broken JSON", str(error)) from None
+    if event.user_id.encode() != key:
+        raise Rejected("key is not the user_id")
+    if event.event_type != ERASE:
+        if event.event_type not in event_types:
+            raise Rejected("unknown event type", repr(event.event_type))
+        if event.item_id is None:
+            raise Rejected("invalid field", "item_id is required")
+    if event.timestamp < 0:
+        raise Rejected("timestamp before 1970")
+    if event.timestamp > 1e11:  # the year 5138 in seconds; 1973 in milliseconds
+        raise Rejected("timestamp not in seconds", "divide by 1,000 what counts milliseconds")
+    if event.timestamp > now + max_future_s:
+        raise Rejected("timestamp in the future", f"{event.timestamp - now:.0f} s ahead")
+    return event

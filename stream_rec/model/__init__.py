@@ -1,0 +1,1 @@
+"""The torch side: catalogue, user encoder, cached keys and values, scores. Knows no Kafka."""

@@ -1,0 +1,129 @@
+"""Every Prometheus metric: its name, labels and buckets, and the page that serves them.
+
+The registry is passed in, so that tests and several parts in one process never share counters. No label ever holds a
+user id or an item id.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from stream_rec.errors import UserError
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192)
+CUTOFFS = (1, 5, 10, 20)
+"""The k of the live hit rate."""
+
+
+class AgentMetrics:
+    """What an agent process says about itself."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.events = Counter("stream_rec_events", "Events applied to a window", ["event_type"], registry=registry)
+        self.dead_letters = Counter(
+            "stream_rec_dead_letters", "Records sent to the dead-letter topic", ["reason"], registry=registry
+        )
+        self.repeats = Counter(
+            "stream_rec_events_read_again", "Events read again after a restart, already applied", registry=registry
+        )
+        self.windows = Counter("stream_rec_windows_written", "Windows written", registry=registry)
+        self.erased = Counter("stream_rec_users_erased", "Erasures applied", registry=registry)
+        self.users = Gauge("stream_rec_users", "Users with a window in this process", registry=registry)
+        self.lag = Gauge(
+            "stream_rec_agent_lag_events", "Events waiting in an assigned partition", ["partition"], registry=registry
+        )
+        self.seconds = Histogram(
+            "stream_rec_agent_seconds",
+            "From Kafka's timestamp of an event to its window being handed to the producer",
+            buckets=SECONDS,
+            registry=registry,
+        )
+
+
+class WorkerMetrics:
+    """What a worker process says about itself."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.windows = Counter("stream_rec_windows_read", "Windows read", registry=registry)
+        self.coalesced = Counter(
+            "stream_rec_windows_coalesced", "Windows answered by a newer one of the same user", registry=registry
+        )
+        self.unreadable = Counter(
+            "stream_rec_windows_unreadable", "Windows that could not be decoded, dead-lettered", registry=registry
+        )
+        self.recommendations = Counter(
+            "stream_rec_recommendations", "Recommendations committed", ["model"], registry=registry
+        )
+        self.transactions = Counter(
+            "stream_rec_transactions", "Transactions by outcome", ["outcome"], registry=registry
+        )
+        self.lag = Gauge(
+            "stream_rec_worker_lag_windows",
+            "Windows waiting in an assigned partition",
+            ["partition"],
+            registry=registry,
+        )
+        self.batch = Histogram("stream_rec_batch_windows", "Windows in one step", buckets=SIZES, registry=registry)
+        self.tokens = Counter(
+            "stream_rec_tokens",
+            "Tokens computed: appended to a cached prefix, or prefilled",
+            ["kind"],
+            registry=registry,
+        )
+        self.padding = Counter("stream_rec_padding_tokens", "Tokens computed for padding alone", registry=registry)
+        self.cache = Counter(
+            "stream_rec_cache_lookups", "Windows by whether a cached prefix served them", ["result"], registry=registry
+        )
+        self.evictions = Counter("stream_rec_cache_evictions", "Users evicted from the cache", registry=registry)
+        self.cached_users = Gauge("stream_rec_cached_users", "Users with cached keys and values", registry=registry)
+        self.bytes_per_user = Gauge(
+            "stream_rec_cache_bytes_per_user", "Bytes of keys and values a user", registry=registry
+        )
+        self.step_seconds = Histogram("stream_rec_step_seconds", "One engine step", buckets=SECONDS, registry=registry)
+        self.commit_seconds = Histogram(
+            "stream_rec_commit_seconds", "One transaction, from begin to commit", buckets=SECONDS, registry=registry
+        )
+        self.latency = Histogram(
+            "stream_rec_latency_seconds",
+            "From Kafka's timestamp of an event to the commit of the recommendation that answers it",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.unknown_items = Counter(
+            "stream_rec_unknown_item_events", "Events of an item that the catalogue does not know", registry=registry
+        )
+        self.items = Gauge(
+            "stream_rec_items", "Items in the catalogue, by availability", ["available"], registry=registry
+        )
+        self.upserts = Counter("stream_rec_item_upserts", "Items added or changed while serving", registry=registry)
+        self.evaluated = Counter(
+            "stream_rec_evaluated_events",
+            "Events compared with an earlier prediction",
+            ["event_type"],
+            registry=registry,
+        )
+        self.hits = Counter(
+            "stream_rec_hits",
+            "Evaluated events whose item was among the first k",
+            ["event_type", "k"],
+            registry=registry,
+        )
+        self.reciprocal_rank = Counter(
+            "stream_rec_reciprocal_rank",
+            "Sum of reciprocal ranks of evaluated events",
+            ["event_type"],
+            registry=registry,
+        )
+
+
+def serve(registry: CollectorRegistry, host: str, port: int) -> int:
+    """Serves /metrics in a thread of its own; returns the port, which differs from `port` where that is 0.
+
+    Raises `UserError` when the port is taken.
+    """
+    try:
+        server, _ = start_http_server(port, host, registry)
+    except OSError as error:
+        raise UserError(
+            f"cannot serve metrics on {host}:{port} ({error.strerror}): choose another port with --metrics-port"
+        ) from None
+    return int(server.server_port)
