@@ -31,7 +31,12 @@ class Settings(BaseSettings):
     """All settings; frozen. Read them once, at the edge, with `load`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        env_ignore_empty=True,
+        allow_inf_nan=False,
     )
 
     # Kafka

@@ -67,6 +67,11 @@ class Window(Struct, frozen=True):
     arrived: float
     """Kafka's own timestamp of that event, in seconds: where end-to-end latency is measured from."""
     events: tuple[WindowEvent, ...]
+    """Never empty: a user without events has no window."""
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.events) == self.n - self.start:
+            raise ValueError(f"a window with n {self.n} and start {self.start} can't hold {len(self.events)} events")
 
 
 class Item(Struct, frozen=True, omit_defaults=True):

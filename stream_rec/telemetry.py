@@ -26,6 +26,9 @@ class AgentMetrics:
             "stream_rec_events_read_again", "Events read again after a restart, already applied", registry=registry
         )
         self.windows = Counter("stream_rec_windows_written", "Windows written", registry=registry)
+        self.unreadable = Counter(
+            "stream_rec_agent_windows_unreadable", "Windows in the table that were none", registry=registry
+        )
         self.erased = Counter("stream_rec_users_erased", "Erasures applied", registry=registry)
         self.users = Gauge("stream_rec_users", "Users with a window in this process", registry=registry)
         self.lag = Gauge(
@@ -47,8 +50,11 @@ class WorkerMetrics:
         self.coalesced = Counter(
             "stream_rec_windows_coalesced", "Windows answered by a newer one of the same user", registry=registry
         )
-        self.unreadable = Counter(
-            "stream_rec_windows_unreadable", "Windows that could not be decoded, dead-lettered", registry=registry
+        self.dead_letters = Counter(
+            "stream_rec_worker_dead_letters",
+            "Windows and items sent to the dead-letter topic",
+            ["reason"],
+            registry=registry,
         )
         self.recommendations = Counter(
             "stream_rec_recommendations", "Recommendations committed", ["model"], registry=registry

@@ -27,11 +27,11 @@ def append(window: Window | None, event: Event, *, offset: int, arrived: float, 
     """
     if event.item_id is None:
         raise Rejected("invalid field", "item_id is required")
+    new = WindowEvent(event.item_id, event.event_type, event.timestamp, event.event_id)
     if window is None:
-        window = Window(user_id=event.user_id, n=0, start=0, offset=-1, arrived=0.0, events=())
+        return Window(event.user_id, 1, 0, offset, arrived, (new,))
     if event.event_id is not None and any(held.event_id == event.event_id for held in window.events):
         raise Rejected("duplicate event_id")
-    new = WindowEvent(event.item_id, event.event_type, event.timestamp, event.event_id)
     longer = Window(window.user_id, window.n + 1, window.start, offset, arrived, (*window.events, new))
     return fit(longer, capacity, stride)
 

@@ -1,0 +1,25 @@
+# One image for every command: agents, worker, topics, train. PyPI's torch carries CUDA, so it is some 6 GB large.
+FROM python:3.11-slim-bookworm AS build
+RUN pip install --no-cache-dir 'uv<1' && python -m venv /opt/stream-rec
+WORKDIR /src
+# What is large first, so that a change of the code alone does not install torch again.
+COPY pyproject.toml ./
+RUN uv pip install --python /opt/stream-rec/bin/python --no-cache --compile-bytecode \
+    -r pyproject.toml --extra local --extra rocksdb
+COPY README.md LICENSE ./
+COPY stream_rec stream_rec
+RUN uv pip install --python /opt/stream-rec/bin/python --no-cache --compile-bytecode --no-deps .
+
+FROM python:3.11-slim-bookworm
+RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/stream-rec stream-rec
+COPY --from=build /opt/stream-rec /opt/stream-rec
+# /metrics listens on the container's own network, for Prometheus; no port of it is published to the host.
+ENV PATH=/opt/stream-rec/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    STREAM_REC_METRICS_HOST=0.0.0.0 \
+    STREAM_REC_CACHE_DIR=/var/lib/stream-rec \
+    STREAM_REC_MODEL=/model
+USER stream-rec
+WORKDIR /var/lib/stream-rec
+ENTRYPOINT ["stream-rec"]
+CMD ["--help"]

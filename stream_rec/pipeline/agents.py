@@ -1,0 +1,189 @@
+"""The agents: events in, each user's window out, in a faust table whose changelog is the `windows` topic.
+
+Delivery is at least once, and a window carries the offset of the event applied last, so that an event read again
+changes nothing. Whether an event is acceptable depends on the log alone (on Kafka's timestamp of it, not on today's
+clock): the same log gives the same windows, whatever crashed in between. Two things a reader of the topics may meet
+after a crash: a dead letter twice, and, when the crash fell into the half second after an erasure, windows of that user
+which are erased again at once.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import faust
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from stream_rec import telemetry
+from stream_rec.config import Settings
+from stream_rec.errors import UserError
+from stream_rec.pipeline import faust_kafka, topics
+from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.keeper import Keeper
+from stream_rec.pipeline.scratch import own_folder
+from stream_rec.telemetry import AgentMetrics
+
+log = logging.getLogger(__name__)
+
+STOP_S = 8.0
+"""How long the last commit and the goodbye to the group may take, seconds."""
+ROCKSDB = {"driver": "rocksdict", "block_cache_size": 64 << 20, "write_buffer_size": 16 << 20}
+"""Bytes, for each partition; faust's defaults are 2 GiB and 64 MiB."""
+
+
+def build(settings: Settings, metrics: AgentMetrics, folder: Path) -> faust.App:
+    """The faust app, not started; `folder` is this process's own, for RocksDB."""
+    app = _app(settings, folder)
+    raw: dict[str, Any] = {
+        "key_type": bytes,
+        "value_type": bytes,
+        "key_serializer": "raw",
+        "value_serializer": "raw",
+        "allow_empty": True,
+    }
+    table = app.Table(
+        "windows",
+        key_type=bytes,
+        value_type=bytes,
+        changelog_topic=app.topic(settings.windows_topic, acks=False, maxsize=131_072, **raw),
+        options=dict(ROCKSDB) if settings.store == "rocksdb" else {},
+    )
+    keeper = Keeper(settings, metrics, table, app.topic(settings.dead_letter_topic, **raw))
+
+    async def take(stream: Any) -> None:
+        done = app.consumer.done
+        try:
+            async for event in stream.events():
+                message = event.message
+                keeper.take(message)
+                done[message.tp] = message.offset + 1
+        except Exception as error:
+            await app.crash(error)
+            raise
+
+    async def ready() -> None:
+        metrics.users.set(len(table.data))
+        mine = [tp for tp in app.consumer.assignment() if tp.topic == settings.events_topic]
+        log.info("agents ready: %d partitions", len(mine))
+
+    shown: set[int] = set()
+
+    async def measure() -> None:
+        waiting = await app.consumer.waiting(settings.events_topic)
+        for partition in shown - waiting.keys():
+            metrics.lag.remove(partition)
+        for partition, events in waiting.items():
+            metrics.lag.labels(partition).set(events)
+        shown.clear()
+        shown.update(waiting)
+
+    app.agent(app.topic(settings.events_topic, **raw), name="windows", concurrency=1)(take)
+    table.on_recover(ready)
+    app.timer(interval=1.0)(measure)
+    return app
+
+
+def run(settings: Settings) -> int:
+    """Runs one agent process until SIGTERM or Ctrl-C; returns the exit code: 0 after a clean end, 1 after a crash.
+
+    Raises `UserError` when no broker answers, a topic is missing, or the metrics port is taken.
+    """
+    _log(settings.log_level)
+    registry = CollectorRegistry()
+    metrics = AgentMetrics(registry)
+    uvloop.run(_fit(settings))
+    port = telemetry.serve(registry, settings.metrics_host, settings.agents_metrics_port)
+    log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
+    with own_folder(settings.cache_dir / "agents") as folder:
+        code: int = uvloop.run(_serve(settings, metrics, folder))
+    if code:
+        logging.shutdown()
+        os._exit(code)  # a crashed faust can leave a thread that would hold the process for ever
+    return code
+
+
+async def _fit(settings: Settings) -> None:
+    """Warns of what about the topics is odd. Raises `UserError` where the agents could not do their work."""
+    problems = await topics.check(settings)
+    missing = [problem for problem in problems if problem.found is None]
+    if missing:
+        raise UserError("; ".join(map(str, missing)))
+    for problem in problems:
+        log.warning("%s", problem)
+    counts = await require(settings.bootstrap_servers, settings.events_topic, settings.windows_topic)
+    events, windows = counts[settings.events_topic], counts[settings.windows_topic]
+    if events != windows:
+        raise UserError(
+            f"topic {settings.events_topic} has {events} partitions and {settings.windows_topic} {windows}: "
+            f"give {settings.windows_topic} as many"
+        )
+
+
+async def _serve(settings: Settings, metrics: AgentMetrics, folder: Path) -> int:
+    app = build(settings, metrics, folder)
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    started = asyncio.ensure_future(app.start())
+    ends = [asyncio.ensure_future(told.wait()), asyncio.ensure_future(app.wait_until_stopped())]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    crashed = app.crashed
+    try:
+        async with asyncio.timeout(STOP_S):
+            await app.stop()
+            await started
+    except Exception as error:  # noqa: BLE001 - the exit code says it; what was not committed is read again
+        log.error("the agents could not end in order: %s", type(error).__name__)
+        return 1
+    finally:
+        for end in ends:
+            end.cancel()
+    log.info("agents ended")
+    return 1 if crashed else 0
+
+
+def _app(settings: Settings, folder: Path) -> faust.App:
+    brokers = settings.bootstrap_servers.split(",")
+    datadir = str(folder).replace("{", "{{").replace("}", "}}")  # faust formats it
+    return faust.App(
+        settings.agents_group,
+        env={},  # faust would let any BROKER_URL or APP_STORE around win over what stands here
+        broker=[f"{faust_kafka.SCHEME}://{address.strip()}" for address in brokers],
+        store="rocksdb://" if settings.store == "rocksdb" else faust_kafka.MEMORY,
+        datadir=datadir,
+        processing_guarantee="at_least_once",  # its exactly_once swallows errors
+        stream_wait_empty=True,
+        stream_buffer_maxsize=512,  # events; each may be as large as max_message_bytes
+        broker_commit_interval=0.5,
+        broker_session_timeout=faust_kafka.SESSION_S,
+        broker_heartbeat_interval=2.0,
+        consumer_max_fetch_size=settings.max_message_bytes,
+        producer_max_request_size=settings.max_message_bytes + topics.DEAD_LETTER_ROOM,
+        producer_linger=0.01,  # by default each changelog record goes out alone
+        producer_max_batch_size=1 << 20,
+        producer_request_timeout=40.0,  # of one attempt, before another; faust's default is 20 minutes
+        table_standby_replicas=settings.standby_replicas,
+        topic_allow_declare=False,  # 'stream-rec topics create' knows the right settings
+        topic_disable_leader=True,
+        web_enabled=False,
+    )
+
+
+def _log(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if level == "debug":
+        return
+    logging.disable(logging.DEBUG)  # faust builds its debug records even where nobody sees them: 8% of the time
+    for name in ("faust", "mode", "aiokafka", faust_kafka.__name__):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("faust.topics").setLevel(logging.CRITICAL)  # it would log a refused record, key and all
+    logging.getLogger("aiokafka.consumer.group_coordinator").addFilter(_unusual)
+
+
+def _unusual(record: logging.LogRecord) -> bool:
+    """A new broker makes its offsets topic when the first group asks for it, and the group asks again."""
+    return "GroupCoordinatorNotAvailable" not in record.getMessage()

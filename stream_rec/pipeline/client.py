@@ -1,0 +1,166 @@
+"""What a service imports: committed recommendations as they come, the newest one of a user, titles.
+
+async with Recommendations(bootstrap_servers="127.0.0.1:9092", group="home-page") as recommendations:
+    async for answer in recommendations:
+        ...
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import suppress
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError
+
+from stream_rec.config import Settings
+from stream_rec.errors import UserError
+from stream_rec.messages import Item, Recommendation, read_item, read_recommendation
+from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.search import Search
+
+log = logging.getLogger(__name__)
+
+COMMIT_S = 1.0
+"""How often a group's place is committed, seconds."""
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What the decoding of hostile bytes raises."""
+
+
+class Erased(NamedTuple):
+    """The user was erased: drop what you hold of them."""
+
+    user_id: str
+
+
+class Recommendations:
+    """Committed recommendations and erasures, each user's in order; an async context manager and async iterator.
+
+    With a `group` the place is kept: the next one of that group goes on where this one stopped, and several share the
+    partitions. An answer counts as handled when the next one is asked for, or when the `async with` ends without an
+    exception; after a crash the last second comes again (at least once). A new group begins with the newest answer of
+    every user, which compaction keeps. Without a `group` it begins now, and nothing is kept.
+
+    A record that can't be read is logged and counted in `unreadable`. Raises `UserError` when no broker answers or the
+    topic does not exist.
+    """
+
+    def __init__(self, *, bootstrap_servers: str, topic: str = "recommendations", group: str | None = None) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._topic = topic
+        self._group = group
+        self._given: ConsumerRecord | None = None
+        self._handled: dict[TopicPartition, int] = {}
+        self._committed_at = time.monotonic()
+        self.unreadable = 0
+
+    async def __aenter__(self) -> Self:
+        await require(self._bootstrap_servers, self._topic)
+        self._consumer = AIOKafkaConsumer(
+            self._topic,
+            bootstrap_servers=self._bootstrap_servers,
+            group_id=self._group,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            auto_offset_reset="latest" if self._group is None else "earliest",
+        )
+        await self._consumer.start()
+        try:
+            if self._group is None:  # "latest" would be looked up with the first fetch
+                for partition, end in (await self._consumer.end_offsets(self._consumer.assignment())).items():
+                    self._consumer.seek(partition, end)
+        except BaseException:
+            await self._consumer.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._done_with_given()
+            await self._commit()
+        finally:
+            await self._consumer.stop()
+
+    def __aiter__(self) -> AsyncIterator[Recommendation | Erased]:
+        return self
+
+    async def __anext__(self) -> Recommendation | Erased:
+        self._done_with_given()
+        while True:
+            if time.monotonic() > self._committed_at + COMMIT_S:
+                await self._commit()
+            try:
+                async with asyncio.timeout(COMMIT_S):
+                    self._given = await self._consumer.getone()
+            except TimeoutError:
+                continue
+            answer = self._read(self._given)
+            if answer is not None:
+                return answer
+            self._done_with_given()
+
+    def _read(self, record: ConsumerRecord) -> Recommendation | Erased | None:
+        try:
+            return read_recommendation(record.value) if record.value else Erased((record.key or b"").decode())
+        except UNREADABLE as error:
+            self.unreadable += 1
+            log.warning("recommendation at %s/%s can't be read: %s", record.partition, record.offset, error)
+            return None
+
+    def _done_with_given(self) -> None:
+        if self._given is not None:
+            self._handled[TopicPartition(self._given.topic, self._given.partition)] = self._given.offset + 1
+            self._given = None
+
+    async def _commit(self) -> None:
+        self._committed_at = time.monotonic()
+        if self._group is None:
+            return
+        mine = self._consumer.assignment()
+        handled = {partition: offset for partition, offset in self._handled.items() if partition in mine}
+        self._handled = {}
+        try:
+            if handled:
+                await self._consumer.commit(handled)
+        except (CommitFailedError, IllegalStateError):  # the partitions went to another member, who reads them again
+            log.info("a rebalance came before the commit: some recommendations are read again")
+
+
+async def latest(user_id: str, settings: Settings) -> Recommendation | None:
+    """The newest committed answer of a user; None for a user without one, or erased.
+
+    Raises `UserError` when no broker answers, the topic does not exist, or the answer can't be read.
+    """
+    key = user_id.encode()
+    async with Search(settings.bootstrap_servers, settings.recommendations_topic) as search:
+        record = (await search.newest({key})).get(key)
+    if record is None or not record.value:
+        return None
+    try:
+        return read_recommendation(record.value)
+    except UNREADABLE as error:
+        raise UserError(f"the recommendation can't be read: was it written by another version? ({error})") from None
+
+
+async def titles(item_ids: Collection[str], settings: Settings) -> dict[str, Item]:
+    """The catalogue's entries of these items; one that the `items` topic does not hold, or not readably, is left out.
+
+    Raises `UserError` when no broker answers or the topic does not exist.
+    """
+    if not item_ids:
+        return {}
+    async with Search(settings.bootstrap_servers, settings.items_topic) as search:
+        records = await search.newest({item_id.encode() for item_id in item_ids})
+    found: dict[str, Item] = {}
+    for key, record in records.items():
+        with suppress(*UNREADABLE):
+            if record.value:
+                found[key.decode()] = read_item(record.value)
+    return found

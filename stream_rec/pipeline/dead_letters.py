@@ -1,0 +1,22 @@
+"""What a dead letter says about itself, in its headers."""
+
+ERROR_CHARACTERS = 2_000
+"""Of the error's text."""
+
+
+def headers(
+    reason: str, error: str, *, topic: str, partition: int, offset: int, time_s: float
+) -> list[tuple[str, bytes]]:
+    """`reason` is one of a few short phrases, `error` the full text; the rest says which record it was.
+
+    `time_s` is Kafka's timestamp of that record, in seconds.
+    """
+    texts = {
+        "error": error[:ERROR_CHARACTERS],
+        "reason": reason,
+        "topic": topic,
+        "partition": str(partition),
+        "offset": str(offset),
+        "time": f"{time_s:.3f}",
+    }
+    return [(name, text.encode(errors="replace")) for name, text in texts.items()]

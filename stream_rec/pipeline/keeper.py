@@ -1,0 +1,143 @@
+"""What an agent does with one event: a new window, an erasure, nothing (it was applied before), or a dead letter."""
+
+import contextlib
+import logging
+import time
+import traceback
+from typing import Any, NamedTuple
+
+import msgspec
+
+from stream_rec import messages, window
+from stream_rec.config import Settings
+from stream_rec.messages import ERASE, Rejected, Window
+from stream_rec.pipeline import dead_letters
+from stream_rec.telemetry import AgentMetrics
+
+log = logging.getLogger(__name__)
+
+RESERVED_KEY = b"__faust\0offset__"
+"""faust's RocksDB store keeps an offset under this key, beside the users."""
+ENVELOPE = 1_024
+"""Bytes of a record batch beside key, value and headers, generously."""
+
+
+class Change(NamedTuple):
+    """What an event does to its user's window."""
+
+    event_type: str
+    value: bytes | None
+    """The window's bytes; None erases it."""
+    users: int
+    """Users more: 1, 0 or -1."""
+
+
+class Keeper:
+    """Applies one event after the other to the table. No asyncio: nothing can come between reading and writing.
+
+    `table` maps a user's key to the bytes of the window; `graveyard` is the topic of what can't be applied.
+    """
+
+    def __init__(self, settings: Settings, metrics: AgentMetrics, table: Any, graveyard: Any) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._table = table
+        self._graveyard = graveyard
+        self._event_types = frozenset(settings.event_types)
+
+    def take(self, message: Any) -> None:
+        """Applies a record of the events topic (a faust `Message`), or makes it a dead letter.
+
+        Raises only what is wrong with this process (a full disk, say), never what is wrong with the record.
+        """
+        try:
+            change = self._change(message)
+        except Rejected as rejected:
+            self._bury(message, rejected.reason, str(rejected))
+        except Exception as error:  # noqa: BLE001 - one record must neither stop the stream nor vanish
+            frames = "".join(traceback.format_tb(error.__traceback__))  # the error's own text may hold an id
+            log.error("%s: %s becomes a dead letter\n%s", type(error).__name__, _place(message), frames)
+            self._bury(message, "internal error", type(error).__name__)
+        else:
+            if change is None:
+                self._metrics.repeats.inc()
+            else:
+                self._apply(message, change)
+
+    def _change(self, message: Any) -> Change | None:
+        """None for an event that was applied before. Raises `Rejected`."""
+        settings = self._settings
+        event = messages.read_event(
+            message.key,
+            message.value,
+            event_types=self._event_types,
+            now=message.timestamp,
+            max_bytes=settings.max_event_bytes,
+            max_future_s=settings.max_future_s,
+        )
+        if message.key == RESERVED_KEY:
+            raise Rejected("reserved key")
+        held = self._table.get(message.key)
+        before = None if held is None else self._read(held, message, event.user_id)
+        if before is not None and message.offset <= before.offset:
+            return None
+        if event.event_type == ERASE:
+            return Change(ERASE, None, 0 if held is None else -1)
+        after = window.append(
+            before,
+            event,
+            offset=message.offset,
+            arrived=message.timestamp,
+            capacity=settings.capacity,
+            stride=settings.move,
+        )
+        value = messages.encode(after)
+        if len(message.key) + len(value) + ENVELOPE > settings.max_message_bytes:
+            raise Rejected("window too large", f"{len(value)} bytes: lower the capacity or raise max_message_bytes")
+        return Change(event.event_type, value, 1 if held is None else 0)
+
+    def _read(self, held: bytes, message: Any, user_id: str) -> Window | None:
+        """The window in the table; None, and said, when others have written there what is none."""
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            before = messages.read_window(held)
+            if before.user_id == user_id:
+                return before
+        self._metrics.unreadable.inc()
+        log.warning("the window before %s can't be read: its user starts anew", _place(message))
+        return None
+
+    def _apply(self, message: Any, change: Change) -> None:
+        metrics = self._metrics
+        if change.value is None:
+            self._table.pop(message.key, None)
+            metrics.erased.inc()
+        else:
+            self._table[message.key] = change.value
+            metrics.windows.inc()
+            metrics.events.labels(change.event_type).inc()
+            metrics.seconds.observe(max(0.0, time.time() - message.timestamp))
+        metrics.users.inc(change.users)
+
+    def _bury(self, message: Any, reason: str, error: str) -> None:
+        """Key and value go as they came, cut only where Kafka would refuse them (a compressed batch can unfold so)."""
+        room = self._settings.max_message_bytes
+        key = message.key if message.key is None else message.key[:room]
+        value = message.value if message.value is None else message.value[: room - len(key or b"")]
+        headers = dead_letters.headers(
+            reason,
+            error,
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            time_s=message.timestamp,
+        )
+        if (key, value) != (message.key, message.value):
+            came = f"from {len(message.key or b'')} and {len(message.value or b'')} bytes"
+            headers.append(("truncated", came.encode()))
+        self._graveyard.send_soon(key=key, value=value, headers=headers)
+        self._metrics.dead_letters.labels(reason).inc()
+
+
+def _place(message: Any) -> str:
+    """Where a record stands, without saying whose it is."""
+    return f"{message.topic}[{message.partition}]@{message.offset}"

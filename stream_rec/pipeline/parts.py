@@ -1,0 +1,88 @@
+"""The demo's processes: the project's own commands, with the demo's settings, ended together."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from stream_rec.config import Settings, environment_name
+from stream_rec.errors import UserError
+from stream_rec.pipeline import child
+
+READY_S = 120.0
+POLL_S = 0.1
+
+
+class Parts:
+    """A context that ends its processes when it ends; what they say goes to files in `folder`."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self._folder = folder
+        self._environment = {**os.environ, **environment(settings)}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        child.end(list(self._running.values()), timeout_s=5)
+
+    def start(self, command: str) -> None:
+        """Starts a command that goes on until it is ended."""
+        with self._log(command).open("wb") as sink:
+            self._running[command] = child.start(self._line(command), sink, self._environment)
+
+    async def finish(self, command: str, *arguments: str) -> float:
+        """Runs a command to its end, what it says going to stderr; returns how long it took, seconds.
+
+        Raises `UserError` when it fails.
+        """
+        began = time.monotonic()
+        process = child.start(self._line(command, *arguments), sys.stderr.buffer, self._environment)
+        self._running[command] = process
+        while process.poll() is None:
+            self.check()
+            await asyncio.sleep(POLL_S)
+        del self._running[command]
+        if process.returncode:
+            raise UserError(f"stream-rec {command} failed, exit code {process.returncode}: what it said stands above")
+        return time.monotonic() - began
+
+    async def ready(self, command: str) -> None:
+        """Waits until a started command says that it is ready. Raises `UserError` when it dies or takes too long."""
+        deadline = time.monotonic() + READY_S
+        while f"{command} ready" not in self._said(command):
+            self.check()
+            if time.monotonic() > deadline:
+                raise UserError(f"stream-rec {command} is not ready after {READY_S:.0f} s: {self._tail(command)}")
+            await asyncio.sleep(POLL_S)
+
+    def check(self) -> None:
+        """Raises `UserError` when a started command has ended."""
+        for command, process in self._running.items():
+            if process.poll() is not None and self._log(command).exists():
+                raise UserError(f"stream-rec {command} ended, exit code {process.returncode}: {self._tail(command)}")
+
+    def _line(self, command: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "stream_rec.cli", command, *arguments]
+
+    def _log(self, command: str) -> Path:
+        return self._folder / f"{command}.log"
+
+    def _said(self, command: str) -> str:
+        return self._log(command).read_text(errors="replace")
+
+    def _tail(self, command: str) -> str:
+        return " | ".join(self._said(command).splitlines()[-4:]) or "it said nothing"
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings that were given, as environment variables."""
+    return {
+        environment_name(name): ",".join(value) if isinstance(value, tuple) else str(value)
+        for name, value in settings.model_dump(exclude_unset=True).items()
+        if value is not None
+    }

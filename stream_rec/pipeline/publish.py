@@ -1,0 +1,85 @@
+"""Writing to a topic: as fast as Kafka takes it, in order for each key, with every acknowledgement counted."""
+
+from asyncio import Future
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from stream_rec.config import Settings
+from stream_rec.errors import UserError
+from stream_rec.messages import Item, encode
+from stream_rec.pipeline.connection import require
+
+
+class Publisher:
+    """Sends records to one topic; an async context manager that flushes when it ends.
+
+    Records are not awaited one by one: Kafka's producer holds one open batch a partition, blocks when that is full, and
+    is idempotent, so that a retry neither doubles nor reorders. Raises `UserError` when no broker answers, the topic
+    does not exist, or Kafka refuses a record; the refusal shows with a later record, or at the end.
+    """
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._refused: BaseException | None = None
+        self.acknowledged = 0
+        """Records that Kafka has stored."""
+
+    async def __aenter__(self) -> Self:
+        await require(self._settings.bootstrap_servers, self._topic)
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=self._settings.bootstrap_servers,
+            enable_idempotence=True,
+            linger_ms=2,
+            max_batch_size=1 << 17,
+            max_request_size=self._settings.max_message_bytes,
+        )
+        await self._producer.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._producer.stop()
+        if kind is None:
+            self._check()
+
+    async def send(self, key: str, value: bytes) -> None:
+        """Returns when the record stands in a batch, not when it is stored."""
+        self._check()
+        try:
+            sent = await self._producer.send(self._topic, value, key=key.encode())
+        except KafkaError as error:
+            self._refused = error
+            self._check()
+        else:
+            sent.add_done_callback(self._note)
+
+    def _note(self, sent: "Future[Any]") -> None:
+        if sent.cancelled():
+            return
+        if error := sent.exception():
+            self._refused = self._refused or error
+        else:
+            self.acknowledged += 1
+
+    def _check(self) -> None:
+        if self._refused is not None:
+            raise UserError(
+                f"Kafka stored {self.acknowledged} records in topic {self._topic} and then refused one: {self._refused}"
+            ) from self._refused
+
+
+async def publish_items(items: Iterable[Item], settings: Settings) -> int:
+    """Adds or changes catalogue entries, recommendable at once; returns how many Kafka stored.
+
+    Raises `UserError` like `Publisher`.
+    """
+    async with Publisher(settings, settings.items_topic) as publisher:
+        for item in items:
+            await publisher.send(item.item_id, encode(item))
+    return publisher.acknowledged

@@ -1,0 +1,112 @@
+"""Replaying a log: what it holds goes to the events topic, and a report says what became of it."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from stream_rec.config import Settings
+from stream_rec.errors import UserError
+from stream_rec.learn import logs
+from stream_rec.learn.logs import Log
+from stream_rec.messages import Event
+from stream_rec.pipeline import report
+from stream_rec.pipeline.feed import Fed, Pace, Stamp, feed, keep, now, speed, steady
+from stream_rec.pipeline.floors import Floors
+from stream_rec.pipeline.follow import following
+
+QUIET_S = 30.0
+"""After the last event: how long nothing may be answered before the rest counts as lost, seconds."""
+
+
+class Plan(NamedTuple):
+    """The options of `stream-rec replay`."""
+
+    after: float
+    speed: str
+    rate: float | None
+    shift: bool
+    limit: int | None
+    report: bool
+    as_json: bool
+
+
+def run(settings: Settings, log: Log, plan: Plan) -> None:
+    """Replays `log` as the plan says; the report goes to stdout. Raises `UserError`."""
+    if plan.rate is not None and plan.rate <= 0:
+        raise UserError(f"--rate is {plan.rate}: give more than 0 events a second")
+    if not 0 <= plan.after < 1:
+        raise UserError(f"--after is {plan.after}: give a share of the log, 0 or more and below 1")
+    past: Iterable[Event] = ()
+    if plan.after:
+        before, log = logs.split(log, plan.after)
+        past = logs.to_events(before)
+    count = min(len(log.frame), plan.limit or len(log.frame))
+    pace = steady(plan.rate) if plan.rate is not None else speed(plan.speed)
+    floors = Floors((event.user_id, event.item_id) for event in past if event.item_id) if plan.report else None
+    stamp = now if plan.shift else keep
+    fed, summary = asyncio.run(_interruptible(settings, logs.to_events(log), count, floors, pace, stamp))
+    if summary is None:
+        Console(stderr=True).print(f"{fed.events:,} events sent in {fed.seconds:.1f} s", highlight=False)
+    elif plan.as_json:
+        print(json.dumps(summary))  # noqa: T201 - the command's output
+    else:
+        Console().print(report.table(summary))
+
+
+async def _interruptible(
+    settings: Settings, events: Iterable[Event], count: int, floors: Floors | None, pace: Pace, stamp: Stamp
+) -> tuple[Fed, dict[str, Any] | None]:
+    """Ctrl-C ends the feeding; what was sent is reported."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return await replay(events, settings, count, floors=floors, pace=pace, stamp=stamp, stop=stop)
+
+
+async def replay(
+    events: Iterable[Event],
+    settings: Settings,
+    count: int,
+    *,
+    floors: Floors | None = None,
+    quiet_s: float = QUIET_S,
+    pace: Pace,
+    stamp: Stamp = keep,
+    stop: asyncio.Event | None = None,
+) -> tuple[Fed, dict[str, Any] | None]:
+    """Feeds at most `count` events, with a progress bar on stderr.
+
+    With `floors` to compare with, it also follows the topics, waits until everything is covered or nothing has been
+    for `quiet_s` seconds, and returns the summary of `report.Report`.
+    """
+    async with AsyncExitStack() as stack:
+        follower = await stack.enter_async_context(following(settings, floors)) if floors is not None else None
+        columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("events", total=count)
+            fed = await feed(
+                events,
+                settings,
+                pace=pace,
+                stamp=stamp,
+                limit=count,
+                stop=stop,
+                on_sent=lambda sent: bar.update(task, completed=sent),
+            )
+        if follower is None:
+            return fed, None
+        await follower.drain(quiet_s)
+        return fed, follower.summary()
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:,.0f}/s")

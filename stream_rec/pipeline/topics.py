@@ -1,0 +1,202 @@
+"""The five topics: how each is laid out, creating and checking them; and the place that finds a broker missing."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from stream_rec.config import Settings, environment_name
+from stream_rec.errors import UserError
+
+HOUR_MS = 3_600_000
+DEAD_LETTER_ROOM = 65_536
+"""Bytes that a dead letter may have more than the record that it holds: its headers."""
+
+CHECKED = ("cleanup.policy", "message.timestamp.type", "max.message.bytes", "retention.ms")
+"""What the project relies on; the rest of a layout is tuning, and may be changed by hand."""
+
+
+class Problem(NamedTuple):
+    """Something about a topic that is not as the settings want it; its text is one line."""
+
+    topic: str
+    setting: str
+    expected: str
+    found: str | None
+    """None: the topic does not exist."""
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"topic {self.topic} does not exist: run 'stream-rec topics create'"
+        return f"topic {self.topic}: {self.setting} is {self.found}, the settings want {self.expected}"
+
+
+def layouts(settings: Settings) -> dict[str, dict[str, str]]:
+    """Kafka's configuration of each topic, by name."""
+    events = _kept_for(settings, settings.max_message_bytes)
+    dead_letters = _kept_for(settings, settings.max_message_bytes + DEAD_LETTER_ROOM)
+    compacted = _compacted(settings)
+    appended = {"message.timestamp.type": "LogAppendTime"}  # latency is measured from Kafka's own clock
+    return {
+        settings.events_topic: events | appended,
+        settings.windows_topic: compacted | appended,
+        settings.items_topic: compacted,
+        settings.recommendations_topic: compacted | appended,
+        settings.dead_letter_topic: dead_letters,
+    }
+
+
+def _kept_for(settings: Settings, max_bytes: int) -> dict[str, str]:
+    """A log whose records go when they are older than the retention.
+
+    Whole segments are deleted, and not the one being written: it is closed eight times in a retention, so that a record
+    is gone after 9/8 of it.
+    """
+    retention = int(settings.retention_hours * HOUR_MS)
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": str(retention),
+        "segment.ms": str(max(60_000, retention // 8)),
+        "max.message.bytes": str(max_bytes),
+    }
+
+
+def _compacted(settings: Settings) -> dict[str, str]:
+    """A log that keeps the newest record a key.
+
+    Whoever starts reads it from its beginning, so that superseded records cost start-up time: a tenth of them
+    (dirty ratio) instead of Kafka's half. The segment being written is never compacted: it is closed after ten minutes,
+    where Kafka's default lets a week or a gigabyte pile up. What an erasure superseded is gone from the disk within a
+    day (compaction lag); the tombstone itself stays as long as events do, so that a reader that was away sees it.
+    """
+    return {
+        "cleanup.policy": "compact",
+        "min.cleanable.dirty.ratio": "0.1",
+        "segment.ms": str(HOUR_MS // 6),
+        "max.compaction.lag.ms": str(24 * HOUR_MS),
+        "delete.retention.ms": str(int(settings.retention_hours * HOUR_MS)),
+        "max.message.bytes": str(settings.max_message_bytes),
+    }
+
+
+async def create(settings: Settings) -> list[str]:
+    """Creates the topics that do not exist, and leaves the others alone; returns the names of the new ones.
+
+    Raises `UserError` when no broker answers or the broker refuses.
+    """
+    async with connect(settings.bootstrap_servers) as admin:
+        wanted = layouts(settings)
+        present = await _partitions(admin)
+        missing = [name for name in wanted if name not in present]
+        if not missing:
+            return []
+        answer = await admin.create_topics(
+            [
+                NewTopic(name, settings.partitions, settings.replication_factor, topic_configs=wanted[name])
+                for name in missing
+            ]
+        )
+        for name, code, message in answer.topic_errors:
+            if code and code != TopicAlreadyExistsError.errno:  # another process may have been faster
+                raise UserError(f"cannot create topic {name}: {message or for_code(code).description}")
+        async with asyncio.timeout(10):
+            while not set(missing) <= (await _partitions(admin)).keys():  # noqa: ASYNC110 - one can only ask
+                await asyncio.sleep(0.05)
+        return [name for name, code, _ in answer.topic_errors if not code]
+
+
+async def check(settings: Settings) -> list[Problem]:
+    """What about the topics is not as the settings want it. Raises `UserError` when no broker answers."""
+    async with connect(settings.bootstrap_servers) as admin:
+        wanted = layouts(settings)
+        partitions = await _partitions(admin)
+        present = [name for name in wanted if name in partitions]
+        configured = await _configured(admin, present)
+    problems = [Problem(name, "topic", "to exist", None) for name in wanted if name not in partitions]
+    for name in present:
+        if partitions[name] != settings.partitions:
+            problems.append(Problem(name, "partitions", str(settings.partitions), str(partitions[name])))
+        problems += [
+            Problem(name, setting, wanted[name][setting], configured[name][setting])
+            for setting in CHECKED
+            if setting in wanted[name] and configured[name][setting] != wanted[name][setting]
+        ]
+    return problems
+
+
+@asynccontextmanager
+async def connect(bootstrap_servers: str, timeout_s: float = 5) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A client for administration, once the broker has answered; `timeout_s` seconds bound that and each request.
+
+    Raises `UserError` when no broker answers.
+    """
+    try:
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=int(1_000 * timeout_s))
+    except ValueError:
+        raise UserError(
+            f"{bootstrap_servers!r} is no list of host:port: set {environment_name('bootstrap_servers')}"
+        ) from None
+    try:
+        with _silent():
+            await _greet(admin, bootstrap_servers, timeout_s)
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def reachable(settings: Settings, timeout_s: float = 5) -> None:
+    """Returns when a broker answers. Raises `UserError`, which says what to do, after `timeout_s` seconds."""
+    async with connect(settings.bootstrap_servers, timeout_s):
+        pass
+
+
+async def _greet(admin: AIOKafkaAdminClient, bootstrap_servers: str, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await admin.start()
+    except (KafkaError, OSError, TimeoutError, ValueError):
+        raise UserError(
+            f"no Kafka broker answers at {bootstrap_servers}: "
+            f"start one with 'stream-rec broker' or set {environment_name('bootstrap_servers')}"
+        ) from None
+    try:
+        async with asyncio.timeout(timeout_s):
+            await admin.list_topics()
+    except (KafkaError, OSError, TimeoutError, ValueError):
+        raise UserError(
+            f"the Kafka broker at {bootstrap_servers} names an address that can't be reached from here: "
+            "set its advertised.listeners"
+        ) from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """aiokafka logs each failed attempt; the person gets one line, the `UserError`."""
+    logger = logging.getLogger("aiokafka")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+async def _partitions(admin: AIOKafkaAdminClient) -> dict[str, int]:
+    """Of every topic on the broker. A request that names topics would create the missing ones where Kafka may."""
+    return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+
+
+async def _configured(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, Any]]:
+    if not names:
+        return {}
+    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
+    return {
+        name: {entry[0]: entry[1] for entry in entries}
+        for answer in answers
+        for _, _, _, name, entries in answer.resources
+    }

@@ -1,0 +1,124 @@
+"""The items topic into the catalogue, while the worker serves: an upsert is recommendable within a step."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+from aiokafka.errors import KafkaError
+
+from stream_rec.config import Settings
+from stream_rec.messages import Item, Rejected, read_item
+from stream_rec.pipeline import dead_letters
+from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
+from stream_rec.telemetry import WorkerMetrics
+
+log = logging.getLogger(__name__)
+
+BATCH = 5_000
+
+
+class Upserts:
+    """Follows the items topic from its beginning, without a group: every worker has the whole catalogue.
+
+    `admit` raises `Rejected` for an item that can't be used; `apply` takes those that can; `known` says which item an
+    id has now, for a withdrawal (a tombstone). What can't be used becomes a dead letter.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: WorkerMetrics,
+        *,
+        admit: Callable[[Item], None],
+        known: Callable[[str], Item | None],
+        apply: Callable[[Sequence[Item]], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._admit = admit
+        self._known = known
+        self._apply = apply
+        self.caught_up = asyncio.Event()
+        """Set once the catalogue stands where the topic stood at the start."""
+
+    async def follow(self) -> None:
+        """Runs until it is cancelled."""
+        async with AIOKafkaConsumer(
+            self._settings.items_topic,
+            bootstrap_servers=self._settings.bootstrap_servers,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=self._settings.max_message_bytes,
+        ) as consumer:
+            partitions = consumer.assignment()
+            ends = await consumer.end_offsets(partitions)
+            while True:
+                try:
+                    batches = await consumer.getmany(timeout_ms=200, max_records=BATCH)
+                except KafkaError as error:
+                    log.warning("the items topic can't be read (%s): trying again", type(error).__name__)
+                    await asyncio.sleep(1)
+                    continue
+                await self._take([record for records in batches.values() for record in records])
+                if not self.caught_up.is_set() and all(
+                    [await consumer.position(partition) >= end for partition, end in ends.items()]
+                ):
+                    self.caught_up.set()
+
+    async def _take(self, records: Sequence[ConsumerRecord]) -> None:
+        items: dict[str, Item] = {}
+        refused: list[tuple[ConsumerRecord, Rejected]] = []
+        for record in records:
+            try:
+                item = self._read(record, items)
+            except Rejected as rejected:
+                refused.append((record, rejected))
+            else:
+                if item is not None:
+                    items[item.item_id] = item
+        if items:
+            await self._apply(list(items.values()))
+        if refused:
+            await self._bury(refused)
+
+    async def _bury(self, refused: Sequence[tuple[ConsumerRecord, Rejected]]) -> None:
+        """Every worker that reads a bad record buries it, and again after a restart: dead letters are at least once."""
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._settings.bootstrap_servers,
+            enable_idempotence=True,
+            max_request_size=self._settings.max_message_bytes + DEAD_LETTER_ROOM,
+        )
+        await producer.start()
+        try:
+            for record, rejected in refused:
+                self._metrics.dead_letters.labels(rejected.reason).inc()
+                headers = dead_letters.headers(
+                    rejected.reason,
+                    str(rejected),
+                    topic=record.topic,
+                    partition=record.partition,
+                    offset=record.offset,
+                    time_s=record.timestamp / 1_000,
+                )
+                topic = self._settings.dead_letter_topic
+                await producer.send_and_wait(topic, record.value, key=record.key, headers=headers)
+        finally:
+            await producer.stop()
+
+    def _read(self, record: ConsumerRecord, pending: dict[str, Item]) -> Item | None:
+        """The item of a record; None where there is nothing to do."""
+        if not record.key:
+            raise Rejected("empty key")
+        if record.value is None:  # a withdrawal: what users did with the item stays readable
+            name = record.key.decode(errors="replace")
+            item = pending.get(name) or self._known(name)
+            return None if item is None else msgspec.structs.replace(item, available=False)
+        try:
+            item = read_item(record.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Rejected("unreadable item", str(error)) from None
+        if item.item_id.encode() != record.key:
+            raise Rejected("key is not the item_id")
+        self._admit(item)
+        return item

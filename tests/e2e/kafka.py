@@ -1,0 +1,114 @@
+"""What the tests do with a real Kafka: write bytes, read a topic to its end, ask how far a group is."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import GroupCoordinatorNotAvailableError
+
+from stream_rec import config
+from stream_rec.config import Settings
+from stream_rec.messages import Event, Window, encode, read_window
+from stream_rec.pipeline import topics
+from stream_rec.pipeline.connection import require
+
+LARGE = 64 << 20
+
+
+class Sent(NamedTuple):
+    key: bytes | None
+    value: bytes | None
+
+
+def settings_for(folder: Path, **changes: Any) -> Settings:
+    unique = uuid.uuid4().hex[:8]
+    names = ("events", "windows", "items", "recommendations", "dead_letter")
+    given: dict[str, Any] = {f"{name}_topic": f"{unique}-{name}" for name in names}
+    given |= {"agents_group": f"{unique}-agents", "worker_group": f"{unique}-worker", "cache_dir": folder}
+    given |= {"agents_metrics_port": 0, "worker_metrics_port": 0, "partitions": 2}
+    return config.load(**{**given, **changes})
+
+
+def sent(user: str, item: str = "tea", **fields: Any) -> Sent:
+    """A good event as it stands in the topic."""
+    given = {"user_id": user, "event_type": "view", "timestamp": time.time(), "item_id": item} | fields
+    return Sent(user.encode(), encode(Event(**given)))
+
+
+async def produce(
+    settings: Settings, records: Iterable[Sent], topic: str = "", **producer: Any
+) -> list[tuple[int, int]]:
+    """Writes to `topic` (the events) and returns each record's partition and offset."""
+    options = {"bootstrap_servers": settings.bootstrap_servers, "max_request_size": LARGE, "linger_ms": 1}
+    async with AIOKafkaProducer(**options | producer) as one:
+        futures = [await one.send(topic or settings.events_topic, value, key=key) for key, value in records]
+        return [(done.partition, done.offset) for done in [await future for future in futures]]
+
+
+@asynccontextmanager
+async def whole(settings: Settings, topic: str) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
+    """A consumer at the beginning of all partitions of a topic, and where they end."""
+    count = (await require(settings.bootstrap_servers, topic))[topic]
+    partitions = [TopicPartition(topic, number) for number in range(count)]
+    async with AIOKafkaConsumer(
+        bootstrap_servers=settings.bootstrap_servers,
+        isolation_level="read_committed",
+        max_partition_fetch_bytes=LARGE,
+        fetch_max_wait_ms=20,
+    ) as consumer:
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning()
+        yield consumer, await consumer.end_offsets(partitions)
+
+
+async def read_topic(settings: Settings, topic: str) -> list[ConsumerRecord]:
+    """All committed records of a topic, partition by partition."""
+    records: list[ConsumerRecord] = []
+    async with whole(settings, topic) as (consumer, ends):
+        while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+            for batch in (await consumer.getmany(timeout_ms=20)).values():
+                records += batch
+    return sorted(records, key=lambda record: (record.partition, record.offset))
+
+
+async def windows_in(settings: Settings) -> dict[str, Window | None]:
+    """The newest window of every user; None after an erasure."""
+    newest = {record.key.decode(): record.value for record in await read_topic(settings, settings.windows_topic)}
+    return {user: value and read_window(value) for user, value in newest.items()}
+
+
+async def waiting(settings: Settings, group: str, topic: str) -> int:
+    """Records of `topic` that `group` has not committed yet."""
+    async with whole(settings, topic) as (_, ends), topics.connect(settings.bootstrap_servers) as admin:
+        try:
+            committed = await admin.list_consumer_group_offsets(group)
+        except GroupCoordinatorNotAvailableError:  # a new broker has no groups yet
+            committed = {}
+    return sum(end - max(0, committed[tp].offset if tp in committed else 0) for tp, end in ends.items())
+
+
+async def alter(settings: Settings, topic: str, **configs: str) -> None:
+    """Changes a topic's configuration; returns when the broker shows it."""
+    resource = ConfigResource(
+        ConfigResourceType.TOPIC, topic, {name.replace("_", "."): value for name, value in configs.items()}
+    )
+    async with topics.connect(settings.bootstrap_servers) as admin:
+        await admin.alter_configs([resource])
+
+        async def shown() -> bool:
+            ((answer,),) = [response.resources for response in await admin.describe_configs([resource])]
+            return {entry[0]: entry[1] for entry in answer[4]} == resource.configs
+
+        await until(shown)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Returns when `condition` holds; pytest's own time limit ends a wait that is in vain."""
+    while not await condition():  # noqa: ASYNC110 - the other side is another process
+        await asyncio.sleep(0.05)

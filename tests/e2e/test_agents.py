@@ -1,0 +1,379 @@
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from aiokafka import AIOKafkaProducer, ConsumerRecord
+
+from stream_rec import window
+from stream_rec.config import Settings
+from stream_rec.messages import ERASE, Rejected, Window, WindowEvent, encode, read_event, read_window
+from stream_rec.pipeline import topics
+from stream_rec.pipeline.broker import Broker
+from tests.e2e.kafka import Sent, alter, produce, read_topic, sent, settings_for, until, waiting, windows_in
+from tests.e2e.process import Part
+
+pytestmark = pytest.mark.e2e
+
+Start = Callable[[str, Settings], Part]
+Make = Callable[..., Settings]
+
+
+async def all_done(settings: Settings) -> None:
+    """Returns when the agents have committed every event."""
+
+    async def done() -> bool:
+        return await waiting(settings, settings.agents_group, settings.events_topic) == 0
+
+    await until(done)
+
+
+def expected(records: list[ConsumerRecord], settings: Settings) -> dict[str, Window | None]:
+    """The windows that a plain reading of the log gives."""
+    windows: dict[str, Window | None] = {}
+    for record in records:
+        now = record.timestamp / 1_000
+        try:
+            event = read_event(
+                record.key,
+                record.value,
+                event_types=settings.event_types,
+                now=now,
+                max_bytes=settings.max_event_bytes,
+                max_future_s=settings.max_future_s,
+            )
+            held = windows.get(event.user_id)
+            if event.event_type == ERASE:
+                if event.user_id in windows:
+                    windows[event.user_id] = None
+                continue
+            windows[event.user_id] = window.append(
+                held, event, offset=record.offset, arrived=now, capacity=settings.capacity, stride=settings.move
+            )
+        except Rejected:
+            continue
+    return windows
+
+
+class Running(NamedTuple):
+    settings: Settings
+    part: Part
+
+
+@pytest.fixture(scope="module")
+def running(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """An agent that the tests of single events share."""
+    folder = tmp_path_factory.mktemp("agents")
+    settings = settings_for(folder, bootstrap_servers=bootstrap)
+    asyncio.run(topics.create(settings))
+    part = Part("agents", settings, folder / "agents.log")
+    part.wait_for("agents ready: 2 partitions")
+    yield Running(settings, part)
+    part.kill()
+
+
+BAD = {
+    "broken JSON": (Sent(b"u", b"{"), "broken JSON"),
+    "not UTF-8": (Sent(b"u", b'{"user_id":"\xff","item_id":"i","event_type":"view","timestamp":1}'), "broken JSON"),
+    "nesting": (Sent(b"u", b'{"context":{"x":' + b"[" * 30_000), "broken JSON"),
+    "not a number": (Sent(b"u", sent("u").value.replace(b'"timestamp":', b'"timestamp":NaN,"x":')), "broken JSON"),
+    "missing field": (Sent(b"u", b'{"user_id":"u","event_type":"view","timestamp":1}'), "invalid field"),
+    "mistyped field": (Sent(b"u", b'{"user_id":"u","item_id":7,"event_type":"view","timestamp":1}'), "invalid field"),
+    "unknown type": (sent("u", event_type="share"), "unknown event type"),
+    "future": (sent("u", timestamp=time.time() + 86_400), "timestamp in the future"),
+    "milliseconds": (sent("u", timestamp=time.time() * 1_000), "timestamp not in seconds"),
+    "10 MB": (Sent(b"u", b'{"x":"' + b"x" * 10_000_000 + b'"}'), "too large"),
+    "no key": (Sent(None, sent("u").value), "empty key"),
+    "empty key": (Sent(b"", sent("u").value), "empty key"),
+    "no value": (Sent(b"u", None), "empty value"),
+    "another key": (Sent(b"v", sent("u").value), "key is not the user_id"),
+    "key not UTF-8": (Sent(b"\xff\xfe", sent("u").value), "key is not the user_id"),
+    "key of faust's own": (sent("__faust\0offset__"), "reserved key"),
+}
+
+
+async def dead_letters_of(settings: Settings, partition: int, offset: int) -> list[ConsumerRecord]:
+    place = {"topic": settings.events_topic.encode(), "partition": b"%d" % partition, "offset": b"%d" % offset}
+    letters = await read_topic(settings, settings.dead_letter_topic)
+    return [letter for letter in letters if place.items() <= dict(letter.headers).items()]
+
+
+async def have_windows(settings: Settings, *users: str) -> None:
+    """Returns when each of the users has a window."""
+
+    async def there() -> bool:
+        return set(users) <= (await windows_in(settings)).keys()
+
+    await until(there)
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_a_bad_event_becomes_a_dead_letter_and_the_stream_goes_on(running: Running, name: str) -> None:
+    bad, reason = BAD[name]
+    settings, part = running
+    counter = f'stream_rec_dead_letters_total{{reason="{reason}"}}'
+    before = part.metrics().get(counter, 0)
+    (place,) = await produce(settings, [bad])
+    after = [f"{number} after {name}" for number in range(6)]  # in both partitions
+    await produce(settings, map(sent, after))
+    await have_windows(settings, *after)
+    (letter,) = await dead_letters_of(settings, *place)
+    assert (letter.key, letter.value) == bad
+    headers = dict(letter.headers)
+    assert headers["reason"].decode() == reason
+    assert headers["error"].decode().startswith(reason)
+    assert abs(float(headers["time"]) - letter.timestamp / 1_000) < 60
+    assert part.metrics()[counter] == before + 1
+
+
+async def test_a_second_event_of_an_id_becomes_a_dead_letter(running: Running) -> None:
+    settings, _ = running
+    twice = [sent("twice", item, event_id="a") for item in ("tea", "cup")]
+    _, place, _ = await produce(settings, [*twice, sent("twice", "pot")])
+    await all_done(settings)
+    (letter,) = await dead_letters_of(settings, *place)
+    assert dict(letter.headers)["reason"] == b"duplicate event_id"
+    assert [event.item_id for event in (await windows_in(settings))["twice"].events] == ["tea", "pot"]
+
+
+async def test_an_erasure_is_a_tombstone_and_the_user_starts_anew(running: Running) -> None:
+    settings, part = running
+    before = part.metrics()
+    await produce(settings, [sent("gone"), sent("gone"), sent("gone", None, event_type=ERASE), sent("back")])
+    await have_windows(settings, "back")
+    await all_done(settings)
+    written = [record.value for record in await read_topic(settings, settings.windows_topic) if record.key == b"gone"]
+    assert [value and read_window(value).n for value in written] == [1, 2, None]
+    after = part.metrics()
+    assert after["stream_rec_users_erased_total"] == before["stream_rec_users_erased_total"] + 1
+    assert after["stream_rec_users"] == before["stream_rec_users"] + 1
+    await produce(settings, [sent("gone")])
+    await all_done(settings)
+    assert (await windows_in(settings))["gone"].n == 1
+
+
+async def test_an_aborted_transaction_leaves_no_trace(running: Running) -> None:
+    settings, _ = running
+    async with AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers, transactional_id=settings.events_topic
+    ) as producer:
+        for user, goes in [("takes back", False), ("keeps", True), ("takes back", False)]:
+            await producer.begin_transaction()
+            await producer.send_and_wait(settings.events_topic, sent(user).value, key=user.encode(), partition=0)
+            await (producer.commit_transaction() if goes else producer.abort_transaction())
+        async with producer.transaction():
+            await producer.send_and_wait(settings.events_topic, sent("last").value, key=b"last", partition=0)
+    await have_windows(settings, "last")
+    assert {"keeps", "last"} <= (await windows_in(settings)).keys()
+    assert "takes back" not in await windows_in(settings)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_compressed_events_are_read(running: Running, codec: str) -> None:
+    settings, _ = running
+    await produce(settings, [sent(f"by {codec}")], compression_type=codec)
+    await have_windows(settings, f"by {codec}")
+
+
+async def test_the_metrics_say_what_was_done(running: Running) -> None:
+    settings, part = running
+    before = part.metrics()
+    await produce(settings, [sent("metered"), sent("metered", event_type="cart")])
+    await all_done(settings)
+    after = part.metrics()
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown['stream_rec_events_total{event_type="cart"}'] == 1
+    assert grown["stream_rec_windows_written_total"] == 2
+    assert grown["stream_rec_agent_seconds_count"] == 2
+    assert {'stream_rec_agent_lag_events{partition="0"}', 'stream_rec_agent_lag_events{partition="1"}'} <= after.keys()
+
+
+async def shop(settings: Settings, rounds: int, users: int = 40) -> None:
+    """Events of many users, bad ones and erasures among them, over some seconds."""
+    for number in range(rounds):
+        batch = [sent(f"u{user}", f"item {number}", event_id=str(number % 7)) for user in range(users)]
+        batch.append(Sent(b"u1", b"no JSON"))
+        if number % 9 == 5:
+            batch.append(sent(f"u{number % users}", None, event_type=ERASE))
+        await produce(settings, batch)
+
+
+async def assert_windows_follow_from_the_log(settings: Settings) -> None:
+    await all_done(settings)
+    events = await read_topic(settings, settings.events_topic)
+    assert await windows_in(settings) == expected(events, settings)
+
+
+async def test_a_killed_agent_loses_nothing_and_applies_nothing_twice(make_settings: Make, start: Start) -> None:
+    settings = make_settings(capacity=8, stride=3)
+    await topics.create(settings)
+    first = start("agents", settings)
+    first.wait_for("agents ready: 2 partitions")
+    feeding = asyncio.create_task(shop(settings, rounds=60))
+    await have_windows(settings, "u1")
+    await asyncio.sleep(0.7)  # into the time between two commits
+    first.kill()
+    second = start("agents", settings)
+    await feeding
+    await assert_windows_follow_from_the_log(settings)
+    assert second.metrics()["stream_rec_events_read_again_total"] > 0
+    assert second.stop() == 0
+
+
+async def test_an_agent_that_stood_still_overwrites_nothing(make_settings: Make, start: Start) -> None:
+    settings = make_settings(capacity=8)
+    await topics.create(settings)
+    first = start("agents", settings)
+    first.wait_for("agents ready: 2 partitions")
+    await produce(settings, [sent(f"u{number % 40}", f"item {number}") for number in range(5_000)])
+    await have_windows(settings, "u0")
+    first.signal(signal.SIGSTOP)  # with events in its buffers
+    start("agents", settings)
+    await all_done(settings)
+    first.signal(signal.SIGCONT)
+    assert first.wait() == 1
+    await assert_windows_follow_from_the_log(settings)
+
+
+async def test_two_agents_share_the_partitions_and_one_takes_over(make_settings: Make, start: Start) -> None:
+    settings = make_settings(partitions=4, capacity=8)
+    await topics.create(settings)
+    parts = [start("agents", settings), start("agents", settings)]
+    for part in parts:
+        part.wait_for("agents ready: 2 partitions")
+    await shop(settings, rounds=10)
+    await assert_windows_follow_from_the_log(settings)
+    assert all(part.metrics()["stream_rec_windows_written_total"] > 0 for part in parts)
+    feeding = asyncio.create_task(shop(settings, rounds=20))
+    parts[0].signal(signal.SIGINT)
+    assert parts[0].wait() == 0
+    parts[1].wait_for("agents ready: 4 partitions")
+    await feeding
+    await assert_windows_follow_from_the_log(settings)
+    known = {user for user, window in (await windows_in(settings)).items() if window is not None}
+    assert parts[1].metrics()["stream_rec_users"] == len(known)
+
+
+async def test_events_read_again_change_nothing(make_settings: Make, start: Start) -> None:
+    settings = make_settings()
+    await topics.create(settings)
+    first = start("agents", settings)
+    await produce(settings, [sent(f"u{number % 5}") for number in range(50)])
+    await all_done(settings)
+    assert first.stop() == 0
+    written = len(await read_topic(settings, settings.windows_topic))
+    another_group = settings.model_copy(update={"agents_group": f"{settings.agents_group}-again"})
+    second = start("agents", another_group)
+    await all_done(another_group)
+    assert second.metrics()["stream_rec_events_read_again_total"] == 50
+    assert len(await read_topic(settings, settings.windows_topic)) == written
+
+
+async def test_rocksdb_keeps_the_windows_and_leaves_no_files(make_settings: Make, start: Start) -> None:
+    settings = make_settings(store="rocksdb", capacity=8)
+    await topics.create(settings)
+    first = start("agents", settings)
+    await shop(settings, rounds=12)
+    await assert_windows_follow_from_the_log(settings)
+    users = first.metrics()["stream_rec_users"]
+    assert first.stop() == 0
+    second = start("agents", settings)
+    second.wait_for("agents ready: 2 partitions")
+    assert second.metrics()["stream_rec_users"] == users
+    await shop(settings, rounds=6)
+    await assert_windows_follow_from_the_log(settings)
+    assert second.stop() == 0
+    assert not list((settings.cache_dir / "agents").iterdir())
+
+
+async def test_what_others_wrote_among_the_windows_is_passed_over(make_settings: Make, start: Start) -> None:
+    settings = make_settings()
+    await topics.create(settings)
+    foreign = encode(Window("somebody else", 1, 0, 10**6, 0.0, (WindowEvent("tea", "view", 0.0),)))
+    garbage = {"a": b"no JSON", "b": b"", "c": foreign, "d": b"\xff", "e": b"[" * 30_000}
+    await produce(settings, [Sent(user.encode(), value) for user, value in garbage.items()], settings.windows_topic)
+    part = start("agents", settings)
+    part.wait_for("agents ready")
+    await produce(settings, [sent(user) for user in garbage])
+    await all_done(settings)
+    assert {user: (await windows_in(settings))[user].n for user in garbage} == dict.fromkeys(garbage, 1)
+    assert part.metrics()["stream_rec_agent_windows_unreadable_total"] == len(garbage)
+    assert "can't be read" in part.said
+
+
+async def test_a_window_that_kafka_refuses_is_not_lost(make_settings: Make, start: Start) -> None:
+    settings = make_settings()
+    await topics.create(settings)
+    part = start("agents", settings)
+    await produce(settings, [sent("u")])
+    await all_done(settings)
+    await alter(settings, settings.windows_topic, max_message_bytes="200")
+    while part.running:
+        await produce(settings, [sent("u", f"item {number}") for number in range(5)])
+    assert part.wait() == 1
+    assert "refused a write" in part.said
+    await alter(settings, settings.windows_topic, max_message_bytes=str(settings.max_message_bytes))
+    start("agents", settings)
+    await assert_windows_follow_from_the_log(settings)
+
+
+async def test_an_agent_survives_a_restart_of_kafka(make_settings: Make, start: Start, tmp_path: Path) -> None:
+    kept = Broker(tmp_path / "kafka").start()
+    settings = make_settings(bootstrap_servers=kept.bootstrap, capacity=8)
+    await topics.create(settings)
+    part = start("agents", settings)
+    await shop(settings, rounds=5)
+    await all_done(settings)
+    kept.stop()
+    with Broker(tmp_path / "kafka", kept.port):
+        await shop(settings, rounds=5)
+        await assert_windows_follow_from_the_log(settings)
+        assert part.stop() == 0
+
+
+async def test_missing_topics_are_named(make_settings: Make, start: Start) -> None:
+    settings = make_settings()
+    part = start("agents", settings)
+    assert part.wait() == 2
+    assert f"topic {settings.windows_topic} does not exist: run 'stream-rec topics create'" in part.said
+    assert "Traceback" not in part.said
+
+
+async def test_topics_that_do_not_fit_together_are_named(make_settings: Make, start: Start) -> None:
+    settings = make_settings(partitions=1)
+    await topics.create(settings)
+    part = start("agents", settings.model_copy(update={"events_topic": (await topics_of_another(make_settings))}))
+    assert part.wait() == 2
+    assert f"has 3 partitions and {settings.windows_topic} 1" in part.said
+
+
+async def topics_of_another(make_settings: Make) -> str:
+    other = make_settings(partitions=3)
+    await topics.create(other)
+    return other.events_topic
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"bootstrap_servers": "127.0.0.1:1"}, "no Kafka broker answers at 127.0.0.1:1: start one with"),
+        ({"bootstrap_servers": "nonsense:port"}, "nonsense:port"),
+    ],
+)
+async def test_without_a_broker_it_says_what_to_do(
+    make_settings: Make, start: Start, changes: dict[str, str], says: str
+) -> None:
+    part = start("agents", make_settings(**changes))
+    assert part.wait() == 2
+    assert says in part.said
+    assert len(part.said.splitlines()) == 1
+
+
+async def test_a_taken_metrics_port_is_named(running: Running, start: Start) -> None:
+    port = int(running.part.wait_for(r"metrics on http://\S+:(\d+)/")[1])
+    part = start("agents", running.settings.model_copy(update={"agents_metrics_port": port}))
+    assert part.wait() == 2
+    assert f"cannot serve metrics on 127.0.0.1:{port}" in part.said

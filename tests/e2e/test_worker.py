@@ -1,0 +1,243 @@
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stream_rec.config import Settings
+from stream_rec.messages import Event, Item, Recommendation, Window, encode, read_recommendation
+from stream_rec.model import folder
+from stream_rec.model.engine import Engine, Limits
+from stream_rec.pipeline import topics
+from stream_rec.pipeline.publish import publish_items
+from stream_rec.window import append
+from tests.e2e.kafka import Sent, produce, read_topic, until, waiting
+from tests.e2e.process import Part
+from tests.tiny import CAPACITY, STRIDE, items, tiny_model, window
+
+pytestmark = pytest.mark.e2e
+
+Start = Callable[[str, Settings], Part]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    folder.save(tiny_model(), path)
+    return path
+
+
+@pytest.fixture
+async def settings(make_settings: Callable[..., Settings], model: Path) -> Settings:
+    made = make_settings(model=model, capacity=CAPACITY, stride=STRIDE, coalesce=False)
+    await topics.create(made)
+    return made
+
+
+def windows(users: int, rounds: int) -> list[Window]:
+    """Windows of `users` users in turn, as the agents would write them."""
+    held: dict[str, Window] = {}
+    made = []
+    for offset in range(users * rounds):
+        user = f"u{offset % users}"
+        event = Event(user, ("view", "cart")[offset % 2], 1_000.0 + 10 * offset, f"i{offset * 7 % 40}")
+        held[user] = append(held.get(user), event, offset=offset, arrived=1.0, capacity=CAPACITY, stride=STRIDE)
+        made.append(held[user])
+    return made
+
+
+async def write(settings: Settings, made: list[Window]) -> None:
+    records = [Sent(one.user_id.encode(), encode(one)) for one in made]
+    await produce(settings, records, settings.windows_topic)
+
+
+async def all_done(settings: Settings) -> None:
+    async def done() -> bool:
+        return await waiting(settings, settings.worker_group, settings.windows_topic) == 0
+
+    await until(done)
+
+
+async def answers(settings: Settings) -> list[Recommendation]:
+    """What a read_committed consumer sees, tombstones left out."""
+    records = await read_topic(settings, settings.recommendations_topic)
+    return [read_recommendation(record.value) for record in records if record.value is not None]
+
+
+async def test_every_window_has_one_answer_and_it_is_the_engines(
+    make_settings: Callable[..., Settings], model: Path, start: Start, tmp_path: Path
+) -> None:
+    limits = {"capacity": CAPACITY, "stride": STRIDE, "batch_windows": 8}
+    settings = make_settings(model=model, coalesce=False, partitions=1, **limits)
+    await topics.create(settings)
+    made = windows(users=7, rounds=2 * CAPACITY)
+    await write(settings, made)
+    part = start("worker", settings)
+    await all_done(settings)
+    engine = Engine.load(model, tmp_path, Limits(stride=STRIDE), "cpu")
+    want = [engine.step([one]).recommendations[0] for one in made]
+    got = await answers(settings)
+    assert [(one.user_id, one.seq, one.offset) for one in got] == [(one.user_id, one.seq, one.offset) for one in want]
+    for one, other in zip(got, want, strict=True):
+        assert one.model == engine.version
+        assert [ranked.score for ranked in one.items] == pytest.approx([r.score for r in other.items], abs=2e-3)
+    metrics = part.metrics()
+    assert metrics["stream_rec_windows_read_total"] == len(made)
+    assert metrics[f'stream_rec_recommendations_total{{model="{engine.version}"}}'] == len(made)
+    assert metrics['stream_rec_tokens_total{kind="append"}'] > 0
+    assert metrics["stream_rec_latency_seconds_count"] == len(made)
+    evaluated = sum(value for name, value in metrics.items() if name.startswith("stream_rec_evaluated_events_total"))
+    assert evaluated == len(made) - 7
+    assert part.stop() == 0
+
+
+async def test_a_killed_worker_loses_and_doubles_nothing(settings: Settings, start: Start) -> None:
+    made = windows(users=20, rounds=30)
+    await write(settings, made[:300])
+    part = start("worker", settings)
+
+    async def some() -> bool:
+        return len(await answers(settings)) > 50
+
+    await until(some)
+    writing = asyncio.create_task(write(settings, made[300:]))
+    part.kill()
+    await writing
+    start("worker", settings)
+    await all_done(settings)
+    seen = Counter((one.user_id, one.seq) for one in await answers(settings))
+    assert seen == Counter((one.user_id, one.n) for one in made)
+
+
+async def test_partitions_move_when_a_second_worker_joins_and_leaves(settings: Settings, start: Start) -> None:
+    made = windows(users=20, rounds=30)
+    first = start("worker", settings)
+    first.wait_for("worker ready: 2 partitions")
+    await write(settings, made[:200])
+    second = start("worker", settings)
+    second.wait_for("worker ready: 1 partitions")
+    await write(settings, made[200:400])
+    await all_done(settings)
+    assert second.stop() == 0
+    await write(settings, made[400:])
+    await all_done(settings)
+    seen = Counter((one.user_id, one.seq) for one in await answers(settings))
+    assert seen == Counter((one.user_id, one.n) for one in made)
+
+
+async def test_a_worker_that_slept_through_its_session_publishes_nothing_more(settings: Settings, start: Start) -> None:
+    made = windows(users=20, rounds=30)
+    sleeper = start("worker", settings)
+    sleeper.wait_for("worker ready")
+    writing = asyncio.create_task(write(settings, made[:300]))
+    await writing
+    sleeper.signal(signal.SIGSTOP)
+    other = start("worker", settings)
+    other.wait_for("worker ready: 2 partitions")
+    await all_done(settings)
+    sleeper.signal(signal.SIGCONT)
+    await write(settings, made[300:])
+    await all_done(settings)
+    seen = Counter((one.user_id, one.seq) for one in await answers(settings))
+    assert seen == Counter((one.user_id, one.n) for one in made)
+
+
+async def test_a_burst_may_be_answered_by_its_newest_window_never_by_none(
+    make_settings: Callable[..., Settings], model: Path, start: Start
+) -> None:
+    settings = make_settings(model=model, capacity=CAPACITY, stride=STRIDE)
+    await topics.create(settings)
+    made = windows(users=3, rounds=40)
+    await write(settings, made)
+    part = start("worker", settings)
+    await all_done(settings)
+    got = await answers(settings)
+    assert len(got) < len(made)
+    assert {one.user_id: one.seq for one in got} == {"u0": 40, "u1": 40, "u2": 40}
+    assert part.metrics()["stream_rec_windows_coalesced_total"] == len(made) - len(got)
+
+
+async def test_an_erased_user_has_a_tombstone(settings: Settings, start: Start) -> None:
+    await write(settings, windows(users=2, rounds=3))
+    await produce(settings, [Sent(b"u0", None)], settings.windows_topic)
+    start("worker", settings)
+    await all_done(settings)
+    newest = {record.key: record.value for record in await read_topic(settings, settings.recommendations_topic)}
+    assert newest[b"u0"] is None
+    assert newest[b"u1"] is not None
+
+
+async def test_what_is_no_window_becomes_a_dead_letter_and_the_stream_goes_on(settings: Settings, start: Start) -> None:
+    good = window("u", 1, ["i1"])
+    wrong = encode(good).replace(b'"n":1', b'"n":9')
+    bad = [Sent(b"u", b"{"), Sent(b"u", wrong), Sent(b"other", encode(good)), Sent(b"", b"x"), Sent(b"u", b"\xff")]
+    await produce(settings, [*bad, Sent(b"u", encode(good))], settings.windows_topic)
+    start("worker", settings)
+    await all_done(settings)
+    assert [one.seq for one in await answers(settings)] == [1]
+    dead = await read_topic(settings, settings.dead_letter_topic)
+    assert Counter((one.key, one.value) for one in dead) == Counter(bad)
+    assert {dict(one.headers)["reason"] for one in dead} == {b"unreadable window"}
+
+
+async def test_items_are_added_changed_and_withdrawn_while_it_serves(settings: Settings, start: Start) -> None:
+    part = start("worker", settings)
+    part.wait_for("worker ready")
+    new = Item("new", title="a new thing", category="c1", vector=items()[1].vector)
+    await publish_items([new], settings)
+    seq = 0
+
+    async def names() -> set[str]:
+        nonlocal seq
+        seq += 1
+        await write(settings, [window("u", seq, ["i1"] * seq, start=0)] if seq <= CAPACITY else [])
+        await all_done(settings)
+        return {ranked.item_id for ranked in (await answers(settings))[-1].items}
+
+    async def metric(name: str, value: float) -> None:
+        async def reached() -> bool:
+            return part.metrics().get(name) == value
+
+        await until(reached)
+
+    await metric("stream_rec_item_upserts_total", 1)
+    assert "new" in await names()
+    await produce(settings, [Sent(b"new", None)], settings.items_topic)
+    await metric('stream_rec_items{available="no"}', 1)
+    assert "new" not in await names()
+    bad = [
+        Sent(b"x", b"{"),
+        Sent(b"x", encode(Item("y", title="key and id differ"))),
+        Sent(b"z", encode(Item("z", vector=[1.0]))),
+        Sent(b"", encode(Item("n"))),
+    ]
+    await produce(settings, bad, settings.items_topic)
+
+    async def buried() -> bool:
+        return len(await read_topic(settings, settings.dead_letter_topic)) == len(bad)
+
+    await until(buried)
+    dead = await read_topic(settings, settings.dead_letter_topic)
+    assert Counter((one.key, one.value) for one in dead) == Counter(bad)
+    assert sum(v for k, v in part.metrics().items() if k.startswith("stream_rec_worker_dead_letters_total")) == 4
+
+
+async def test_the_memory_is_rebuilt_after_a_restart(
+    make_settings: Callable[..., Settings], model: Path, start: Start, tmp_path: Path
+) -> None:
+    settings = make_settings(model=model, capacity=CAPACITY, stride=STRIDE, coalesce=False, partitions=1)
+    await topics.create(settings)
+    made = windows(users=5, rounds=6)
+    await write(settings, made[:-1])
+    part = start("worker", settings)
+    await all_done(settings)
+    part.kill()
+    await write(settings, made[-1:])
+    start("worker", settings)
+    await all_done(settings)
+    engine = Engine.load(model, tmp_path, Limits(stride=STRIDE), "cpu")
+    want = [engine.step([one]).recommendations[0] for one in made][-1]
+    got = (await answers(settings))[-1]
+    assert [ranked.score for ranked in got.items] == pytest.approx([r.score for r in want.items], abs=2e-3)

@@ -1,0 +1,211 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stream_rec.errors import UserError
+from stream_rec.messages import Event, Item, Window
+from stream_rec.model import folder
+from stream_rec.model.engine import Engine, Limits
+from stream_rec.model.folder import Model
+from stream_rec.window import append
+from tests.tiny import CAPACITY, ITEMS, STRIDE, TEXT_DIM, items, window
+
+EngineOf = Callable[..., Engine]
+
+
+def log_to_windows(log: list[tuple[int, int, int]]) -> list[Window]:
+    """Windows of a log of (user, item, seconds since the last event), as the agents write them."""
+    held: dict[int, Window] = {}
+    made = []
+    time = 1_000.0
+    for offset, (user, item, wait) in enumerate(log):
+        time += wait
+        event = Event(f"u{user}", "view" if item % 3 else "cart", time, f"i{item}")
+        held[user] = append(held.get(user), event, offset=offset, arrived=time, capacity=CAPACITY, stride=STRIDE)
+        made.append(held[user])
+    return made
+
+
+logs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, ITEMS + 3), st.integers(0, 5_000)), min_size=1, max_size=80)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    log=logs,
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=20),
+    users=st.integers(1, 8),
+    budget=st.sampled_from([1, 7, 64]),
+    restarts=st.sets(st.integers(0, 20)),
+    erased=st.dictionaries(st.integers(0, 20), st.integers(0, 5)),
+    lost=st.sets(st.integers(0, 20)),
+)
+def test_incremental_equals_full(engine_of, log, sizes, users, budget, restarts, erased, lost):
+    """Whatever the batches, evictions, restarts, erased users and coalesced windows: the cache changes no answer."""
+    made = log_to_windows(log)
+    engine = engine_of(users, token_budget=budget)
+    begin = number = 0
+    while begin < len(made):
+        batch = made[begin : begin + sizes[number % len(sizes)]]
+        begin += len(batch)
+        if number in restarts:
+            engine = engine_of(users, token_budget=budget)
+        if number in erased:
+            engine.forget(f"u{erased[number]}")
+        if number in lost:
+            batch = list({window.user_id: window for window in batch}.values())
+        got, want = engine.states(batch), engine.full(batch)
+        assert (got - want).abs().max() <= 1e-4
+        number += 1
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(log=logs, sizes=st.lists(st.integers(1, 12), min_size=1, max_size=20))
+def test_answers_do_not_depend_on_how_windows_fall_into_batches(engine_of, log, sizes):
+    made = log_to_windows(log)
+    alone, together = engine_of(), engine_of()
+    want = [alone.step([window]).recommendations[0] for window in made]
+    got, begin, number = [], 0, 0
+    while begin < len(made):
+        batch = made[begin : begin + sizes[number % len(sizes)]]
+        got += together.step(batch).recommendations
+        begin, number = begin + len(batch), number + 1
+    for one, other in zip(want, got, strict=True):
+        assert (one.user_id, one.seq, one.offset) == (other.user_id, other.seq, other.offset)
+        ours, theirs = ({ranked.item_id: ranked.score for ranked in r.items} for r in (one, other))
+        for item in ours.keys() & theirs.keys():
+            assert ours[item] == pytest.approx(theirs[item], abs=1e-3)
+        ties = min(ours.values()) + 1e-3  # items that rounding may swap at the edge of the list
+        assert all(ours[item] <= ties for item in ours.keys() - theirs.keys())
+
+
+def test_an_append_computes_one_token_and_a_moved_window_all_of_them(engine_of: EngineOf) -> None:
+    engine = engine_of()
+    made = log_to_windows([(0, n, 10) for n in range(CAPACITY + 1)])
+    assert [engine.step([one]).work.appended for one in made] == [0] + [1] * (CAPACITY - 1) + [0]
+    again = engine_of()
+    assert again.step(made[:1]).work.prefilled == 1
+    assert again.step(made[-1:]).work.prefilled == CAPACITY + 1 - STRIDE
+
+
+def test_a_burst_of_one_user_is_computed_in_one_row(engine_of: EngineOf) -> None:
+    made = log_to_windows([(0, n, 10) for n in range(CAPACITY)])
+    step = engine_of().step(made)
+    assert [r.seq for r in step.recommendations] == list(range(1, CAPACITY + 1))
+    assert (step.work.prefilled, step.work.misses) == (CAPACITY, 1)
+
+
+def test_a_changed_item_re_encodes_the_windows_that_hold_it(engine_of: EngineOf) -> None:
+    engine = engine_of()
+    old, other = window("u", 3, ["i1", "i2", "i3"]), window("v", 2, ["i4", "i5"])
+    before = engine.states([old, other])
+    changed = Item("i2", title="another thing", vector=[1.0] * TEXT_DIM)
+    engine.upsert([changed], engine.read([changed]))
+    after = engine.states([old, other])
+    assert torch.allclose(before[1], after[1], atol=1e-5)
+    assert not torch.allclose(before[0], after[0])
+    assert (after - engine.full([old, other])).abs().max() <= 1e-4
+
+
+def test_a_new_item_is_recommendable_at_once_and_a_withdrawn_one_no_more(engine_of: EngineOf) -> None:
+    engine = engine_of(top_k=ITEMS + 10)
+    new = Item("new", title="new", category="c9", vector=items()[7].vector)
+    engine.upsert([new], engine.read([new]))
+    assert "new" in {ranked.item_id for ranked in engine.step([window("u", 1, ["i1"])]).recommendations[0].items}
+    gone = Item("new", title="new", category="c9", vector=new.vector, available=False)
+    engine.upsert([gone], engine.read([gone]))
+    answer = engine.step([window("u", 2, ["i1", "new"])]).recommendations[0]
+    assert "new" not in {ranked.item_id for ranked in answer.items}
+    assert len(answer.items) == ITEMS
+
+
+def test_an_event_of_an_unknown_item_is_answered_and_counted(engine_of: EngineOf) -> None:
+    step = engine_of().step([window("u", 2, ["i1", "nobody knows it"])])
+    assert step.work.unknown_items == 1
+    assert len(step.recommendations[0].items) == 20
+
+
+def test_probabilities_are_a_distribution_and_ranked(engine_of: EngineOf) -> None:
+    answer = engine_of(top_k=ITEMS, interests_k=10).step([window("u", 3, ["i1", "i2", "i3"])]).recommendations[0]
+    probabilities = [ranked.probability for ranked in answer.items]
+    assert sum(probabilities) == pytest.approx(1, abs=1e-3)
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(answer.next_event.values()) == pytest.approx(1, abs=1e-3)
+    assert sum(interest.weight for interest in answer.interests) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_online_memory_raises_what_followed(engine_of: EngineOf) -> None:
+    engine = engine_of(top_k=ITEMS)
+    asked = window("u", 1, ["i1"])
+
+    def score(of: str) -> float:
+        return next(r.score for r in engine.step([asked]).recommendations[0].items if r.item_id == of)
+
+    before = score("i9")
+    for user in range(20):
+        engine.learn(window(f"v{user}", 2, ["i1", "i9"]))
+    assert score("i9") > before + 0.5
+
+
+def test_windows_longer_than_the_model_reads_are_cut_as_the_window_moves(engine_of: EngineOf) -> None:
+    names = [f"i{n}" for n in range(CAPACITY + 3)]
+    long = window("u", len(names), names)
+    short = window("u", len(names), names[STRIDE:], start=STRIDE)
+    engine = engine_of()
+    assert torch.allclose(engine.full([long]), engine.full([short]), atol=1e-6)
+
+
+def test_a_saved_model_answers_like_the_one_in_memory(engine_of: EngineOf, model: Model, tmp_path: Path) -> None:
+    version = folder.save(model, tmp_path / "m")
+    loaded = Engine.load(tmp_path / "m", tmp_path / "cache", Limits(stride=STRIDE), "cpu")
+    assert loaded.version == version != "test"
+    asked = [window("u", 3, ["i1", "i2", "i3"])]
+    assert torch.equal(loaded.full(asked), engine_of().full(asked))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda path: (path / "config.json").unlink(), "no model in"),
+        (lambda path: (path / "config.json").write_text('{"format": 99}'), "format 99"),
+        (lambda path: (path / "config.json").write_text("{"), "cannot be read"),
+        (lambda path: (path / "encoder.safetensors").write_bytes(b"\x00" * 64), "damaged"),
+        (lambda path: (path / "items.jsonl").write_text("{}\n"), "damaged"),
+        (lambda path: (path / "items.safetensors").unlink(), "damaged"),
+    ],
+)
+def test_a_bad_model_folder_is_one_clear_line(model: Model, tmp_path: Path, spoil, says) -> None:
+    folder.save(model, tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=says) as caught:
+        folder.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cache_too_small_for_one_user_is_refused(engine_of: EngineOf) -> None:
+    with pytest.raises(UserError, match="kv_cache_gb"):
+        engine_of(users=0)
+
+
+def test_slots_under_pressure_evict_the_least_recently_used(engine_of: EngineOf) -> None:
+    engine = engine_of(users=2)
+    for user in ("a", "b", "a", "c"):
+        engine.step([window(user, 2, ["i1", "i2"])])
+    assert engine.cache.evictions == 1
+    kept = [engine.step([window(user, 3, ["i1", "i2", "i3"])]).work.hits for user in ("a", "c")]
+    assert kept == [1, 1]
+
+
+def test_forgetting_a_user_leaves_nothing_in_the_slot(engine_of: EngineOf) -> None:
+    engine = engine_of(users=1)
+    engine.step([window("u", 2, ["i1", "i2"])])
+    assert any(layer.keys.any() for layer in engine.cache.layers.layers)
+    engine.forget("u")
+    for layer in engine.cache.layers.layers:
+        assert not layer.keys[:, :, :CAPACITY].any()
+        assert not layer.values[:, :, :CAPACITY].any()
+    assert np.count_nonzero(engine.cache._identities) == 0

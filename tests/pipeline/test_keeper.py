@@ -1,0 +1,180 @@
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from stream_rec.config import Settings
+from stream_rec.messages import ERASE, Event, Window, encode, read_window
+from stream_rec.pipeline.keeper import Keeper
+from stream_rec.telemetry import AgentMetrics
+
+
+class Record(NamedTuple):
+    """What faust hands over for a record of the events topic."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp: float = 1_000.0
+    topic: str = "events"
+    partition: int = 0
+
+
+class Graveyard:
+    """Collects what would go to the dead-letter topic."""
+
+    def __init__(self) -> None:
+        self.letters: list[tuple[bytes | None, bytes | None, dict[str, str]]] = []
+
+    def send_soon(self, *, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+        self.letters.append((key, value, {name: text.decode() for name, text in headers}))
+
+
+class Bench:
+    """A keeper with a dictionary for a table."""
+
+    def __init__(self, table: dict[bytes, bytes] | None = None, **settings: Any) -> None:
+        self.registry = CollectorRegistry()
+        self.table = {} if table is None else table
+        self.graveyard = Graveyard()
+        made = Settings(**{"capacity": 4, **settings})
+        self.keeper = Keeper(made, AgentMetrics(self.registry), self.table, self.graveyard)
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"stream_rec_{name}", labels) or 0.0
+
+    def window(self, user: str) -> Window:
+        return read_window(self.table[user.encode()])
+
+
+def record(offset: int, user: str = "u", event_type: str = "view", **fields: Any) -> Record:
+    event = Event(user, event_type, 1_000.0, None if event_type == ERASE else f"item {offset}", **fields)
+    return Record(offset, user.encode(), encode(event))
+
+
+def bad(offset: int, user: str) -> Record:
+    return Record(offset, user.encode(), b"no JSON")
+
+
+kinds = st.sampled_from(["view", "view", "view", ERASE, "bad"])
+logs = st.lists(st.tuples(st.sampled_from("uvw"), kinds, st.none() | st.sampled_from("ab")), max_size=30)
+
+
+def written(log: list[tuple[str, str, str | None]]) -> list[Record]:
+    return [
+        bad(offset, user) if kind == "bad" else record(offset, user, kind, event_id=event_id)
+        for offset, (user, kind, event_id) in enumerate(log)
+    ]
+
+
+@given(logs, st.data())
+def test_reading_on_from_an_earlier_offset_gives_the_same_windows(log: list[Any], data: st.DataObject) -> None:
+    once, again = Bench(), Bench()
+    records = written(log)
+    for one in records:
+        once.keeper.take(one)
+    crash = data.draw(st.integers(0, len(records)))
+    committed = data.draw(st.integers(0, crash))
+    for one in records[:crash]:
+        again.keeper.take(one)
+    restarted = Bench(dict(again.table))
+    for one in records[committed:]:
+        restarted.keeper.take(one)
+    assert restarted.table == once.table
+
+
+@given(logs)
+def test_an_event_read_again_at_once_is_counted_and_changes_nothing(log: list[Any]) -> None:
+    bench = Bench()
+    for one in written(log):
+        bench.keeper.take(one)
+        if one.key in bench.table and bench.window(one.key.decode()).offset == one.offset:
+            before, repeats = dict(bench.table), bench.count("events_read_again_total")
+            bench.keeper.take(one)
+            assert bench.table == before
+            assert bench.count("events_read_again_total") == repeats + 1
+    assert bench.count("users") == len(bench.table)
+
+
+@given(logs)
+def test_every_event_is_counted_once(log: list[Any]) -> None:
+    bench = Bench()
+    for one in written(log):
+        bench.keeper.take(one)
+    applied = bench.count("windows_written_total") + bench.count("users_erased_total")
+    assert applied + len(bench.graveyard.letters) == len(log)
+    refused = ("broken JSON", "duplicate event_id")
+    assert sum(bench.count("dead_letters_total", reason=reason) for reason in refused) == len(bench.graveyard.letters)
+
+
+def test_a_dead_letter_holds_the_bytes_and_says_where_they_stood() -> None:
+    bench = Bench()
+    bench.keeper.take(Record(7, b"\xff", b"\x00", 12.5, "clicks", 3))
+    ((key, value, headers),) = bench.graveyard.letters
+    assert (key, value) == (b"\xff", b"\x00")
+    assert headers.pop("error").startswith("broken JSON: ")
+    assert headers == {
+        "reason": "broken JSON",
+        "topic": "clicks",
+        "partition": "3",
+        "offset": "7",
+        "time": "12.500",
+    }
+
+
+def test_what_kafka_would_refuse_is_cut_and_says_so() -> None:
+    bench = Bench(max_message_bytes=1 << 16)
+    bench.keeper.take(Record(0, b"key", b"x" * (1 << 17)))
+    ((key, value, headers),) = bench.graveyard.letters
+    assert (key, value) == (b"key", b"x" * ((1 << 16) - 3))
+    assert headers["truncated"] == "from 3 and 131072 bytes"
+    assert headers["reason"] == "too large"
+
+
+def test_a_window_that_no_record_can_hold_is_refused_and_the_old_one_stays() -> None:
+    bench = Bench(capacity=4_096, max_message_bytes=1 << 16)
+    for offset in range(500):
+        bench.keeper.take(record(offset, event_id=f"{offset:0256}"))
+    refused = bench.count("dead_letters_total", reason="window too large")
+    assert refused > 0
+    assert bench.window("u").n == 500 - refused
+    assert 60_000 < len(bench.table[b"u"]) < 1 << 16
+
+
+def test_an_unforeseen_error_costs_one_event_and_tells_no_id(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Window | None, event: Event, **__: Any) -> Window:
+        raise KeyError(event.user_id)
+
+    bench = Bench()
+    with monkeypatch.context() as patch:
+        patch.setattr("stream_rec.window.append", fail)
+        bench.keeper.take(record(0, "secret user"))
+    bench.keeper.take(record(1, "secret user"))
+    assert bench.window("secret user").n == 1
+    ((_, _, headers),) = bench.graveyard.letters
+    assert (headers["reason"], headers["error"]) == ("internal error", "KeyError")
+    assert bench.count("dead_letters_total", reason="internal error") == 1
+    assert "events[0]@0" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_full_disk_is_no_fault_of_the_event() -> None:
+    class Full(dict[bytes, bytes]):
+        def __setitem__(self, key: bytes, value: bytes) -> None:
+            raise OSError("no space left on device")
+
+    bench = Bench(Full())
+    with pytest.raises(OSError, match="no space"):
+        bench.keeper.take(record(0))
+    assert bench.graveyard.letters == []
+
+
+@pytest.mark.parametrize("timestamp", [1_000.0, 2_000.0])
+def test_the_clock_that_counts_is_kafkas(timestamp: float) -> None:
+    bench = Bench(max_future_s=10)
+    bench.keeper.take(Record(0, b"u", encode(Event("u", "view", 1_500.0, "tea")), timestamp))
+    assert (b"u" in bench.table) == (timestamp > 1_490)

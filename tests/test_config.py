@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import pytest
+
+from stream_rec.config import PREFIX, Settings, environment_name, load
+from stream_rec.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def bare_place(monkeypatch, tmp_path):
+    for name in [environment_name(setting) for setting in (*Settings.model_fields, "config", "data")]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text: str, name: str = "stream-rec.toml") -> Path:
+    path = Path(name)
+    path.write_text(text)
+    return path.absolute()
+
+
+def error_of(config: Path | None = None, **given: object) -> str:
+    with pytest.raises(UserError) as raised:
+        load(config, **given)
+    text = str(raised.value)
+    assert "\n" not in text
+    return text
+
+
+def test_defaults_are_valid_and_described():
+    assert load().partitions == 4
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_command_line_wins_over_environment_over_file_over_default(monkeypatch):
+    write("top_k = 11\ncapacity = 32\npartitions = 3\n")
+    monkeypatch.setenv("STREAM_REC_TOP_K", "12")
+    monkeypatch.setenv("STREAM_REC_CAPACITY", "48")
+    settings = load(top_k=13)
+    assert (settings.top_k, settings.capacity, settings.partitions, settings.interests_k) == (13, 48, 3, 5)
+
+
+def test_an_option_that_was_not_given_leaves_the_environment_in_force(monkeypatch):
+    monkeypatch.setenv("STREAM_REC_TOP_K", "12")
+    assert load(top_k=None).top_k == 12
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch):
+    monkeypatch.setenv("STREAM_REC_TOP_K", "")
+    assert load().top_k == 20
+
+
+def test_the_named_file_is_read_in_place_of_the_one_in_the_folder(monkeypatch):
+    write("top_k = 11")
+    other = write("top_k = 12", "other.toml")
+    third = write("top_k = 13", "third.toml")
+    assert load().top_k == 11
+    monkeypatch.setenv(PREFIX + "CONFIG", str(other))
+    assert load().top_k == 12
+    assert load(third).top_k == 13
+
+
+@pytest.mark.parametrize("listed", ["click, view ,share,", ("click", "view", "share")])
+def test_event_types_are_a_list_or_words_between_commas(listed):
+    assert load(event_types=listed).event_types == ("click", "view", "share")
+
+
+def test_event_types_from_a_file_and_from_the_environment(monkeypatch):
+    write('event_types = ["play", "skip"]')
+    assert load().event_types == ("play", "skip")
+    monkeypatch.setenv("STREAM_REC_EVENT_TYPES", "play,skip,like")
+    assert load().event_types == ("play", "skip", "like")
+
+
+@pytest.mark.parametrize(("capacity", "stride", "move"), [(64, None, 32), (3, None, 1), (64, 1, 1), (64, 64, 64)])
+def test_a_window_moves_by_half_of_its_capacity_unless_told(capacity, stride, move):
+    assert load(capacity=capacity, stride=stride).move == move
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("top_k", "many"),
+        ("partitions", "0"),
+        ("device", "tpu"),
+        ("store", "disk"),
+        ("events_topic", "events of ours"),
+        ("event_types", ","),
+        ("kv_cache_gb", "nan"),
+        ("retention_hours", "inf"),
+        ("linger_ms", "-1"),
+        ("worker_metrics_port", "65536"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_setting_and_its_variable(monkeypatch, setting, value):
+    monkeypatch.setenv(environment_name(setting), value)
+    assert f"setting {setting} ({environment_name(setting)})" in error_of()
+
+
+def test_all_wrong_values_are_named_at_once(monkeypatch):
+    write("partitions = 0")
+    monkeypatch.setenv("STREAM_REC_TOP_K", "many")
+    text = error_of(device="tpu")
+    assert all(setting in text for setting in ("partitions", "top_k", "device"))
+
+
+def test_settings_that_contradict_each_other():
+    assert "stride 65 is larger than capacity 64" in error_of(capacity=64, stride=65)
+    assert "two topics have the same name" in error_of(items_topic="events")
+
+
+def test_a_name_that_is_no_setting(monkeypatch):
+    assert "topk" in error_of(write("topk = 10", "misspelt.toml"))
+    monkeypatch.setenv("STREAM_REC_TOPK", "10")
+    assert "STREAM_REC_TOPK is no setting" in error_of()
+
+
+def test_a_settings_file_that_is_not_there():
+    assert "missing.toml" in error_of(Path("missing.toml"))
+
+
+def test_a_settings_file_that_is_not_toml():
+    path = write("top_k: 10")
+    assert str(path.name) in error_of()
+
+
+@pytest.mark.parametrize("content", [b"top_k = '\xff'", b"\x00"])
+def test_a_settings_file_that_is_not_text(content):
+    Path("stream-rec.toml").write_bytes(content)
+    assert "stream-rec.toml" in error_of()
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load().top_k = 1

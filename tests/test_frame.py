@@ -1,0 +1,204 @@
+"""What stands outside the package keeps to what stands inside: names, versions, reasons, commands, links."""
+
+import ast
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from stream_rec.config import PREFIX, Settings, environment_name
+from stream_rec.pipeline.broker import KAFKA_VERSION
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+FRAME = [
+    *DOCUMENTS,
+    *(path for path in (ROOT / "monitoring").rglob("*") if path.is_file()),
+    *(ROOT / name for name in ("Dockerfile", "docker-compose.yml", "Makefile", ".ci/run")),
+]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES = COMPOSE["services"]
+README = (ROOT / "README.md").read_text()
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FRAME, ids=relative)
+def test_every_variable_that_is_named_is_a_setting(path):
+    known = {environment_name(setting) for setting in Settings.model_fields} | {PREFIX + "CONFIG"}
+    assert set(re.findall(rf"{PREFIX}[A-Z][A-Z0-9_]*", path.read_text())) <= known
+
+
+def test_containers_run_the_kafka_that_is_tested():
+    assert SERVICES["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
+
+
+def test_images_that_are_not_built_here_are_pinned():
+    for service in SERVICES.values():
+        assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+
+
+def test_services_wait_only_for_services_and_mount_only_what_there_is():
+    for service in SERVICES.values():
+        assert set(service.get("depends_on", {})) <= set(SERVICES)
+        for mount in service.get("volumes", ()):
+            source = mount.split(":")[0]
+            assert source in COMPOSE["volumes"] or source == "./model" or (ROOT / source).exists(), mount
+
+
+def test_metrics_in_a_container_can_be_read_from_outside_it():
+    assert "STREAM_REC_METRICS_HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text()
+
+
+def reasons_in_the_code() -> Iterator[str]:
+    """The fixed phrases in `Rejected("...", ...)` and `self._bury(record, "...", ...)`."""
+    for path in (ROOT / "stream_rec").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Name(id="Rejected"), args=[ast.Constant(value=reason), *_]):
+                    yield reason
+                case ast.Call(func=ast.Attribute(attr="_bury"), args=[_, ast.Constant(value=reason), *_]):
+                    yield reason
+
+
+def test_the_readme_lists_the_reasons_of_dead_letters():
+    table = README.partition("## Bad input")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)) == set(reasons_in_the_code())
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_links_lead_to_files_of_the_repository(path):
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def code(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_examples_in_python_import_what_there_is():
+    blocks = code("python")
+    assert blocks
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names)
+
+
+def command_and_rest(words: list[str]) -> tuple[click.Command, list[str]]:
+    command: click.Command = importlib.import_module("stream_rec.cli").cli
+    while isinstance(command, click.Group):
+        name, *words = words
+        command = command.commands[name]
+    return command, words
+
+
+def test_examples_on_the_command_line_name_commands_and_options_that_there_are():
+    lines = [line for block in code("sh") for line in block.splitlines() if line.startswith("stream-rec ")]
+    assert lines
+    for line in lines:
+        command, rest = command_and_rest(line.partition("#")[0].split()[1:])
+        options = {option for parameter in command.get_params(click.Context(command)) for option in parameter.opts}
+        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= options, line
+
+
+def test_containers_run_commands_that_there_are():
+    for service in SERVICES.values():
+        if "build" in service:
+            assert command_and_rest(service["command"])[1] == []
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A checkout whose environment is there already, with stand-ins for the two programs that make calls."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    write_program(programs / "uv", 'echo "$@" >> installed; echo chatter; echo noise >&2')
+    write_program(programs / "stream-rec", """printf '{"given": "%s"}\\n' "$*"; exit "${CODE:-0}" """)
+    return tmp_path
+
+
+def write_program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(["make", *words], cwd=folder, env=clean | environment, capture_output=True, text=True)
+
+
+def test_make_demo_passes_its_options_on_and_prints_only_what_the_demo_prints(checkout):
+    run = make(checkout, "demo", "ARGS=--seconds 45 --json")
+    assert json.loads(run.stdout) == {"given": "demo --seconds 45 --json"}
+    assert "chatter" in run.stderr
+    assert run.returncode == 0
+
+
+def test_make_demo_installs_again_only_when_pyproject_has_changed(checkout):
+    make(checkout, "demo")
+    make(checkout, "demo")
+    assert len((checkout / "installed").read_text().splitlines()) == 1
+    stamp = (checkout / ".venv/local.stamp").stat().st_mtime
+    os.utime(checkout / "pyproject.toml", (stamp + 1, stamp + 1))
+    make(checkout, "demo")
+    assert len((checkout / "installed").read_text().splitlines()) == 2
+
+
+def test_make_demo_needs_no_installation_after_that_of_the_tests(checkout):
+    make(checkout, "environment")
+    make(checkout, "demo")
+    assert re.findall(r"\.\[\w+\]", (checkout / "installed").read_text()) == [".[test]"]
+
+
+def test_make_demo_fails_when_the_demo_fails(checkout):
+    assert make(checkout, "demo", CODE="3").returncode != 0
+
+
+def test_ctrl_c_reaches_the_demo_whose_last_words_are_the_last(checkout):
+    # The stand-in takes a moment to end, as the demo does: make itself stumbles over a child that ends at once.
+    script = "trap 'sleep 0.5; echo the end; exit 0' INT; echo running; while :; do sleep 0.05; done"
+    write_program(checkout / ".venv/bin/stream-rec", script)
+    process = subprocess.Popen(
+        ["make", "demo"], cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stdout.readline() == "running\n"
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: to make and the demo alike
+    stdout, stderr = process.communicate(timeout=30)
+    assert stdout == "the end\n"
+    assert "***" not in stderr
+
+
+def test_an_interpreter_that_is_too_old_is_refused_in_one_line(checkout):
+    shutil.rmtree(checkout / ".venv")
+    write_program(checkout / "python3.10", "exit 1")
+    run = make(checkout, "demo", "PYTHON=./python3.10")
+    assert run.returncode != 0
+    assert "Python 3.11 or later, and ./python3.10 is none" in run.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_make_help_names_every_target(checkout):
+    targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
+    assert all(f"make {target} " in make(checkout, "help").stdout for target in targets)
+
+
+def test_ci_runs_the_tests_of_the_readme():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text()
+    assert "make test" in README

@@ -1,0 +1,93 @@
+import json
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_rec.messages import ERASE, Event, Rejected, encode, read_event
+
+NOW = 1_700_000_000.0
+LIMITS: dict[str, Any] = {"event_types": ("view", "cart"), "now": NOW, "max_bytes": 1_000, "max_future_s": 60.0}
+GOOD = {"user_id": "u", "item_id": "tea", "event_type": "view", "timestamp": NOW}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def read(value: bytes | None, key: bytes | None = b"u") -> Event:
+    return read_event(key, value, **LIMITS)
+
+
+@given(st.none() | st.binary(max_size=40), st.none() | st.binary(max_size=200))
+def test_any_bytes_are_an_event_or_rejected(key: bytes | None, value: bytes | None) -> None:
+    with suppress(Rejected):
+        read(value, key)
+
+
+@given(st.dictionaries(st.sampled_from([*GOOD, "event_id", "price", "quantity", "context", "more"]), json_values))
+def test_any_json_is_an_event_or_rejected(changes: dict[str, Any]) -> None:
+    with suppress(Rejected):
+        event = read(json.dumps(GOOD | changes).encode())
+        assert event.user_id == "u"
+        assert 0 <= event.timestamp <= NOW + 60
+        assert event.event_type in ("view", "cart", ERASE)
+        assert event.item_id or event.event_type == ERASE
+
+
+@given(st.integers(1, 400_000), st.sampled_from(["[", '{"a":', '"', "9", "-", "\\u", "\x00"]))
+def test_endless_values_are_an_event_or_rejected(times: int, piece: str) -> None:
+    with suppress(Rejected):
+        read_event(b"u", b'{"context":{"a":' + piece.encode() * times, **LIMITS | {"max_bytes": 1 << 30})
+
+
+@given(st.integers(0, len(json.dumps(GOOD)) - 1), st.integers(0, 255))
+def test_a_damaged_byte_is_an_event_or_rejected(at: int, byte: int) -> None:
+    value = bytearray(json.dumps(GOOD).encode())
+    value[at] = byte
+    with suppress(Rejected):
+        assert read(bytes(value)).user_id == "u"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"event_type": "share"}, "unknown event type"),
+        ({"item_id": None}, "invalid field"),
+        ({"item_id": ""}, "invalid field"),
+        ({"item_id": 7}, "invalid field"),
+        ({"item_id": "i" * 257}, "invalid field"),
+        ({"user_id": "v"}, "key is not the user_id"),
+        ({"timestamp": "today"}, "invalid field"),
+        ({"timestamp": -1}, "timestamp before 1970"),
+        ({"timestamp": NOW * 1_000}, "timestamp not in seconds"),
+        ({"timestamp": NOW + 61}, "timestamp in the future"),
+        ({"context": {"x": "y" * 1_000}}, "too large"),
+    ],
+)
+def test_the_reason_is_named(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Rejected) as raised:
+        read(json.dumps(GOOD | changes).encode())
+    assert raised.value.reason == reason
+    assert str(raised.value).startswith(reason)
+
+
+def test_an_erasure_needs_no_item_and_unknown_fields_are_ignored() -> None:
+    assert read(json.dumps({**GOOD, "event_type": ERASE, "item_id": None, "more": 1}).encode()).event_type == ERASE
+
+
+@given(
+    st.builds(Event, user_id=st.text(min_size=1, max_size=20), event_type=st.just("view"), timestamp=st.floats(0, NOW))
+)
+def test_an_event_survives_the_wire(event: Event) -> None:
+    event = msgspec.structs.replace(event, item_id="tea")
+    try:
+        value, key = encode(event), event.user_id.encode()
+    except UnicodeEncodeError:
+        return
+    assert read(value, key) == event

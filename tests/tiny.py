@@ -1,0 +1,67 @@
+"""A small untrained model and windows for it: no text is encoded, nothing is downloaded."""
+
+import numpy as np
+import torch
+
+from stream_rec.messages import Item, Window, WindowEvent
+from stream_rec.model.encoder import EncoderConfig, UserEncoder, new_body
+from stream_rec.model.features import ItemFeatures, prices_of
+from stream_rec.model.folder import FORMAT, Model, ModelConfig
+from stream_rec.model.scorer import Blend
+
+ITEMS, TEXT_DIM, CAPACITY, STRIDE = 40, 12, 8, 4
+
+
+def items(count: int = ITEMS) -> list[Item]:
+    """A catalogue whose items bring vectors of their own, so that no text is encoded."""
+    draw = np.random.default_rng(0)
+    return [
+        Item(
+            f"i{number}",
+            title=f"item {number}",
+            category=f"c{number % 3}",
+            price=float(number + 1),
+            vector=draw.normal(size=TEXT_DIM).tolist(),
+        )
+        for number in range(count)
+    ]
+
+
+def tiny_model() -> Model:
+    """An untrained model with every weight away from its initial value, so that no term of the token is void."""
+    torch.manual_seed(0)
+    config = EncoderConfig(width=16, layers=2, heads=4, kv_heads=2, inner=32, dropout=0.1)
+    catalogue = items()
+    texts = np.array([item.vector for item in catalogue], np.float32)
+    features = ItemFeatures.fit(texts, prices_of(catalogue))
+    encoder = UserEncoder(config, new_body(config), items=ITEMS + 1, item_dim=features.dim, types=3)
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return Model(
+        ModelConfig(
+            format=FORMAT,
+            encoder=config,
+            body=encoder.body.config.to_dict(),
+            event_types=("cart", "view"),
+            capacity=CAPACITY,
+            text_encoder="sentence-transformers/all-MiniLM-L6-v2",
+            blend=Blend(decoder=0.9, transitions=0.8, repeat=-1.5),
+            half_life=3_600.0,
+            trained_until=0.0,
+        ),
+        encoder.eval(),
+        features,
+        catalogue,
+        features.transform(texts, prices_of(catalogue)),
+        {"pairs": np.zeros((0, 2), np.int64), "weights": np.zeros(0), "landmark": np.array([np.nan])},
+        version="test",
+    )
+
+
+def window(user: str, n: int, names: list[str], *, offset: int | None = None, start: int = 0) -> Window:
+    """A window of the items `names`, a minute apart, alternately viewed and carted."""
+    events = tuple(
+        WindowEvent(name, ("view", "cart")[at % 2], 1_000.0 + 60 * at) for at, name in enumerate(names, start)
+    )
+    return Window(user, n, start, n - 1 if offset is None else offset, 0.0, events)
