@@ -7,12 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stream_rec.learn.convex import minimise
 from stream_rec.learn.dataset import Dataset, history
 from stream_rec.model import scorer
 from stream_rec.model.counters import REACH, Transitions
 from stream_rec.model.scorer import Blend, Memory
 
 RIDGE = 1e-4
+BOUNDS = ((0.0, 5.0), (0.0, 5.0), (-10.0, 10.0))
+"""Of the weights, in the order of `Blend`."""
 
 
 class Asked(NamedTuple):
@@ -39,19 +42,13 @@ def learn(data: Dataset, transitions: Transitions, ask: frozenset[int] = frozens
 
 def fit(logits: Tensor, memory: Memory, truth: Tensor) -> Blend:
     """Weights that make `truth` (n,) likeliest, given the decoder's `logits` (n, rows) and the memory."""
-    weights = torch.tensor([0.5, 0.5, 0.0], requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=30, line_search_fn="strong_wolfe")
     decoder = torch.log_softmax(logits, dim=1)
 
-    def loss() -> Tensor:
-        optimiser.zero_grad()
+    def loss(weights: Tensor) -> Tensor:
         scores = scorer.add(decoder, memory, weights)
-        value = torch.nn.functional.cross_entropy(scores, truth) + RIDGE * (weights**2).sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+        return torch.nn.functional.cross_entropy(scores, truth) + RIDGE * weights.square().sum()
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
-    return Blend(*(round(weight, 4) for weight in weights.tolist()))
+    return Blend(*(round(weight, 4) for weight in minimise(loss, torch.tensor([0.5, 0.5, 0.0]), BOUNDS).tolist()))
 
 
 def sample(places: Sequence[int], count: int, seed: int) -> frozenset[int]:

@@ -1,25 +1,33 @@
-"""A training as a person sees it: reads files, shows how far it is, writes the model folder, says how good it is."""
+"""A training as a person sees it: reads files, shows how far it is, writes the model folder, says how good it is.
+
+torch takes seconds to import: that happens once what the person typed has been found to be right.
+"""
 
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.learn import checkpoint, logs, train
-from stream_rec.learn.card import Measured, card
-from stream_rec.learn.train import TrainConfig
-from stream_rec.model import folder
-from stream_rec.model.encoder import EncoderConfig
-from stream_rec.model.text import TextEncoder
+from stream_rec.learn import logs
+from stream_rec.learn.logs import Log
+from stream_rec.messages import Item
+
+if TYPE_CHECKING:
+    from stream_rec.learn.card import Measured
+    from stream_rec.learn.train import TrainConfig, Trained
+
+
+HEAD = 32
+"""Width of an attention head of a decoder from scratch."""
 
 
 class Plan(NamedTuple):
@@ -48,35 +56,62 @@ def run(settings: Settings, plan: Plan) -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     for name in ("transformers", "sentence_transformers", "httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    config = _config(settings, plan)
-    _clear(plan)
-    torch.set_num_threads(plan.threads or os.cpu_count() or 1)
+    _check(plan)
     console = Console(stderr=True)
+    log, items = _read(plan, console)
+    with console.status("loading torch"):
+        from stream_rec.learn import checkpoint, train  # noqa: F401 - the slow import, under the status line
+    checkpoints = checkpoint.Checkpoints(plan.out, "")
+    if plan.overwrite:
+        checkpoints.remove()
     try:
-        trained, events, users = _train(settings, plan, config, console)
+        trained = _train(settings, plan, log, items, console)
     except KeyboardInterrupt:
         console.print("interrupted: the same command goes on from the last whole epoch")
         return 130
-    version = folder.save(trained.model, plan.out)
-    model = trained.model._replace(version=version)
-    (plan.out / "metrics.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(trained.measured), indent=2) + b"\n"
-    )
-    (plan.out / "README.md").write_text(card(model, trained.measured, events, users))
-    checkpoint.Checkpoints(plan.out, "").remove()
+    version = _save(trained, plan.out, log)
+    checkpoints.remove()
     Console().print(_table(trained.measured))
     Console().print(f"model {version} in {plan.out}", highlight=False)
     return 0
 
 
-def _train(settings: Settings, plan: Plan, config: TrainConfig, console: Console) -> tuple[train.Trained, int, int]:
-    """What was trained, on how many events of how many users."""
+def _check(plan: Plan) -> None:
+    """Raises `UserError` for a number out of range and for a folder that is in use."""
+    for name, value, low, high in (
+        ("--first", plan.first, 0.01, 1.0),
+        ("--validation", plan.validation, 0.01, 0.5),
+        ("--epochs", plan.epochs, 1, 10_000),
+        ("--width", plan.width, 16, 8_192),
+        ("--learning-rate", plan.learning_rate, 1e-6, 1.0),
+        ("--half-life-days", plan.half_life_days, 1e-3, 1e6),
+    ):
+        if not low <= value <= high:
+            raise UserError(f"{name} is {value}: give {low:g} to {high:g}")
+    if plan.width % HEAD:
+        raise UserError(f"--width is {plan.width}: give a multiple of {HEAD}")
+    if plan.out.exists() and not plan.out.is_dir():
+        raise UserError(f"--out {plan.out} is a file: name a folder")
+    if not plan.overwrite and (plan.out / "config.json").exists():
+        raise UserError(f"{plan.out} holds a model already: choose another --out, or say --overwrite")
+
+
+def _read(plan: Plan, console: Console) -> tuple[Log, Sequence[Item]]:
     log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
     if log.dropped:
         console.print(f"{log.dropped:,} rows of {plan.events} can't be used and are left out")
     if plan.first < 1:
         log, _ = logs.split(log, plan.first)
-    items = logs.read_items(plan.items, like=log.columns.item) if plan.items else []
+    return log, logs.read_items(plan.items, like=log.columns.item) if plan.items else []
+
+
+def _train(settings: Settings, plan: Plan, log: Log, items: Sequence[Item], console: Console) -> "Trained":
+    import torch
+
+    from stream_rec.learn import train
+    from stream_rec.model.text import TextEncoder
+
+    torch.set_num_threads(plan.threads or os.cpu_count() or 1)
     began = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
@@ -89,34 +124,20 @@ def _train(settings: Settings, plan: Plan, config: TrainConfig, console: Console
             bar.update(tasks[stage], description=what, completed=done, total=total)
 
         texts = TextEncoder(settings.text_encoder, settings.cache_dir)
-        trained = train.train(log.frame, items, config, texts, plan.out, progress)
+        trained = train.train(log.frame, items, _config(settings, plan), texts, plan.out, progress)
     console.print(f"trained in {time.monotonic() - began:.0f} s")
-    return trained, len(log.frame), log.frame["user"].n_unique()
+    return trained
 
 
-def _config(settings: Settings, plan: Plan) -> TrainConfig:
-    for name, value, low, high in (
-        ("--first", plan.first, 0.01, 1.0),
-        ("--validation", plan.validation, 0.01, 0.5),
-        ("--epochs", plan.epochs, 1, 10_000),
-        ("--width", plan.width, 16, 8_192),
-        ("--learning-rate", plan.learning_rate, 1e-6, 1.0),
-        ("--half-life-days", plan.half_life_days, 1e-3, 1e6),
-    ):
-        if not low <= value <= high:
-            raise UserError(f"{name} is {value}: give {low:g} to {high:g}")
-    if plan.width % 32:
-        raise UserError(f"--width is {plan.width}: give a multiple of 32")
-    encoder = EncoderConfig(
-        width=plan.width,
-        heads=plan.width // 32,
-        kv_heads=plan.width // 32,
-        inner=2 * plan.width,
-        layers=plan.layers,
-        base=plan.base,
-    )
+def _config(settings: Settings, plan: Plan) -> "TrainConfig":
+    from stream_rec.learn.train import TrainConfig
+    from stream_rec.model.encoder import EncoderConfig
+
+    heads = plan.width // HEAD
     return TrainConfig(
-        encoder=encoder,
+        encoder=EncoderConfig(
+            width=plan.width, layers=plan.layers, heads=heads, kv_heads=heads, inner=2 * plan.width, base=plan.base
+        ),
         capacity=settings.capacity,
         stride=settings.move,
         epochs=plan.epochs,
@@ -128,17 +149,19 @@ def _config(settings: Settings, plan: Plan) -> TrainConfig:
     )
 
 
-def _clear(plan: Plan) -> None:
-    """Makes room in the folder, if the person said so."""
-    if plan.out.exists() and not plan.out.is_dir():
-        raise UserError(f"--out {plan.out} is a file: name a folder")
-    if plan.overwrite:
-        checkpoint.Checkpoints(plan.out, "").remove()
-    elif (plan.out / "config.json").exists():
-        raise UserError(f"{plan.out} holds a model already: choose another --out, or say --overwrite")
+def _save(trained: "Trained", out: Path, log: Log) -> str:
+    """Writes the whole folder; returns the model's version."""
+    from stream_rec.learn.card import card
+    from stream_rec.model import folder
+
+    version = folder.save(trained.model, out)
+    model, measured = trained.model._replace(version=version), trained.measured
+    (out / "metrics.json").write_bytes(msgspec.json.format(msgspec.json.encode(measured), indent=2) + b"\n")
+    (out / "README.md").write_text(card(model, measured, len(log.frame), log.frame["user"].n_unique()))
+    return version
 
 
-def _table(measured: Measured) -> Table:
+def _table(measured: "Measured") -> Table:
     view = Table(title="Held-out time, the whole catalogue ranked")
     for heading in ("score", "HR@10", "NDCG@10", "MRR", "predictions"):
         view.add_column(heading, justify="left" if heading == "score" else "right")

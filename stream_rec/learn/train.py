@@ -20,8 +20,10 @@ from msgspec import Struct
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from stream_rec.errors import UserError
 from stream_rec.learn import blend, checkpoint, dataset, evaluate
 from stream_rec.learn.card import Measured
+from stream_rec.learn.convex import minimise
 from stream_rec.learn.dataset import Dataset, Slice
 from stream_rec.learn.evaluate import Figures
 from stream_rec.messages import Item
@@ -178,6 +180,8 @@ def fit(
             torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
             optimiser.step()
             progress(f"{stage.title}, epoch {epoch + 1} of {config.epochs}", step + 1, steps)
+        if not all(weight.isfinite().all() for weight in encoder.parameters()):
+            raise UserError("the training diverged: lower --learning-rate and begin anew with --overwrite")
         stage.keep(encoder, optimiser, epoch + 1)
     fit_types(encoder, prepared, windows, config)
     return encoder
@@ -218,16 +222,15 @@ def fit_types(encoder: UserEncoder, prepared: Prepared, windows: Sequence[Slice]
         ]
         states = F.normalize(torch.cat([states for states, _ in read]), dim=-1)
     types = torch.from_numpy(prepared.data.types[np.concatenate([places for _, places in read])])
-    head = encoder.next_type
-    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=60, line_search_fn="strong_wolfe")
+    inputs = torch.cat([states, torch.ones(len(states), 1)], dim=1)
 
-    def loss_of_types() -> Tensor:
-        optimiser.zero_grad()
-        value = F.cross_entropy(head(states), types) + TYPE_RIDGE * head.weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+    def loss_of_types(weights: Tensor) -> Tensor:
+        return F.cross_entropy(inputs @ weights.T, types) + TYPE_RIDGE * weights[:, :-1].square().sum()
 
-    optimiser.step(loss_of_types)  # type: ignore[no-untyped-call]
+    found = minimise(loss_of_types, torch.zeros(encoder.next_type.out_features, inputs.shape[1]))
+    with torch.no_grad():
+        encoder.next_type.weight.copy_(found[:, :-1])
+        encoder.next_type.bias.copy_(found[:, -1])
 
 
 def _states(encoder: UserEncoder, prepared: Prepared, made: dataset.Batch) -> tuple[Tensor, Numbers]:

@@ -104,6 +104,8 @@ class Engine:
         memory = self._remember(windows, tokens)
         states, work = self._states(windows, tokens)
         ranked = scorer.rank(states, memory, self._candidates, self._blend, self._limits.top_k)
+        if not ranked.scores.isfinite().all():  # as JSON it would be null, which no reader takes for a score
+            raise ArithmeticError("the model gave a score that is not a number")
         types = torch.softmax(self._encoder.type_logits(states)[:, UNKNOWN + 1 :], dim=1)
         return Step(self._answers(windows, ranked, types), work)
 

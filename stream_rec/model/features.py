@@ -12,6 +12,8 @@ Vectors = NDArray[np.float32]
 MAX_TEXT = 256
 """Principal components kept of a text vector."""
 PRICE_BUMPS = 16
+NOISE = 1e-6
+"""Variance of unit text vectors that tells nothing: where all texts are alike, or there are none."""
 
 
 class ItemFeatures(NamedTuple):
@@ -33,10 +35,9 @@ class ItemFeatures(NamedTuple):
         unit = _unit(texts)
         mean = unit.mean(0)
         variance, axes = np.linalg.eigh(np.cov(unit - mean, rowvar=False, bias=True).astype(np.float64))
-        kept = min(
-            MAX_TEXT, int((variance > 1e-5 * variance.max()).sum())
-        )  # the rest is noise: whitening would amplify it
-        whiten = axes[:, -kept:] / np.sqrt(variance[-kept:])
+        telling = variance > max(NOISE, 1e-5 * variance.max())  # the rest is noise: whitening would amplify it
+        kept = max(1, min(MAX_TEXT, int(telling.sum())))
+        whiten = axes[:, -kept:] * telling[-kept:] / np.sqrt(np.maximum(variance[-kept:], NOISE))
         known = np.log1p(prices[~np.isnan(prices)])
         if len(known) < len(prices) / 2 or np.ptp(known) == 0:
             empty = np.zeros(0, np.float32)

@@ -11,11 +11,13 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import faust
 import uvloop
+from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
 from stream_rec import telemetry
@@ -29,10 +31,38 @@ from stream_rec.telemetry import AgentMetrics
 
 log = logging.getLogger(__name__)
 
+PATIENCE_S = 3.0
+"""After how long without an answer Kafka counts as away, seconds."""
 STOP_S = 8.0
 """How long the last commit and the goodbye to the group may take, seconds."""
+CRASHED_S = 1.0
+"""The same after a crash, which commits nothing more."""
 ROCKSDB = {"driver": "rocksdict", "block_cache_size": 64 << 20, "write_buffer_size": 16 << 20}
 """Bytes, for each partition; faust's defaults are 2 GiB and 64 MiB."""
+
+
+class Lag:
+    """The gauge of events that wait, by partition; says when Kafka goes away and comes back."""
+
+    def __init__(self, metrics: AgentMetrics) -> None:
+        self._gauge = metrics.lag
+        self._partitions: set[int] = set()
+        self._known = True
+
+    def show(self, waiting: Mapping[int, int]) -> None:
+        if not self._known:
+            log.warning("Kafka answers again")
+        self._known = True
+        for partition in self._partitions - waiting.keys():
+            self._gauge.remove(partition)
+        for partition, events in waiting.items():
+            self._gauge.labels(partition).set(events)
+        self._partitions = set(waiting)
+
+    def unknown(self) -> None:
+        if self._known:
+            log.warning("Kafka does not answer: waiting for it")
+        self._known = False
 
 
 def build(settings: Settings, metrics: AgentMetrics, folder: Path) -> faust.App:
@@ -70,16 +100,14 @@ def build(settings: Settings, metrics: AgentMetrics, folder: Path) -> faust.App:
         mine = [tp for tp in app.consumer.assignment() if tp.topic == settings.events_topic]
         log.info("agents ready: %d partitions", len(mine))
 
-    shown: set[int] = set()
+    lag = Lag(metrics)
 
     async def measure() -> None:
-        waiting = await app.consumer.waiting(settings.events_topic)
-        for partition in shown - waiting.keys():
-            metrics.lag.remove(partition)
-        for partition, events in waiting.items():
-            metrics.lag.labels(partition).set(events)
-        shown.clear()
-        shown.update(waiting)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                lag.show(await app.consumer.waiting(settings.events_topic))
+        except (KafkaError, TimeoutError):
+            lag.unknown()
 
     app.agent(app.topic(settings.events_topic, **raw), name="windows", concurrency=1)(take)
     table.on_recover(ready)
@@ -88,8 +116,9 @@ def build(settings: Settings, metrics: AgentMetrics, folder: Path) -> faust.App:
 
 
 def run(settings: Settings) -> int:
-    """Runs one agent process until SIGTERM or Ctrl-C; returns the exit code: 0 after a clean end, 1 after a crash.
+    """Runs one agent process until SIGTERM or Ctrl-C; returns 0 once everything done is committed.
 
+    What can't end in order (a crash, or Kafka is away) ends the process with code 1; no event is lost by that.
     Raises `UserError` when no broker answers, a topic is missing, or the metrics port is taken.
     """
     _log(settings.log_level)
@@ -99,11 +128,8 @@ def run(settings: Settings) -> int:
     port = telemetry.serve(registry, settings.metrics_host, settings.agents_metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
     with own_folder(settings.cache_dir / "agents") as folder:
-        code: int = uvloop.run(_serve(settings, metrics, folder))
-    if code:
-        logging.shutdown()
-        os._exit(code)  # a crashed faust can leave a thread that would hold the process for ever
-    return code
+        uvloop.run(_serve(settings, metrics, folder))
+    return 0
 
 
 async def _fit(settings: Settings) -> None:
@@ -123,7 +149,7 @@ async def _fit(settings: Settings) -> None:
         )
 
 
-async def _serve(settings: Settings, metrics: AgentMetrics, folder: Path) -> int:
+async def _serve(settings: Settings, metrics: AgentMetrics, folder: Path) -> None:
     app = build(settings, metrics, folder)
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -131,19 +157,15 @@ async def _serve(settings: Settings, metrics: AgentMetrics, folder: Path) -> int
     started = asyncio.ensure_future(app.start())
     ends = [asyncio.ensure_future(told.wait()), asyncio.ensure_future(app.wait_until_stopped())]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    crashed = app.crashed
-    try:
-        async with asyncio.timeout(STOP_S):
-            await app.stop()
-            await started
-    except Exception as error:  # noqa: BLE001 - the exit code says it; what was not committed is read again
-        log.error("the agents could not end in order: %s", type(error).__name__)
-        return 1
-    finally:
-        for end in ends:
-            end.cancel()
+    stopped = asyncio.ensure_future(app.stop())
+    await asyncio.wait([started, stopped], timeout=CRASHED_S if app.crashed else STOP_S)
+    if app.crashed or any(not part.done() or part.exception() for part in (started, stopped)):
+        log.error("the agents could not end in order: the next ones read again what these had not committed")
+        logging.shutdown()
+        os._exit(1)  # neither faust's tasks nor its threads can be relied on to end
+    for end in ends:
+        end.cancel()
     log.info("agents ended")
-    return 1 if crashed else 0
 
 
 def _app(settings: Settings, folder: Path) -> faust.App:
@@ -178,12 +200,7 @@ def _log(level: str) -> None:
     if level == "debug":
         return
     logging.disable(logging.DEBUG)  # faust builds its debug records even where nobody sees them: 8% of the time
-    for name in ("faust", "mode", "aiokafka", faust_kafka.__name__):
+    for name in ("faust", "mode", faust_kafka.__name__):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("faust.topics").setLevel(logging.CRITICAL)  # it would log a refused record, key and all
-    logging.getLogger("aiokafka.consumer.group_coordinator").addFilter(_unusual)
-
-
-def _unusual(record: logging.LogRecord) -> bool:
-    """A new broker makes its offsets topic when the first group asks for it, and the group asks again."""
-    return "GroupCoordinatorNotAvailable" not in record.getMessage()
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what matters of it is said here, in a line

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import IO
@@ -54,12 +55,13 @@ def start(
 
 def end(processes: Sequence[subprocess.Popen[bytes]], timeout_s: float) -> None:
     """SIGTERM to all, SIGKILL to those that are left after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
     for process in processes:
         if process.poll() is None:
             process.terminate()
     for process in processes:
         try:
-            process.wait(timeout_s)
+            process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

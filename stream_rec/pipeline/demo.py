@@ -39,6 +39,7 @@ DRAIN_S = 30.0
 """How long the last answers may take after the last event, seconds."""
 HURRY_S = 2.0
 """The same after Ctrl-C, which ends everything within 10 s."""
+BROKER_END_S = 3.0
 
 T = TypeVar("T")
 
@@ -82,7 +83,8 @@ def run(settings: Settings, plan: Plan) -> int:
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         try:
             shop = _simulated(plan, home) if plan.events is None else _logged(plan, plan.events)
-            broker = stack.enter_context(Broker(notify=lambda line: console.print(line, highlight=False)))
+            broker = Broker(notify=lambda line: console.print(line, highlight=False)).start()
+            stack.callback(broker.stop, BROKER_END_S)
             here = {"bootstrap_servers": broker.bootstrap, "event_types": shop.event_types, "model": home / "model"}
             ports = {"agents_metrics_port": 0, "worker_metrics_port": 0}
             each = {"coalesce": False}  # every event is compared with what was predicted right before it

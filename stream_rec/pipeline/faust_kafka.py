@@ -53,6 +53,7 @@ class Producer(driver.Producer):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         await super().on_start()
+        _unhurried(self._producer.client)
         sender = self._producer._sender
         sender._send_produce_req = partial(self._guarded, sender, sender._send_produce_req)
 
@@ -74,7 +75,8 @@ class Producer(driver.Producer):  # type: ignore[misc]
 
     def _settled(self, fut: FutureMessage) -> None:
         self._unconfirmed.discard(fut)
-        if self._refused is None and (error := None if fut.cancelled() else fut.exception()) is not None:
+        error = asyncio.CancelledError() if fut.cancelled() else fut.exception()
+        if error is not None and self._refused is None:
             self._refused = error
             log.error("Kafka refused a write (%s): this process ends, and its last events are read again", error)
             self.add_future(self.app.crash(error))
@@ -95,6 +97,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         await super().on_start()
+        _unhurried(self._consumer._client)
         coordinator = self._consumer._coordinator
         coordinator._do_heartbeat = partial(self._heartbeat, coordinator._do_heartbeat)
 
@@ -174,6 +177,19 @@ class Memory(memory.Store):  # type: ignore[misc]
     def __delitem__(self, key: bytes) -> None:
         del self.data[key]
         self._key_partition.pop(key, None)
+
+
+def _unhurried(client: Any) -> None:
+    """Makes an aiokafka client pause between attempts: while Kafka is away it would try 4,000 times a second."""
+    update = client._metadata_update
+
+    async def attempt(*arguments: Any) -> bool:
+        updated = bool(await update(*arguments))
+        if not updated:
+            await asyncio.sleep(0.2)
+        return updated
+
+    client._metadata_update = attempt
 
 
 TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"

@@ -14,6 +14,8 @@ from stream_rec.pipeline import child
 
 READY_S = 120.0
 POLL_S = 0.1
+END_S = 4.0
+"""How long the parts may take to end in order, seconds; then they are killed."""
 
 
 class Parts:
@@ -28,7 +30,7 @@ class Parts:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        child.end(list(self._running.values()), timeout_s=5)
+        child.end(list(self._running.values()), END_S)
 
     def start(self, command: str) -> None:
         """Starts a command that goes on until it is ended."""

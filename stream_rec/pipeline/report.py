@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from stream_rec.pipeline.accuracy import Outcome, Prequential, Tally
@@ -81,7 +82,10 @@ def table(summary: dict[str, Any]) -> Table:
     """The summary as a table, one line for each event type; the caption holds the counts and the latency."""
     latency = summary["latency_ms"]
     view = Table(
-        title="What users did next, against the newest earlier answer",
+        title="What users did next, in the newest earlier answer (right: hit@10 of the floors)",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
         caption=(
             f"{summary['events']:,} events, {summary['recommendations']:,} recommendations "
             f"({summary['updates_per_s']:,.0f}/s), {summary['lost']:,} lost, {summary['dead_letters']:,} dead letters; "
@@ -89,7 +93,7 @@ def table(summary: dict[str, Any]) -> Table:
         ),
     )
     view.add_column("event type")
-    headings = ("events", *(f"hit rate@{k}" for k in CUTOFFS), "NDCG@10", "MRR", "popularity@10", "last item@10")
+    headings = ("events", *(f"hit@{k}" for k in CUTOFFS), "NDCG@10", "MRR", "popular", "Markov")
     for heading in headings:
         view.add_column(heading, justify="right")
     for name, scores in summary["by_event_type"].items():

@@ -1,0 +1,134 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from socket import socket
+
+import pytest
+from click.testing import CliRunner
+
+from stream_rec import config
+from stream_rec.cli import cli
+from stream_rec.model import folder
+from tests.tiny import tiny_model
+
+COMMAND = (sys.executable, "-m", "stream_rec.cli")
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        yield one.getsockname()[1]
+
+
+def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def commands(group: object = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_help_says_what_a_command_does_and_its_defaults(path: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(cli, [*path, "--help"], terminal_width=200)
+    assert shown.exit_code == 0
+    lines = shown.output.splitlines()
+    assert len(lines[2].strip()) > 10
+    for line in lines:
+        if "STREAM_REC_" in line:
+            name = line.rsplit("[STREAM_REC_", 1)[1].rstrip("]").lower()
+            assert config.Settings.model_fields[name].description in line
+
+
+def test_every_command_of_the_product_is_there() -> None:
+    wanted = [
+        "demo",
+        "simulate",
+        "broker",
+        "agents",
+        "worker",
+        "replay",
+        "train",
+        "recommend",
+        "version",
+        "items",
+        "settings",
+    ]
+    assert {(name,) for name in wanted} | {("topics", "create"), ("topics", "check")} == set(commands())
+
+
+def test_importing_the_commands_loads_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "faust", "aiokafka", "polars", "numpy", "rich", "pydantic"]
+    code = f"import sys, stream_rec.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+NOWHERE = ("--bootstrap-servers", "127.0.0.1:1")
+MISTAKES = {
+    "a log that is not there": (("train", "nowhere.csv", "--out", "m"), "nowhere.csv"),
+    "a log that is none": (("train", "noise.csv", "--out", "m"), "which column is the user"),
+    "a catalogue that is not there": (("train", "log.csv", "--items", "nowhere.csv", "--out", "m"), "nowhere.csv"),
+    "an out that is a file": (("train", "log.csv", "--out", "log.csv"), "is a file"),
+    "an odd number": (("train", "log.csv", "--out", "m", "--epochs", "0"), "--epochs is 0"),
+    "a setting out of range": (("agents", "--capacity", "1"), "setting capacity (STREAM_REC_CAPACITY)"),
+    "a setting of the wrong type": (("worker", "--top-k", "many"), "setting top_k (STREAM_REC_TOP_K)"),
+    "no settings file": (("--config", "nowhere.toml", "settings"), "nowhere.toml"),
+    "an unknown option": (("worker", "--no-such-thing"), "No such option"),
+    "no broker for topics": (("topics", "check", *NOWHERE), "no Kafka broker answers"),
+    "no broker for agents": (("agents", *NOWHERE), "no Kafka broker answers"),
+    "no broker for the worker": (("worker", *NOWHERE), "no Kafka broker answers"),
+    "no broker to replay to": (("replay", "log.csv", *NOWHERE), "no Kafka broker answers"),
+    "no broker to ask": (("recommend", "u", *NOWHERE), "no Kafka broker answers"),
+    "a demo without its log": (("demo", "--events", "nowhere.csv"), "nowhere.csv"),
+    "a rate of nothing": (("demo", "--rate", "0"), "--rate is 0"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    (tmp_path / "log.csv").write_text("user,item,time\na,x,1\nb,y,2\n")
+    (tmp_path / "noise.csv").write_text("some,thing\n1,2\n")
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 or lines[0].startswith("Usage:")
+
+
+def test_a_busy_port_is_one_line_and_exit_code_2(tmp_path: Path, taken: int) -> None:
+    done = run("broker", "--port", taken, cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert str(taken) in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_model_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    folder.save(tiny_model(), tmp_path / "m")
+    (tmp_path / "log.csv").write_text("user,item,time\na,x,1\nb,y,2\n")
+    done = run("train", "log.csv", "--out", "m", cwd=tmp_path)
+    assert (done.returncode, "--overwrite" in done.stderr) == (2, True)
+
+
+def test_settings_come_from_options_then_environment_then_file(tmp_path: Path) -> None:
+    (tmp_path / "stream-rec.toml").write_text('log_level = "error"\ntop_k = 7\ncapacity = 9\n')
+    done = run("settings", "--log-level", "debug", cwd=tmp_path, STREAM_REC_TOP_K="8", COLUMNS="200")
+    shown = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()}
+    assert (shown["log_level"], shown["top_k"], shown["capacity"]) == ("debug", "8", "9")
+
+
+def test_simulating_with_one_seed_writes_the_same_files(tmp_path: Path) -> None:
+    for name in "ab":
+        options = ("--events", f"{name}.csv", "--items", f"{name}-items.csv", "--count", 500, "--seed", 3)
+        assert run("simulate", *options, cwd=tmp_path).returncode == 0
+    for kind in (".csv", "-items.csv"):
+        assert (tmp_path / f"a{kind}").read_bytes() == (tmp_path / f"b{kind}").read_bytes()
+    assert (tmp_path / "a.csv").read_text().count("\n") == 501
