@@ -5,6 +5,7 @@ and the TOML file there.
 """
 
 import asyncio
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -298,6 +299,7 @@ def _shown(items: Any, total: int, what: str) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry point: a person's mistake is one line and exit code 2."""
+    logging.getLogger("aiokafka").setLevel(logging.ERROR)  # it warns of each retry
     try:
         code = cli.main(args=arguments, prog_name="stream-rec", standalone_mode=False)
     except UserError as error:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,15 +158,24 @@ async def _serve(settings: Settings, metrics: AgentMetrics, folder: Path) -> Non
     started = asyncio.ensure_future(app.start())
     ends = [asyncio.ensure_future(told.wait()), asyncio.ensure_future(app.wait_until_stopped())]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    stopped = asyncio.ensure_future(app.stop())
-    await asyncio.wait([started, stopped], timeout=CRASHED_S if app.crashed else STOP_S)
-    if app.crashed or any(not part.done() or part.exception() for part in (started, stopped)):
-        log.error("the agents could not end in order: the next ones read again what these had not committed")
-        logging.shutdown()
-        os._exit(1)  # neither faust's tasks nor its threads can be relied on to end
+    force = threading.Timer(CRASHED_S if app.crashed else STOP_S, _end)  # faust waits for a thread in the event loop's
+    force.daemon = True
+    force.start()
+    await app.stop()
+    await started
+    if app.crashed:
+        _end()
+    force.cancel()
     for end in ends:
         end.cancel()
     log.info("agents ended")
+
+
+def _end() -> None:
+    """Ends the process at once: neither the tasks nor the threads of a faust in trouble can be relied on to end."""
+    log.error("the agents could not end in order: the next ones read again what these had not committed")
+    logging.shutdown()
+    os._exit(1)
 
 
 def _app(settings: Settings, folder: Path) -> faust.App:

@@ -6,8 +6,9 @@ owner's open transaction and bars it from any other, and only then reads where t
 """
 
 import logging
+from asyncio import Future
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -64,17 +65,25 @@ class Outlet:
         async with self._producer.transaction():
             for reply in replies:
                 same = reply.topic == self._settings.recommendations_topic
-                await self._producer.send(
+                sent = await self._producer.send(
                     reply.topic,
                     reply.value,
                     key=reply.key,
                     partition=self._partition.partition if same else None,
                     headers=reply.headers,
                 )
+                sent.add_done_callback(_heard)
             await self._producer.send_offsets_to_transaction({self._partition: offset}, self._settings.worker_group)
 
     async def close(self) -> None:
+        """Gives the partition up. An open transaction is left to its time-out or to the next owner."""
         try:
             await self._producer.stop()
         except KafkaError as error:
             log.warning("a producer could not be closed in order: %s", type(error).__name__)
+
+
+def _heard(sent: "Future[Any]") -> None:
+    """A record's failure is its transaction's, which raises it: here it is only kept from being reported again."""
+    if not sent.cancelled():
+        sent.exception()

@@ -1,0 +1,53 @@
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stream_rec.config import Settings
+from stream_rec.messages import Event
+from stream_rec.model import folder
+from stream_rec.pipeline import topics
+from stream_rec.pipeline.broker import Broker
+from stream_rec.pipeline.feed import feed, steady
+from stream_rec.pipeline.floors import Floors
+from stream_rec.pipeline.follow import following
+from tests.e2e.kafka import settings_for, until
+from tests.e2e.process import Part
+from tests.tiny import CAPACITY, STRIDE, tiny_model
+
+pytestmark = pytest.mark.e2e
+
+
+async def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_else(
+    tmp_path: Path, start: Callable[[str, Settings], Part]
+) -> None:
+    folder.save(tiny_model(), tmp_path / "model")
+    log = [Event(f"u{n % 30}", "view", 1_000.0 + n, f"i{n * 7 % 40}") for n in range(1_500)]
+    with Broker(tmp_path / "kafka") as first:
+        limits = {"capacity": CAPACITY, "stride": STRIDE, "model": tmp_path / "model"}
+        settings = settings_for(tmp_path, bootstrap_servers=first.bootstrap, coalesce=False, **limits)
+        await topics.create(settings)
+        agents, worker = start("agents", settings), start("worker", settings)
+        agents.wait_for("agents ready")
+        worker.wait_for("worker ready")
+        async with following(settings, Floors()) as follower:
+            feeding = asyncio.create_task(feed(log, settings, pace=steady(150)))
+
+            async def under_way() -> bool:
+                return follower.prequential.recommendations > 100
+
+            await until(under_way)
+            psutil.Process(first.pid).send_signal(signal.SIGKILL)
+            first.wait()
+            first.stop()  # it holds the lock on its folder
+            with Broker(tmp_path / "kafka", first.port):
+                await feeding
+                await follower.drain()
+                summary = follower.summary()
+                assert (agents.stop(), worker.stop()) == (0, 0)
+    assert (summary["events"], summary["recommendations"]) == (1_500, 1_500)
+    assert (summary["lost"], summary["repeated"], summary["dead_letters"]) == (0, 0, 0)
+    assert "Traceback" not in agents.said + worker.said
