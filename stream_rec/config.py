@@ -84,7 +84,9 @@ class Settings(BaseSettings):
     # Model and catalogue
     model: Path = Field(Path("model"), description="folder of the trained model")
     text_encoder: str = Field(
-        "sentence-transformers/all-MiniLM-L6-v2", min_length=1, description="sentence-transformers name or folder"
+        "sentence-transformers/all-MiniLM-L6-v2",
+        min_length=1,
+        description="sentence-transformers name or folder, for training; a model keeps its own",
     )
 
     # Everything

@@ -161,8 +161,12 @@ async def _serve(settings: Settings, metrics: AgentMetrics, folder: Path) -> Non
     force = threading.Timer(CRASHED_S if app.crashed else STOP_S, _end)  # faust waits for a thread in the event loop's
     force.daemon = True
     force.start()
-    await app.stop()
-    await started
+    try:
+        await app.stop()
+        await started
+    except Exception as error:  # noqa: BLE001 - whatever it was, the process ends
+        log.error("%s at the end", type(error).__name__)
+        _end()
     if app.crashed:
         _end()
     force.cancel()

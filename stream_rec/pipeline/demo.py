@@ -177,7 +177,8 @@ async def _watch(live: Live, follower: Follower, titles: dict[str, Item], parts:
         events, recommendations = summary["events"], summary["recommendations"]
         now = Text(f"{fresh:,} events/s, {answers:,} recommendations/s; Ctrl-C ends it all", style="bold")
         newest = follower.newest
-        live.update(Group(now, report.table(summary), lookup.table(newest, titles, most=5) if newest else Text()))
+        accuracy = report.table(summary, "on their way")
+        live.update(Group(now, accuracy, lookup.table(newest, titles, most=5) if newest else Text()))
         await asyncio.sleep(1)
         try:
             parts.check()

@@ -78,8 +78,11 @@ class Report:
         }
 
 
-def table(summary: dict[str, Any]) -> Table:
-    """The summary as a table, one line for each event type; the caption holds the counts and the latency."""
+def table(summary: dict[str, Any], uncovered: str = "lost") -> Table:
+    """The summary as a table, one line for each event type; the caption holds the counts and the latency.
+
+    `uncovered` is what to call events without an answer: while events flow, they are only on their way.
+    """
     latency = summary["latency_ms"]
     view = Table(
         title="What users did next, in the newest earlier answer (right: hit@10 of the floors)",
@@ -88,7 +91,7 @@ def table(summary: dict[str, Any]) -> Table:
         show_edge=False,
         caption=(
             f"{summary['events']:,} events, {summary['recommendations']:,} recommendations "
-            f"({summary['updates_per_s']:,.0f}/s), {summary['lost']:,} lost, {summary['dead_letters']:,} dead letters; "
+            f"({summary['updates_per_s']:,.0f}/s), {summary['lost']:,} {uncovered}, {summary['dead_letters']:,} dead letters; "
             f"latency p50 {_number(latency['p50'])} ms, p99 {_number(latency['p99'])} ms"
         ),
     )

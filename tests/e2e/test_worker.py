@@ -1,8 +1,11 @@
 import asyncio
+import os
 import signal
+from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from socket import socket
 
 import pytest
 
@@ -14,7 +17,7 @@ from stream_rec.pipeline import topics
 from stream_rec.pipeline.publish import publish_items
 from stream_rec.window import append
 from tests.e2e.kafka import Sent, produce, read_topic, until, waiting
-from tests.e2e.process import Part
+from tests.e2e.process import COMMAND, Part, environment_of
 from tests.tiny import CAPACITY, STRIDE, items, tiny_model, window
 
 pytestmark = pytest.mark.e2e
@@ -241,3 +244,38 @@ async def test_the_memory_is_rebuilt_after_a_restart(
     want = [engine.step([one]).recommendations[0] for one in made][-1]
     got = (await answers(settings))[-1]
     assert [ranked.score for ranked in got.items] == pytest.approx([r.score for r in want.items], abs=2e-3)
+
+
+async def test_an_event_of_an_unknown_item_is_answered_and_counted(settings: Settings, start: Start) -> None:
+    await write(settings, [window("u", 2, ["i1", "nobody knows it"])])
+    part = start("worker", settings)
+    await all_done(settings)
+    (answer,) = await answers(settings)
+    assert len(answer.items) == 20
+    assert part.metrics()["stream_rec_unknown_item_events_total"] == 1
+
+
+async def test_what_a_person_can_put_right_is_one_line_and_exit_code_2(
+    settings: Settings, model: Path, tmp_path: Path
+) -> None:
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "config.json").write_text('{"format": 99}')
+    with socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        mistakes = {
+            f"no model in {tmp_path}": {"model": tmp_path},
+            "has format 99, this version reads format 1": {"model": strange},
+            f"cannot serve metrics on 127.0.0.1:{port}": {"worker_metrics_port": port},
+            "does not exist: run 'stream-rec topics create'": {"items_topic": "never-created"},
+        }
+        for says, changes in mistakes.items():
+            wrong = settings.model_copy(update=changes)
+            environment = os.environ | environment_of(wrong)
+            running = await asyncio.create_subprocess_exec(*COMMAND, "worker", env=environment, stderr=PIPE)
+            _, said = await running.communicate()
+            lines = [line for line in said.decode().splitlines() if " INFO " not in line]
+            assert (running.returncode, len(lines)) == (2, 1), said.decode()
+            assert says in lines[0]

@@ -186,6 +186,12 @@ def test_a_bad_model_folder_is_one_clear_line(model: Model, tmp_path: Path, spoi
     assert "\n" not in str(caught.value)
 
 
+def test_a_device_that_is_not_there_is_refused(model: Model, tmp_path: Path) -> None:
+    folder.save(model, tmp_path)
+    with pytest.raises(UserError, match="CUDA devices; set device to cpu"):
+        Engine.load(tmp_path, tmp_path, Limits(stride=STRIDE), "cuda:99")
+
+
 def test_a_cache_too_small_for_one_user_is_refused(engine_of: EngineOf) -> None:
     with pytest.raises(UserError, match="kv_cache_gb"):
         engine_of(users=0)
