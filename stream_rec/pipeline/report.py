@@ -91,7 +91,8 @@ def table(summary: dict[str, Any], uncovered: str = "lost") -> Table:
         show_edge=False,
         caption=(
             f"{summary['events']:,} events, {summary['recommendations']:,} recommendations "
-            f"({summary['updates_per_s']:,.0f}/s), {summary['lost']:,} {uncovered}, {summary['dead_letters']:,} dead letters; "
+            f"({summary['updates_per_s']:,.0f}/s), {summary['lost']:,} {uncovered}, "
+            f"{summary['dead_letters']:,} dead letters; "
             f"latency p50 {_number(latency['p50'])} ms, p99 {_number(latency['p99'])} ms"
         ),
     )
