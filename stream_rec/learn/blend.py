@@ -42,10 +42,9 @@ def learn(data: Dataset, transitions: Transitions, ask: frozenset[int] = frozens
 
 def fit(logits: Tensor, memory: Memory, truth: Tensor) -> Blend:
     """Weights that make `truth` (n,) likeliest, given the decoder's `logits` (n, rows) and the memory."""
-    decoder = torch.log_softmax(logits, dim=1)
 
     def loss(weights: Tensor) -> Tensor:
-        scores = scorer.add(decoder, memory, weights)
+        scores = scorer.add(logits, memory, weights)
         return torch.nn.functional.cross_entropy(scores, truth) + RIDGE * weights.square().sum()
 
     return Blend(*(round(weight, 4) for weight in minimise(loss, torch.tensor([0.5, 0.5, 0.0]), BOUNDS).tolist()))

@@ -268,7 +268,7 @@ def validate(
     first, second = halves
     with torch.inference_mode(False), torch.enable_grad():
         weights = blend.fit(logits(first).clone().detach(), asked.memory.pick(first), truth[first].clone())
-    scores, memory = torch.log_softmax(logits(second), dim=1), asked.memory.pick(second)
+    scores, memory = logits(second), asked.memory.pick(second)
 
     def figures(*parts: float) -> Figures:
         return evaluate.figures(

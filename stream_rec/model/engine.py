@@ -145,12 +145,11 @@ class Engine:
         return self._states(windows, [self._tokens(window) for window in windows])[0]
 
     def _tokens(self, window: Window) -> Tokens:
-        count = len(window.events)
         row, number = self.catalog.row, self._type_of
         return Tokens(
-            np.fromiter((row(event.item_id) for event in window.events), np.int64, count),
-            np.fromiter((number.get(event.event_type, UNKNOWN) for event in window.events), np.int64, count),
-            gap_buckets(np.fromiter((event.timestamp for event in window.events), np.float64, count)),
+            np.array([row(event.item_id) for event in window.events]),
+            np.array([number.get(event.event_type, UNKNOWN) for event in window.events]),
+            gap_buckets(np.array([event.timestamp for event in window.events])),
         )
 
     def _learn(self, window: Window, rows: Sequence[int]) -> None:

@@ -1,10 +1,11 @@
 """User states to ranked items: the blend of the score's parts, the top k, probabilities and interests.
 
-    score(j) = w_decoder * log softmax of the decoder's scores over the catalogue
+    score(j) = w_decoder * the decoder's score, which is a log-probability up to a constant
              + w_transitions * log(1 + 5 * what the online memory says of j after the last events)
              + w_repeat * [j is the last item]
 
-The weights come from a softmax regression on validation, so that the softmax of the blend is the probability.
+The weights come from a softmax regression on validation, so that the softmax of the blend is the probability. A
+constant added to all scores of an answer changes nothing, so the decoder's own normaliser is never computed.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 
 TRANSITION_SCALE = 5.0
 BARRED = -1e9
-"""The score of what may not be recommended; infinity times a weight of 0 would be no number."""
+"""The score of what may not be recommended; with infinity a catalogue without available items had no distribution."""
 
 
 class Blend(Struct, frozen=True):
@@ -82,7 +83,7 @@ class Candidates(NamedTuple):
 
 
 def add(decoder: Tensor, memory: Memory, weights: Tensor) -> Tensor:
-    """The blend's scores (batch, rows): `decoder` (batch, rows) log-softmax, `weights` (3,) in the order of `Blend`."""
+    """The blend's scores (batch, rows): `decoder` (batch, rows), `weights` (3,) in the order of `Blend`."""
     scores = decoder * weights[0]
     scores.index_put_((memory.answers, memory.rows), weights[1] * memory.weights, accumulate=True)
     everyone = torch.arange(len(scores), device=scores.device)
@@ -92,12 +93,10 @@ def add(decoder: Tensor, memory: Memory, weights: Tensor) -> Tensor:
 
 def rank(states: Tensor, memory: Memory, items: Candidates, weights: Blend, k: int) -> Ranked:
     """The `k` best items (all of them, where the catalogue has fewer) for user `states` (batch, width)."""
-    logits = torch.nn.functional.normalize(states, dim=1) @ items.outputs.T
-    decoder = torch.log_softmax(logits.masked_fill_(items.barred, BARRED), dim=1)
+    decoder = torch.nn.functional.normalize(states, dim=1) @ items.outputs.T
     scores = add(decoder, memory, torch.tensor(astuple(weights), device=states.device))
     scores.masked_fill_(items.barred, BARRED)
     top = scores.topk(min(k, int((~items.barred).sum())), dim=1)
-    total = scores.logsumexp(dim=1, keepdim=True)
-    probabilities = (scores - total).exp_()
+    probabilities = torch.softmax(scores, dim=1)
     interests = probabilities.new_zeros(len(scores), len(items.labels)).index_add_(1, items.categories, probabilities)
-    return Ranked(top.indices, top.values, (top.values - total).exp_(), interests)
+    return Ranked(top.indices, top.values, probabilities.gather(1, top.indices), interests)

@@ -20,6 +20,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,9 @@ SCHEME = "exact"
 MEMORY = "partitioned://"
 SESSION_S = 10.0
 """How long the group waits for a silent process before the others get its partitions, seconds."""
+
+GOODBYE_S = 3.0
+"""How long leaving the group may take, seconds; whom Kafka does not hear leave, it misses after `SESSION_S`."""
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +104,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         _unhurried(self._consumer._client)
         coordinator = self._consumer._coordinator
         coordinator._do_heartbeat = partial(self._heartbeat, coordinator._do_heartbeat)
+
+    async def on_thread_stop(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):  # while the group forms anew, faust and aiokafka wait for each other
+                await super().on_thread_stop()
 
     async def _heartbeat(self, beat: Callable[[], Awaitable[bool]]) -> bool:
         asked = time.monotonic()

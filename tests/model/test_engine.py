@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from stream_rec.errors import UserError
 from stream_rec.messages import Event, Item, Window
@@ -121,6 +123,15 @@ def test_a_new_item_is_recommendable_at_once_and_a_withdrawn_one_no_more(engine_
     answer = engine.step([window("u", 2, ["i1", "new"])]).recommendations[0]
     assert "new" not in {ranked.item_id for ranked in answer.items}
     assert len(answer.items) == ITEMS
+
+
+def test_a_catalogue_with_nothing_available_gives_an_empty_answer(engine_of: EngineOf) -> None:
+    engine = engine_of()
+    gone = [replace(item, available=False) for item in items()]
+    engine.upsert(gone, engine.read(gone))
+    answer = engine.step([window("u", 1, ["i1"])]).recommendations[0]
+    assert answer.items == ()
+    assert all(isfinite(interest.weight) for interest in answer.interests)
 
 
 def test_an_event_of_an_unknown_item_is_answered_and_counted(engine_of: EngineOf) -> None:
