@@ -3,11 +3,13 @@ import os
 import signal
 from asyncio.subprocess import PIPE
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from socket import socket
+from typing import NamedTuple
 
 import pytest
+from aiokafka import ConsumerRecord
 
 from stream_rec.config import Settings
 from stream_rec.messages import Event, Item, Recommendation, Window, encode, read_recommendation
@@ -16,7 +18,7 @@ from stream_rec.model.engine import Engine, Limits
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.publish import publish_items
 from stream_rec.window import append
-from tests.e2e.kafka import Sent, produce, read_topic, until, waiting
+from tests.e2e.kafka import Sent, produce, read_topic, settings_for, until, waiting
 from tests.e2e.process import COMMAND, Part, environment_of
 from tests.tiny import CAPACITY, STRIDE, items, tiny_model, window
 
@@ -37,6 +39,23 @@ async def settings(make_settings: Callable[..., Settings], model: Path) -> Setti
     made = make_settings(model=model, capacity=CAPACITY, stride=STRIDE, coalesce=False)
     await topics.create(made)
     return made
+
+
+class Serving(NamedTuple):
+    settings: Settings
+    part: Part
+
+
+@pytest.fixture(scope="module")
+def serving(bootstrap: str, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A worker that the tests of single records share; each test has users of its own."""
+    folder = tmp_path_factory.mktemp("worker")
+    settings = settings_for(folder, bootstrap_servers=bootstrap, model=model, capacity=CAPACITY, stride=STRIDE)
+    asyncio.run(topics.create(settings))
+    part = Part("worker", settings, folder / "worker.log")
+    part.wait_for("worker ready: 2 partitions")
+    yield Serving(settings, part)
+    part.kill()
 
 
 def windows(users: int, rounds: int) -> list[Window]:
@@ -67,6 +86,19 @@ async def answers(settings: Settings) -> list[Recommendation]:
     """What a read_committed consumer sees, tombstones left out."""
     records = await read_topic(settings, settings.recommendations_topic)
     return [read_recommendation(record.value) for record in records if record.value is not None]
+
+
+async def newest(settings: Settings, user: str) -> Recommendation | None:
+    """The newest committed answer to a user, once everything written is answered; None after an erasure."""
+    await all_done(settings)
+    records = await read_topic(settings, settings.recommendations_topic)
+    value = [record.value for record in records if record.key == user.encode()][-1]
+    return None if value is None else read_recommendation(value)
+
+
+async def dead_from(settings: Settings, topic: str) -> list[ConsumerRecord]:
+    records = await read_topic(settings, settings.dead_letter_topic)
+    return [record for record in records if dict(record.headers)["topic"] == topic.encode()]
 
 
 async def test_every_window_has_one_answer_and_it_is_the_engines(
@@ -162,42 +194,44 @@ async def test_a_burst_may_be_answered_by_its_newest_window_never_by_none(
     assert part.metrics()["stream_rec_windows_coalesced_total"] == len(made) - len(got)
 
 
-async def test_an_erased_user_has_a_tombstone(settings: Settings, start: Start) -> None:
-    await write(settings, windows(users=2, rounds=3))
-    await produce(settings, [Sent(b"u0", None)], settings.windows_topic)
-    start("worker", settings)
-    await all_done(settings)
-    newest = {record.key: record.value for record in await read_topic(settings, settings.recommendations_topic)}
-    assert newest[b"u0"] is None
-    assert newest[b"u1"] is not None
+async def test_an_erased_user_has_a_tombstone(serving: Serving) -> None:
+    settings, _ = serving
+    await write(settings, [window("goes", 1, ["i1"]), window("stays", 1, ["i1"])])
+    await produce(settings, [Sent(b"goes", None)], settings.windows_topic)
+    assert await newest(settings, "goes") is None
+    assert await newest(settings, "stays") is not None
 
 
-async def test_what_is_no_window_becomes_a_dead_letter_and_the_stream_goes_on(settings: Settings, start: Start) -> None:
-    good = window("u", 1, ["i1"])
+async def test_what_is_no_window_becomes_a_dead_letter_and_the_stream_goes_on(serving: Serving) -> None:
+    settings, _ = serving
+    good = window("good", 1, ["i1"])
     wrong = encode(good).replace(b'"n":1', b'"n":9')
-    bad = [Sent(b"u", b"{"), Sent(b"u", wrong), Sent(b"other", encode(good)), Sent(b"", b"x"), Sent(b"u", b"\xff")]
-    await produce(settings, [*bad, Sent(b"u", encode(good))], settings.windows_topic)
-    start("worker", settings)
-    await all_done(settings)
-    assert [one.seq for one in await answers(settings)] == [1]
-    dead = await read_topic(settings, settings.dead_letter_topic)
+    bad = [Sent(b"good", value) for value in (b"{", wrong, b"\xff")] + [Sent(b"other", encode(good)), Sent(b"", b"x")]
+    await produce(settings, [*bad, Sent(b"good", encode(good))], settings.windows_topic)
+    answer = await newest(settings, "good")
+    assert answer is not None
+    assert answer.seq == 1
+    dead = await dead_from(settings, settings.windows_topic)
     assert Counter((one.key, one.value) for one in dead) == Counter(bad)
     assert {dict(one.headers)["reason"] for one in dead} == {b"unreadable window"}
 
 
-async def test_items_are_added_changed_and_withdrawn_while_it_serves(settings: Settings, start: Start) -> None:
-    part = start("worker", settings)
-    part.wait_for("worker ready")
-    new = Item("new", title="a new thing", category="c1", vector=items()[1].vector)
-    await publish_items([new], settings)
-    seq = 0
+async def test_an_event_of_an_unknown_item_is_answered_and_counted(serving: Serving) -> None:
+    settings, part = serving
+    await write(settings, [window("curious", 2, ["i1", "nobody knows it"])])
+    answer = await newest(settings, "curious")
+    assert answer is not None
+    assert len(answer.items) == 20
+    assert part.metrics()["stream_rec_unknown_item_events_total"] == 1
 
-    async def names() -> set[str]:
-        nonlocal seq
-        seq += 1
-        await write(settings, [window("u", seq, ["i1"] * seq, start=0)] if seq <= CAPACITY else [])
-        await all_done(settings)
-        return {ranked.item_id for ranked in (await answers(settings))[-1].items}
+
+async def test_items_are_added_changed_and_withdrawn_while_it_serves(serving: Serving) -> None:
+    settings, part = serving
+
+    async def names(seq: int) -> set[str]:
+        await write(settings, [window("shopper", seq, ["i1"] * seq)])
+        answer = await newest(settings, "shopper")
+        return {ranked.item_id for ranked in answer.items} if answer else set()
 
     async def metric(name: str, value: float) -> None:
         async def reached() -> bool:
@@ -205,11 +239,12 @@ async def test_items_are_added_changed_and_withdrawn_while_it_serves(settings: S
 
         await until(reached)
 
+    await publish_items([Item("new", title="a new thing", category="c1", vector=items()[1].vector)], settings)
     await metric("stream_rec_item_upserts_total", 1)
-    assert "new" in await names()
+    assert "new" in await names(1)
     await produce(settings, [Sent(b"new", None)], settings.items_topic)
     await metric('stream_rec_items{available="no"}', 1)
-    assert "new" not in await names()
+    assert "new" not in await names(2)
     bad = [
         Sent(b"x", b"{"),
         Sent(b"x", encode(Item("y", title="key and id differ"))),
@@ -219,12 +254,14 @@ async def test_items_are_added_changed_and_withdrawn_while_it_serves(settings: S
     await produce(settings, bad, settings.items_topic)
 
     async def buried() -> bool:
-        return len(await read_topic(settings, settings.dead_letter_topic)) == len(bad)
+        return len(await dead_from(settings, settings.items_topic)) == len(bad)
 
     await until(buried)
-    dead = await read_topic(settings, settings.dead_letter_topic)
+    dead = await dead_from(settings, settings.items_topic)
     assert Counter((one.key, one.value) for one in dead) == Counter(bad)
-    assert sum(v for k, v in part.metrics().items() if k.startswith("stream_rec_worker_dead_letters_total")) == 4
+    reasons = ("unreadable item", "key is not the item_id", "invalid field", "empty key")
+    counted = [part.metrics()[f'stream_rec_worker_dead_letters_total{{reason="{reason}"}}'] for reason in reasons]
+    assert counted == [1, 1, 1, 1]
 
 
 async def test_the_memory_is_rebuilt_after_a_restart(
@@ -244,15 +281,6 @@ async def test_the_memory_is_rebuilt_after_a_restart(
     want = [engine.step([one]).recommendations[0] for one in made][-1]
     got = (await answers(settings))[-1]
     assert [ranked.score for ranked in got.items] == pytest.approx([r.score for r in want.items], abs=2e-3)
-
-
-async def test_an_event_of_an_unknown_item_is_answered_and_counted(settings: Settings, start: Start) -> None:
-    await write(settings, [window("u", 2, ["i1", "nobody knows it"])])
-    part = start("worker", settings)
-    await all_done(settings)
-    (answer,) = await answers(settings)
-    assert len(answer.items) == 20
-    assert part.metrics()["stream_rec_unknown_item_events_total"] == 1
 
 
 async def test_what_a_person_can_put_right_is_one_line_and_exit_code_2(
