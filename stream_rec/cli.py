@@ -243,7 +243,8 @@ def replay(settings: "Settings", events: Path, columns: str, as_json: bool, **gi
     """Send a log's events to the events topic, each user's in order; with --report, see what became of them.
 
     The report is prequential: each event is compared with the newest answer before it. The floors, popularity and
-    last-item Markov, learn from the part that --after leaves out and from each event.
+    last-item Markov, learn from the part that --after leaves out and from each event. A worker that coalesces
+    answers a burst by its newest event alone, so for a report at speed start it with --coalesce false.
     """
     from stream_rec.learn import logs
     from stream_rec.pipeline import replay as room
@@ -277,6 +278,38 @@ def train(settings: "Settings", **given: Any) -> int:
     from stream_rec.learn import session
 
     return session.run(settings, session.Plan(**given))
+
+
+@cli.group()
+def bench() -> None:
+    """Measure this machine; each benchmark prints its figures, and with --json one JSON object as the last line."""
+
+
+@bench.command("engine")
+@click.option("--events", type=click.Path(path_type=Path), help="a log with long histories [default: a simulated shop]")
+@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
+@click.option("--capacity", default=128, show_default=True, help="events in the longest window; it moves by half of it")
+@click.option("--width", default=256, show_default=True, help="of the decoder")
+@click.option("--layers", default=4, show_default=True, help="of the decoder")
+@click.option("--heads", default=4, show_default=True, help="attention heads")
+@click.option("--kv-heads", default=1, show_default=True, help="heads of the keys and values")
+@click.option("--items", default=10_000, show_default=True, help="items in the catalogue, at least the log's own")
+@click.option("--count", default=50_000, show_default=True, help="events to answer: the last ones of the log")
+@click.option("--batch", default=256, show_default=True, help="windows in a step, and whole windows in a batch")
+@click.option("--runs", default=3, show_default=True, help="runs, of which the median counts")
+@click.option("--threads", default=1, show_default=True, help="CPU threads of torch")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
+def bench_engine(events: Path | None, columns: str, count: int, as_json: bool, **given: Any) -> None:
+    """Events a second through cached keys and values, against encoding each of the same windows whole.
+
+    The decoder has random weights; both sides go from event vectors to user vectors, in this process.
+    """
+    from stream_rec.cores import share_cores
+
+    share_cores()
+    from stream_rec.bench import engine as room
+
+    room.show(events, columns, room.Plan(events=count, **given), as_json)
 
 
 @cli.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic"))

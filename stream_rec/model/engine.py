@@ -81,7 +81,7 @@ class Engine:
         self._device = device
         self._encoder = model.encoder.to(device).eval()
         self._inputs = torch.zeros(0, self._encoder.width, device=device)
-        self._candidates = Candidates(self._inputs, torch.zeros(0), torch.zeros(0), ())
+        self.candidates = Candidates(self._inputs, torch.zeros(0), torch.zeros(0), ())
         self._embed(np.arange(len(catalog)))
 
     @classmethod
@@ -102,8 +102,8 @@ class Engine:
         windows = [fit(window, self.capacity, self._limits.stride) for window in windows]
         tokens = [self._tokens(window) for window in windows]
         memory = self._remember(windows, tokens)
-        states, work = self._states(windows, tokens)
-        ranked = scorer.rank(states, memory, self._candidates, self._blend, self._limits.top_k)
+        states, work = self.encode([window.user_id for window in windows], tokens)
+        ranked = scorer.rank(states, memory, self.candidates, self._blend, self._limits.top_k)
         if not ranked.scores.isfinite().all():  # as JSON it would be null, which no reader takes for a score
             raise ArithmeticError("the model gave a score that is not a number")
         types = torch.softmax(self._encoder.type_logits(states)[:, UNKNOWN + 1 :], dim=1)
@@ -132,17 +132,54 @@ class Engine:
     @torch.inference_mode()
     def full(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) by encoding each whole window without the cache: what `step` must equal."""
-        states = []
-        for window in windows:
-            tokens = self._tokens(fit(window, self.capacity, self._limits.stride))
-            states.append(self._encoder(self._vectors(tokens)[None])[0, -1])
-        return torch.stack(states)
+        return self.whole([self._tokens(fit(window, self.capacity, self._limits.stride)) for window in windows])
+
+    @torch.inference_mode()
+    def whole(self, tokens: Sequence[Tokens]) -> Tensor:
+        """`full` for windows that are tokens already: one forward pass, padded on the right."""
+        lengths = np.array([len(read.rows) for read in tokens])
+        positions = np.broadcast_to(np.arange(lengths.max()), (len(tokens), lengths.max()))
+        padding = positions >= lengths[:, None]
+        padded = Tokens(*(_gather(column, positions, padding) for column in zip(*tokens, strict=True)))
+        last = torch.from_numpy(lengths - 1).to(self._device)
+        states: Tensor = self._encoder(self._vectors(padded))[torch.arange(len(tokens), device=self._device), last]
+        return states
 
     @torch.inference_mode()
     def states(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) through the cache, as `step` computes them; learns nothing."""
-        windows = [fit(window, self.capacity, self._limits.stride) for window in windows]
-        return self._states(windows, [self._tokens(window) for window in windows])[0]
+        tokens = [self._tokens(fit(window, self.capacity, self._limits.stride)) for window in windows]
+        return self.encode([window.user_id for window in windows], tokens)[0]
+
+    @torch.inference_mode()
+    def encode(self, users: Sequence[str], tokens: Sequence[Tokens]) -> tuple[Tensor, Work]:
+        """User states (len(users), width) of the users' windows, computed behind whatever prefix the cache holds.
+
+        The windows of one user stand in their order; each holds at most `capacity` tokens.
+        """
+        types = len(self._event_types) + 1
+        requests = [
+            Request(user, identities(read, self.catalog.stamps, types))
+            for user, read in zip(users, tokens, strict=True)
+        ]
+        states = torch.empty(len(users), self._encoder.width, device=self._device)
+        calls: list[Call] = []
+        for rows in batcher.rounds(requests, self.cache.slots):
+            slots = self.cache.acquire([row.user_id for row in rows])
+            packed = batcher.pack(rows, slots, self.cache.prefix, self._limits.token_budget, WASTE)
+            for call in packed:
+                self._compute(call, tokens, states)
+            calls += packed
+        done = [row for call in calls for row in call.rows]
+        work = Work(
+            appended=sum(row.new for row in done if row.keep),
+            prefilled=sum(row.new for row in done if not row.keep),
+            padding=sum(call.padding for call in calls),
+            hits=sum(1 for row in done if row.keep),
+            misses=sum(1 for row in done if not row.keep),
+            unknown_items=sum(int(read.rows[-1] == UNKNOWN) for read in tokens),
+        )
+        return states, work
 
     def _tokens(self, window: Window) -> Tokens:
         row, number = self.catalog.row, self._type_of
@@ -166,32 +203,6 @@ class Engine:
             after.append(self.transitions.after(rows[-REACH:], window.events[-1].timestamp))
             last.append(rows[-1])
         return Memory.of(after, last, self._device)
-
-    def _states(self, windows: Sequence[Window], tokens: Sequence[Tokens]) -> tuple[Tensor, Work]:
-        """User states (len(windows), width), computed behind whatever prefix the cache holds."""
-        types = len(self._event_types) + 1
-        requests = [
-            Request(window.user_id, identities(read, self.catalog.stamps, types))
-            for window, read in zip(windows, tokens, strict=True)
-        ]
-        states = torch.empty(len(windows), self._encoder.width, device=self._device)
-        calls: list[Call] = []
-        for rows in batcher.rounds(requests, self.cache.slots):
-            slots = self.cache.acquire([row.user_id for row in rows])
-            packed = batcher.pack(rows, slots, self.cache.prefix, self._limits.token_budget, WASTE)
-            for call in packed:
-                self._compute(call, tokens, states)
-            calls += packed
-        done = [row for call in calls for row in call.rows]
-        work = Work(
-            appended=sum(row.new for row in done if row.keep),
-            prefilled=sum(row.new for row in done if not row.keep),
-            padding=sum(call.padding for call in calls),
-            hits=sum(1 for row in done if row.keep),
-            misses=sum(1 for row in done if not row.keep),
-            unknown_items=sum(int(read.rows[-1] == UNKNOWN) for read in tokens),
-        )
-        return states, work
 
     def _compute(self, call: Call, tokens: Sequence[Tokens], states: Tensor) -> None:
         """One forward pass: writes the rows' keys and values behind their prefixes and their answers into `states`."""
@@ -226,7 +237,7 @@ class Engine:
         if count > len(self._inputs):
             more = torch.zeros(count - len(self._inputs), encoder.width, device=self._device)
             self._inputs = torch.cat([self._inputs, more])
-            self._candidates = self._candidates._replace(outputs=torch.cat([self._candidates.outputs, more.clone()]))
+            self.candidates = self.candidates._replace(outputs=torch.cat([self.candidates.outputs, more.clone()]))
         if len(rows):
             where = torch.from_numpy(rows).to(self._device)
             vectors = torch.from_numpy(self.catalog.vectors[rows]).to(self._device)
@@ -234,8 +245,8 @@ class Engine:
             residual = encoder.residual(where.clamp(max=encoder.residual.num_embeddings - 1)) * trained
             items = encoder.items(vectors, residual)
             self._inputs[where] = encoder.norm(items)
-            self._candidates.outputs[where] = torch.nn.functional.normalize(items, dim=1) * encoder.log_scale.exp()
-        self._candidates = self._candidates._replace(
+            self.candidates.outputs[where] = torch.nn.functional.normalize(items, dim=1) * encoder.log_scale.exp()
+        self.candidates = self.candidates._replace(
             barred=torch.from_numpy(~self.catalog.available[:count]).to(self._device),
             categories=torch.from_numpy(self.catalog.categories[:count]).to(self._device),
             labels=tuple(self.catalog.labels),
@@ -256,9 +267,9 @@ class Engine:
                 ),
                 next_event={name: round(p, 4) for name, p in zip(self._event_types, next_types, strict=True)},
                 interests=tuple(
-                    Interest(self._candidates.labels[at], round(weight, 4))
+                    Interest(self.candidates.labels[at], round(weight, 4))
                     for at, weight in zip(labels, weights, strict=True)
-                    if self._candidates.labels[at]
+                    if self.candidates.labels[at]
                 ),
                 model=self.version,
             )

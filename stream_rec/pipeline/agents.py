@@ -69,6 +69,7 @@ class Lag:
 def build(settings: Settings, metrics: AgentMetrics, folder: Path) -> faust.App:
     """The faust app, not started; `folder` is this process's own, for RocksDB."""
     app = _app(settings, folder)
+    app.flow_control = faust_kafka.FlowControl()
     raw: dict[str, Any] = {
         "key_type": bytes,
         "value_type": bytes,

@@ -8,6 +8,7 @@ What each class mends, and how it showed:
 - The offset to commit was guessed from acknowledgements. faust acknowledges an event whose agent raised; it takes an
   offset behind a gap (a transaction marker, an expired segment) for done before it was read, holds a list as long as
   the gap, and never commits again after a gap of two behind offset 0.
+- Events that Kafka had handed over just before the tables were ready were thrown away, with their place in the queue.
 - Events of aborted transactions were read.
 - A process that stood still for longer than the group waits (a paused machine, say) went on with events that another
   one had done meanwhile, and wrote old windows over new ones.
@@ -30,6 +31,7 @@ from faust.streams import current_event
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, FutureMessage
+from mode.utils.queues import FlowControlEvent
 
 SCHEME = "exact"
 MEMORY = "partitioned://"
@@ -169,6 +171,14 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         return bool(await self.app.producer.confirmed() and await super()._commit(offsets))
+
+
+class FlowControl(FlowControlEvent):  # type: ignore[misc]
+    """Lets the streams go on without emptying their queues: what came meanwhile would be lost."""
+
+    def resume(self) -> None:
+        self._suspend.clear()
+        self._resume.set()
 
 
 class Transport(driver.Transport):  # type: ignore[misc]

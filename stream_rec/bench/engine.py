@@ -1,0 +1,274 @@
+"""The engine against encoding every window anew, which is what it spares: the same log, windows, model and threads.
+
+The model has random weights: speed does not depend on them, and a trained one of this size would say nothing more.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from stream_rec.learn import logs
+from stream_rec.learn.dataset import Dataset, dataset
+from stream_rec.learn.simulate import Storefront
+from stream_rec.messages import Item
+from stream_rec.model import scorer
+from stream_rec.model.catalog import Catalog
+from stream_rec.model.encoder import EncoderConfig, UserEncoder, new_body
+from stream_rec.model.engine import Engine, Limits
+from stream_rec.model.features import ItemFeatures, Vectors
+from stream_rec.model.folder import FORMAT, Model, ModelConfig
+from stream_rec.model.scorer import Blend, Memory
+from stream_rec.model.text import TextEncoder
+from stream_rec.model.tokens import Tokens, event_type_numbers, gap_buckets
+from stream_rec.window import start_of
+
+DIFFERENT = 512
+"""Windows that are compared, state by state, with their full encoding."""
+
+
+class Plan(NamedTuple):
+    """What is measured. Counts of events but where it says otherwise."""
+
+    capacity: int = 128
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 1
+    items: int = 10_000
+    events: int = 50_000
+    sample: int = 1_500
+    """Windows that are encoded whole, drawn from the very ones that the engine answered."""
+    batch: int = 256
+    """Windows in a step, and in a batch of whole windows."""
+    runs: int = 3
+    threads: int = 1
+    kv_cache_gb: float = 8.0
+
+
+class Asked(NamedTuple):
+    """One event's window."""
+
+    user: str
+    tokens: Tokens
+
+
+def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
+    """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad log."""
+    frame = logs.read_events(events, logs.parse_columns(columns)).frame if events else simulated(2 * plan.events)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("runs", total=2 * plan.runs)
+        figures = run(frame, plan, lambda done: bar.update(task, completed=done))
+    view = Table(box=None, show_header=False)
+    for name, value in figures.items():
+        view.add_row(name, str(value))
+    Console().print(view)
+    if as_json:
+        print(json.dumps(figures))  # noqa: T201 - the command's output
+
+
+def simulated(count: int) -> pl.DataFrame:
+    """Few shoppers, so that their histories are long."""
+    events = islice(Storefront(shoppers=100).events(), count)
+    rows = [(event.user_id, event.item_id, event.event_type, event.timestamp) for event in events]
+    return pl.DataFrame(rows, schema=("user", "item", "event", "time"), orient="row")
+
+
+def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dict[str, Any]:
+    """The figures, medians over the runs; rates are events a second."""
+    torch.set_num_threads(plan.threads)
+    engine = _engine(frame, plan)
+    data, asked = _asked(frame, engine, plan)
+    warm = [next(_windows(data, [place], plan.capacity)) for place in _before(data, asked)]
+    stream = list(_windows(data, asked, plan.capacity))
+    draw = np.random.default_rng(0)
+    sample = [stream[at] for at in draw.choice(len(stream), min(plan.sample, len(stream)), replace=False).tolist()]
+    rates: dict[str, list[float]] = {"stream": [], "full": [], "stream_step": [], "full_step": []}
+    work = []
+    for number in range(plan.runs):
+        for score in (False, True):
+            name = "_step" if score else ""
+            _warm(engine, warm, plan)
+            seconds, done = _timed_stream(engine, stream, plan, score)
+            rates["stream" + name].append(len(stream) / seconds)
+            rates["full" + name].append(len(sample) / _timed_full(engine, sample, plan, score))
+            work = done
+            progress(2 * number + 1 + score)
+    median = {name: statistics.median(found) for name, found in rates.items()}
+    computed = sum(one.appended + one.prefilled for one in work)
+    padding = sum(one.padding for one in work)
+    appends = _append_rate(engine, sample, plan)
+    difference, changed = _compare(engine, warm, stream, plan)
+    whole = sum(len(one.tokens.rows) for one in stream)
+    return {
+        "events": len(stream),
+        "users": len({one.user for one in stream}),
+        "capacity": plan.capacity,
+        "threads": plan.threads,
+        "stream_events_per_s": round(median["stream"], 1),
+        "full_events_per_s": round(median["full"], 1),
+        "ratio": round(median["stream"] / median["full"], 1),
+        "step_ratio": round(median["stream_step"] / median["full_step"], 1),
+        "append_events_per_s": round(appends, 1),
+        "token_ratio": round(whole / computed, 1),
+        "tokens_per_event": {"full": round(whole / len(stream), 2), "stream": round(computed / len(stream), 2)},
+        "padding_share": round(padding / (padding + computed), 4),
+        "max_abs_diff": difference,
+        "top20_changed": changed,
+        "bytes_per_user": engine.cache.bytes_per_user,
+    }
+
+
+def _engine(frame: pl.DataFrame, plan: Plan) -> Engine:
+    """A model of the plan's shape over the log's items, filled up with items that nobody meets."""
+    torch.manual_seed(0)
+    names = frame["item"].unique(maintain_order=True).to_list()
+    names += [f"unmet {number}" for number in range(plan.items - len(names))]
+    config = EncoderConfig(
+        width=plan.width,
+        layers=plan.layers,
+        heads=plan.heads,
+        kv_heads=plan.kv_heads,
+        inner=4 * plan.width,
+        residual_dropout=0,
+    )
+    types = tuple(frame["event"].unique().sort().to_list())
+    encoder = UserEncoder(config, new_body(config), items=len(names) + 1, item_dim=plan.width, types=len(types) + 1)
+    none: Vectors = np.zeros(0, np.float32)
+    one: Vectors = np.ones((), np.float32)
+    features = ItemFeatures(np.zeros(plan.width, np.float32), np.eye(plan.width, dtype=np.float32), none, none, one)
+    vectors = np.random.default_rng(0).normal(size=(len(names), plan.width)).astype(np.float32)
+    items = [Item(name) for name in names]
+    model = Model(
+        ModelConfig(
+            format=FORMAT,
+            encoder=config,
+            body=encoder.body.config.to_dict(),
+            event_types=types,
+            capacity=plan.capacity,
+            text_encoder="none",
+            blend=Blend(),
+            half_life=1.0,
+            trained_until=0.0,
+        ),
+        encoder,
+        features,
+        items,
+        vectors,
+        {"pairs": np.zeros((0, 2), np.int64), "weights": np.zeros(0), "landmark": np.array([np.nan])},
+        version="benchmark",
+    )
+    limits = Limits(stride=plan.capacity // 2, kv_cache_bytes=plan.kv_cache_gb * 1e9)
+    catalog = Catalog(items, vectors, features, TextEncoder("none", Path("none")))
+    return Engine(model, catalog, limits, torch.device("cpu"))
+
+
+def _asked(frame: pl.DataFrame, engine: Engine, plan: Plan) -> tuple[Dataset, list[int]]:
+    """The log as numbers, and the places of the last events in the order of the log."""
+    row_of = {engine.catalog.item(row).item_id: row for row in range(1, len(engine.catalog))}
+    types = event_type_numbers(frame["event"].unique().sort().to_list())
+    data = dataset(frame, row_of, types)
+    return data, data.in_log_order()[-plan.events :].tolist()
+
+
+def _before(data: Dataset, asked: Sequence[int]) -> list[int]:
+    """The place before each asked user's first asked event, where there is one: what a warm cache holds."""
+    first: dict[int, int] = {}
+    for place in asked:
+        first.setdefault(int(np.searchsorted(data.begins, place, "right")) - 1, place)
+    return [place - 1 for user, place in first.items() if place > data.begins[user]]
+
+
+def _windows(data: Dataset, places: Sequence[int], capacity: int) -> Iterator[Asked]:
+    """The window after the event at each place."""
+    for place in places:
+        user = int(np.searchsorted(data.begins, place, "right")) - 1
+        begin = int(data.begins[user])
+        window = slice(begin + start_of(place + 1 - begin, capacity, capacity // 2), place + 1)
+        yield Asked(str(user), Tokens(data.rows[window], data.types[window], gap_buckets(data.times[window])))
+
+
+def _batches(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
+    for begin in range(0, len(asked), size):
+        yield asked[begin : begin + size]
+
+
+def _states(engine: Engine, batch: Sequence[Asked]) -> tuple[Tensor, Any]:
+    return engine.encode([one.user for one in batch], [one.tokens for one in batch])
+
+
+def _warm(engine: Engine, warm: Sequence[Asked], plan: Plan) -> None:
+    engine.cache.clear()
+    for batch in _batches(warm, plan.batch):
+        _states(engine, batch)
+
+
+def _timed_stream(engine: Engine, stream: Sequence[Asked], plan: Plan, score: bool) -> tuple[float, list[Any]]:
+    """Seconds for the whole stream, in steps in the order of the log; and what each step did."""
+    done = []
+    began = time.perf_counter()
+    for batch in _batches(stream, plan.batch):
+        states, work = _states(engine, batch)
+        done.append(work)
+        if score:
+            _rank(engine, states)
+    return time.perf_counter() - began, done
+
+
+def _timed_full(engine: Engine, sample: Sequence[Asked], plan: Plan, score: bool) -> float:
+    """Seconds for encoding each window of the sample whole, windows of like length together."""
+    order = sorted(sample, key=lambda one: len(one.tokens.rows))
+    began = time.perf_counter()
+    for batch in _batches(order, plan.batch):
+        states = engine.whole([one.tokens for one in batch])
+        if score:
+            _rank(engine, states)
+    return time.perf_counter() - began
+
+
+@torch.inference_mode()
+def _rank(engine: Engine, states: Tensor) -> scorer.Ranked:
+    nothing = Memory.of([{}] * len(states), [0] * len(states), states.device)
+    return scorer.rank(states, nothing, engine.candidates, Blend(), 20)
+
+
+def _append_rate(engine: Engine, sample: Sequence[Asked], plan: Plan) -> float:
+    """Events a second where each window only grows by its last event; windows of all lengths, a user each."""
+    chosen = [one for one in sample if len(one.tokens.rows) > 1][: plan.batch]
+    users = [f"append {number}" for number in range(len(chosen))]
+    shorter = [Tokens(*(column[:-1] for column in one.tokens)) for one in chosen]
+    seconds = []
+    for _ in range(5 * plan.runs):
+        engine.encode(users, shorter)
+        began = time.perf_counter()
+        engine.encode(users, [one.tokens for one in chosen])
+        seconds.append(time.perf_counter() - began)
+    return len(chosen) / statistics.median(seconds)
+
+
+def _compare(engine: Engine, warm: Sequence[Asked], stream: Sequence[Asked], plan: Plan) -> tuple[float, int]:
+    """The largest difference between a state through the cache and in full, and how many top 20 differ but for ties."""
+    _warm(engine, warm, plan)
+    largest, changed, seen = 0.0, 0, 0
+    for batch in _batches(stream, plan.batch):
+        states, _ = _states(engine, batch)
+        whole = engine.whole([one.tokens for one in batch])
+        largest = max(largest, float((states - whole).abs().max()))
+        ours, theirs = _rank(engine, states), _rank(engine, whole)
+        swapped = (ours.rows != theirs.rows) & ((ours.scores - theirs.scores).abs() > 1e-5 * theirs.scores.abs())
+        changed += int(swapped.any(dim=1).sum())
+        seen += len(batch)
+        if seen >= DIFFERENT:
+            break
+    return largest, changed
