@@ -1,4 +1,4 @@
-# One image for every command: agents, worker, topics, train. PyPI's torch carries CUDA, so it is some 6 GB large.
+# One image for every command: agents, worker, topics, train. torch's wheel carries CUDA, so it is some 6 GB large.
 FROM python:3.11-slim-bookworm AS build
 RUN pip install --no-cache-dir 'uv<1' && python -m venv /opt/stream-rec
 WORKDIR /src

@@ -9,6 +9,8 @@ What each class mends, and how it showed:
   offset behind a gap (a transaction marker, an expired segment) for done before it was read, holds a list as long as
   the gap, and never commits again after a gap of two behind offset 0.
 - Events that Kafka had handed over just before the tables were ready were thrown away, with their place in the queue.
+- What is fetched before the tables are ready is set aside and read again from the last commit; a group that has not
+  committed yet never read it again, until its next start.
 - Events of aborted transactions were read.
 - A process that stood still for longer than the group waits (a paused machine, say) went on with events that another
   one had done meanwhile, and wrote old windows over new ones.
@@ -111,6 +113,19 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         with suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):  # while the group forms anew, faust and aiokafka wait for each other
                 await super().on_thread_stop()
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Also back to the beginning where nothing is committed: the rest of faust relies on reading again."""
+        offsets: Mapping[TP, int] = await self.call_thread(self._seek_back, self._ensure_consumer())
+        return offsets
+
+    async def _seek_back(self, consumer: Any) -> Mapping[TP, int]:
+        offsets: Mapping[TP, int] = await consumer.seek_to_committed()
+        changelogs = self.app.tables.changelog_topics
+        fresh = [tp for tp, offset in offsets.items() if not offset and tp.topic not in changelogs]
+        if fresh:
+            await consumer.seek_to_beginning(*fresh)
+        return offsets
 
     async def _heartbeat(self, beat: Callable[[], Awaitable[bool]]) -> bool:
         asked = time.monotonic()
