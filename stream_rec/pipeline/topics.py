@@ -149,12 +149,6 @@ async def connect(bootstrap_servers: str, timeout_s: float = 5) -> AsyncIterator
         await admin.close()
 
 
-async def reachable(settings: Settings, timeout_s: float = 5) -> None:
-    """Returns when a broker answers. Raises `UserError`, which says what to do, after `timeout_s` seconds."""
-    async with connect(settings.bootstrap_servers, timeout_s):
-        pass
-
-
 async def _greet(admin: AIOKafkaAdminClient, bootstrap_servers: str, timeout_s: float) -> None:
     try:
         async with asyncio.timeout(timeout_s):

@@ -14,9 +14,8 @@ from prometheus_client import CollectorRegistry
 from stream_rec import telemetry
 from stream_rec.config import Settings
 from stream_rec.cores import share_cores
-from stream_rec.errors import UserError
 from stream_rec.messages import Item
-from stream_rec.pipeline import topics
+from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.serving import Worker
 from stream_rec.pipeline.upserts import Upserts
 from stream_rec.telemetry import WorkerMetrics
@@ -46,9 +45,8 @@ async def _run(settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    missing = [problem for problem in await topics.check(settings) if problem.found is None]
-    if missing:
-        raise UserError("; ".join(map(str, missing)))
+    answers = (settings.recommendations_topic, settings.dead_letter_topic)
+    await require(settings.bootstrap_servers, settings.windows_topic, settings.items_topic, *answers)
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry)
     port = telemetry.serve(registry, settings.metrics_host, settings.worker_metrics_port)
