@@ -75,7 +75,12 @@ class WorkerMetrics:
             ["kind"],
             registry=registry,
         )
-        self.padding = Counter("stream_rec_padding_tokens", "Tokens computed for padding alone", registry=registry)
+        self.positions = Counter(
+            "stream_rec_attention_positions",
+            "Cached positions read: needed, or padding among rows of unlike length",
+            ["use"],
+            registry=registry,
+        )
         self.cache = Counter(
             "stream_rec_cache_lookups", "Windows by whether a cached prefix served them", ["result"], registry=registry
         )

@@ -31,7 +31,7 @@ from stream_rec.model.features import ItemFeatures, Vectors
 from stream_rec.model.folder import FORMAT, Model, ModelConfig
 from stream_rec.model.scorer import Blend, Memory
 from stream_rec.model.text import TextEncoder
-from stream_rec.model.tokens import Tokens, event_type_numbers, gap_buckets
+from stream_rec.model.tokens import Numbers, Tokens, event_type_numbers, gap_buckets, item_tokens
 from stream_rec.window import start_of
 
 DIFFERENT = 512
@@ -64,6 +64,17 @@ class Asked(NamedTuple):
     tokens: Tokens
 
 
+class Stage(NamedTuple):
+    """What is measured on."""
+
+    engine: Engine
+    warm: Sequence[Asked]
+    """What the cache holds before the first event: `fill` puts it there."""
+    stream: Sequence[Asked]
+    sample: Sequence[Asked]
+    """Of the stream, drawn at random."""
+
+
 def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad log."""
     frame = logs.read_events(events, logs.parse_columns(columns)).frame if events else simulated(2 * plan.events)
@@ -88,29 +99,24 @@ def simulated(count: int) -> pl.DataFrame:
 def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dict[str, Any]:
     """The figures, medians over the runs; rates are events a second."""
     torch.set_num_threads(plan.threads)
-    engine = _engine(frame, plan)
-    data, asked = _asked(frame, engine, plan)
-    warm = [next(_windows(data, [place], plan.capacity)) for place in _before(data, asked)]
-    stream = list(_windows(data, asked, plan.capacity))
-    draw = np.random.default_rng(0)
-    sample = [stream[at] for at in draw.choice(len(stream), min(plan.sample, len(stream)), replace=False).tolist()]
+    engine, warm, stream, sample = prepare(frame, plan)
     rates: dict[str, list[float]] = {"stream": [], "full": [], "stream_step": [], "full_step": []}
     work = []
     for number in range(plan.runs):
         for score in (False, True):
             name = "_step" if score else ""
-            _warm(engine, warm, plan)
-            seconds, done = _timed_stream(engine, stream, plan, score)
+            fill(engine, warm, plan)
+            seconds, done = timed_stream(engine, stream, plan, score)
             rates["stream" + name].append(len(stream) / seconds)
-            rates["full" + name].append(len(sample) / _timed_full(engine, sample, plan, score))
+            rates["full" + name].append(len(sample) / timed_full(engine, sample, plan, score))
             work = done
             progress(2 * number + 1 + score)
     median = {name: statistics.median(found) for name, found in rates.items()}
     computed = sum(one.appended + one.prefilled for one in work)
-    padding = sum(one.padding for one in work)
+    padding, needed = sum(one.padding for one in work), sum(one.needed for one in work)
     appends = _append_rate(engine, sample, plan)
     difference, changed = _compare(engine, warm, stream, plan)
-    whole = sum(len(one.tokens.rows) for one in stream)
+    whole = sum(len(one.tokens) for one in stream)
     return {
         "events": len(stream),
         "users": len({one.user for one in stream}),
@@ -123,11 +129,23 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
         "append_events_per_s": round(appends, 1),
         "token_ratio": round(whole / computed, 1),
         "tokens_per_event": {"full": round(whole / len(stream), 2), "stream": round(computed / len(stream), 2)},
-        "padding_share": round(padding / (padding + computed), 4),
+        "padding_share": round(padding / (padding + needed), 4),
         "max_abs_diff": difference,
         "top20_changed": changed,
-        "bytes_per_user": engine.cache.bytes_per_user,
+        "bytes_per_user": engine.incremental.cache.bytes_per_user,
     }
+
+
+def prepare(frame: pl.DataFrame, plan: Plan) -> Stage:
+    """An engine and the windows that it answers, from a log (user, item, event, time)."""
+    engine = _engine(frame, plan)
+    data, asked = _asked(frame, engine, plan)
+    stamps, types = engine.catalog.stamps, frame["event"].n_unique() + 1
+    warm = list(_windows(data, _before(data, asked), plan.capacity, stamps, types))
+    stream = list(_windows(data, asked, plan.capacity, stamps, types))
+    draw = np.random.default_rng(0)
+    sample = [stream[at] for at in draw.choice(len(stream), min(plan.sample, len(stream)), replace=False).tolist()]
+    return Stage(engine, warm, stream, sample)
 
 
 def _engine(frame: pl.DataFrame, plan: Plan) -> Engine:
@@ -190,35 +208,36 @@ def _before(data: Dataset, asked: Sequence[int]) -> list[int]:
     return [place - 1 for user, place in first.items() if place > data.begins[user]]
 
 
-def _windows(data: Dataset, places: Sequence[int], capacity: int) -> Iterator[Asked]:
+def _windows(data: Dataset, places: Sequence[int], capacity: int, stamps: Numbers, types: int) -> Iterator[Asked]:
     """The window after the event at each place."""
     for place in places:
         user = int(np.searchsorted(data.begins, place, "right")) - 1
         begin = int(data.begins[user])
         window = slice(begin + start_of(place + 1 - begin, capacity, capacity // 2), place + 1)
-        yield Asked(str(user), Tokens(data.rows[window], data.types[window], gap_buckets(data.times[window])))
+        gaps = gap_buckets(data.times[window])
+        yield Asked(str(user), item_tokens(data.rows[window], data.types[window], gaps, stamps, types))
 
 
-def _batches(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
+def batches(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
     for begin in range(0, len(asked), size):
         yield asked[begin : begin + size]
 
 
 def _states(engine: Engine, batch: Sequence[Asked]) -> tuple[Tensor, Any]:
-    return engine.encode([one.user for one in batch], [one.tokens for one in batch])
+    return engine.incremental.encode([one.user for one in batch], [one.tokens for one in batch])
 
 
-def _warm(engine: Engine, warm: Sequence[Asked], plan: Plan) -> None:
-    engine.cache.clear()
-    for batch in _batches(warm, plan.batch):
+def fill(engine: Engine, warm: Sequence[Asked], plan: Plan) -> None:
+    engine.incremental.cache.clear()
+    for batch in batches(warm, plan.batch):
         _states(engine, batch)
 
 
-def _timed_stream(engine: Engine, stream: Sequence[Asked], plan: Plan, score: bool) -> tuple[float, list[Any]]:
+def timed_stream(engine: Engine, stream: Sequence[Asked], plan: Plan, score: bool) -> tuple[float, list[Any]]:
     """Seconds for the whole stream, in steps in the order of the log; and what each step did."""
     done = []
     began = time.perf_counter()
-    for batch in _batches(stream, plan.batch):
+    for batch in batches(stream, plan.batch):
         states, work = _states(engine, batch)
         done.append(work)
         if score:
@@ -226,12 +245,12 @@ def _timed_stream(engine: Engine, stream: Sequence[Asked], plan: Plan, score: bo
     return time.perf_counter() - began, done
 
 
-def _timed_full(engine: Engine, sample: Sequence[Asked], plan: Plan, score: bool) -> float:
+def timed_full(engine: Engine, sample: Sequence[Asked], plan: Plan, score: bool) -> float:
     """Seconds for encoding each window of the sample whole, windows of like length together."""
-    order = sorted(sample, key=lambda one: len(one.tokens.rows))
+    order = sorted(sample, key=lambda one: len(one.tokens))
     began = time.perf_counter()
-    for batch in _batches(order, plan.batch):
-        states = engine.whole([one.tokens for one in batch])
+    for batch in batches(order, plan.batch):
+        states = engine.incremental.whole([one.tokens for one in batch])
         if score:
             _rank(engine, states)
     return time.perf_counter() - began
@@ -245,25 +264,25 @@ def _rank(engine: Engine, states: Tensor) -> scorer.Ranked:
 
 def _append_rate(engine: Engine, sample: Sequence[Asked], plan: Plan) -> float:
     """Events a second where each window only grows by its last event; windows of all lengths, a user each."""
-    chosen = [one for one in sample if len(one.tokens.rows) > 1][: plan.batch]
+    chosen = [one for one in sample if len(one.tokens) > 1][: plan.batch]
     users = [f"append {number}" for number in range(len(chosen))]
-    shorter = [Tokens(*(column[:-1] for column in one.tokens)) for one in chosen]
+    shorter = [Tokens(one.tokens.numbers[:, :-1], one.tokens.identities[:-1]) for one in chosen]
     seconds = []
     for _ in range(5 * plan.runs):
-        engine.encode(users, shorter)
+        engine.incremental.encode(users, shorter)
         began = time.perf_counter()
-        engine.encode(users, [one.tokens for one in chosen])
+        engine.incremental.encode(users, [one.tokens for one in chosen])
         seconds.append(time.perf_counter() - began)
     return len(chosen) / statistics.median(seconds)
 
 
 def _compare(engine: Engine, warm: Sequence[Asked], stream: Sequence[Asked], plan: Plan) -> tuple[float, int]:
     """The largest difference between a state through the cache and in full, and how many top 20 differ but for ties."""
-    _warm(engine, warm, plan)
+    fill(engine, warm, plan)
     largest, changed, seen = 0.0, 0, 0
-    for batch in _batches(stream, plan.batch):
+    for batch in batches(stream, plan.batch):
         states, _ = _states(engine, batch)
-        whole = engine.whole([one.tokens for one in batch])
+        whole = engine.incremental.whole([one.tokens for one in batch])
         largest = max(largest, float((states - whole).abs().max()))
         ours, theirs = _rank(engine, states), _rank(engine, whole)
         swapped = (ours.rows != theirs.rows) & ((ours.scores - theirs.scores).abs() > 1e-5 * theirs.scores.abs())

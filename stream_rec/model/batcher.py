@@ -1,104 +1,95 @@
-"""Which users, which new tokens and which prefills make the next model call. No tensors.
+"""Which windows make the next model calls, and what each call computes. No tensors.
 
 Appends, prefills and moved windows are one thing here: a window is answered by keeping the prefix that its slot holds
 and computing the rest. Several windows of one user that extend each other share a row with several answers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Identities = NDArray[np.int64]
+from stream_rec.model.tokens import Numbers, Tokens
 
-
-class Request(NamedTuple):
-    """One window to answer."""
-
-    user_id: str
-    tokens: Identities
-    """The identity of each of its tokens, (length,)."""
+SHORT = 32
+"""Cached positions that a group of appends is split by: beyond that, reading padding costs more than another group."""
 
 
 class Row(NamedTuple):
-    """One user's share of a call: `tokens[keep:]` are computed; `answers` are (request, position) pairs."""
+    """One user's share of a round: the longest of the windows that it answers, and each one's request and length."""
 
-    user_id: str
-    tokens: Identities
-    keep: int
-    answers: tuple[tuple[int, int], ...]
-
-    @property
-    def new(self) -> int:
-        return len(self.tokens) - self.keep
+    user: str
+    tokens: Tokens
+    answers: list[tuple[int, int]]
 
 
-class Call(NamedTuple):
-    """Rows that one forward pass computes together, the longest first; `slots` (rows,) is where their prefixes are."""
+class Span(NamedTuple):
+    """Rows `begin` to `end` of a call that are computed in one attention over the first `length` cached positions."""
 
-    rows: tuple[Row, ...]
-    slots: NDArray[np.int64]
-
-    @property
-    def padding(self) -> int:
-        """Tokens computed for nothing: every row is as long as the longest."""
-        return sum(self.rows[0].new - row.new for row in self.rows)
+    begin: int
+    end: int
+    length: int
 
 
-def rounds(requests: Sequence[Request], users: int) -> Iterator[list[Row]]:
-    """Rows without a kept prefix yet; in a round every user stands once, and at most `users` of them.
+def rounds(users: Sequence[str], tokens: Sequence[Tokens], most: int) -> Iterator[list[Row]]:
+    """In a round every user stands once, and at most `most` of them.
 
-    Requests keep their order for each user: a window that doesn't extend the user's last one waits for a later round.
+    A user's windows are answered in their order: one that doesn't extend the user's last waits for a later round.
     """
-    waiting = list(range(len(requests)))
+    waiting = list(range(len(users)))
     while waiting:
         rows: dict[str, Row] = {}
         closed: set[str] = set()
         later: list[int] = []
-        for index in waiting:
-            user, tokens = requests[index]
-            answer = (index, len(tokens) - 1)
+        for request in waiting:
+            user, read = users[request], tokens[request]
             row = rows.get(user)
-            if user in closed or (row is None and len(rows) == users):
+            if user in closed or (row is None and len(rows) == most):
                 closed.add(user)
-                later.append(index)
+                later.append(request)
             elif row is None:
-                rows[user] = Row(user, tokens, 0, (answer,))
-            elif len(tokens) >= len(row.tokens) and np.array_equal(tokens[: len(row.tokens)], row.tokens):
-                rows[user] = Row(user, tokens, 0, (*row.answers, answer))
+                rows[user] = Row(user, read, [(request, len(read))])
+            elif extends(read, row.tokens):
+                rows[user] = Row(user, read, [*row.answers, (request, len(read))])
             else:
                 closed.add(user)
-                later.append(index)
+                later.append(request)
         yield list(rows.values())
         waiting = later
 
 
-def pack(
-    rows: Sequence[Row], slots: NDArray[np.int64], prefix: Callable[[int, Identities], int], budget: int, waste: float
-) -> list[Call]:
-    """Rows with their kept prefixes, packed by length into calls of at most `budget` computed tokens (or one row).
+def extends(longer: Tokens, shorter: Tokens) -> bool:
+    """Whether `shorter` is a prefix of `longer`."""
+    return len(longer) >= len(shorter) and np.array_equal(longer.identities[: len(shorter)], shorter.identities)
 
-    `prefix(slot, tokens)` counts the leading tokens that the slot holds. At least the first answered token is computed:
-    its state isn't kept anywhere. `waste` is the largest share of a call that may be padding.
+
+def padded(rows: Sequence[Tokens]) -> tuple[Numbers, Numbers]:
+    """Identities (rows, width), padded with 0 on the right, and the lengths (rows,)."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    filled = np.zeros((len(rows), int(lengths.max())), np.int64)
+    filled[np.arange(filled.shape[1]) < lengths[:, None]] = np.concatenate([row.identities for row in rows])
+    return filled, lengths
+
+
+def calls(new: Numbers, lengths: Numbers, budget: int) -> list[Numbers]:
+    """Row numbers of each model call: at most `budget` new tokens in one, or a single row.
+
+    Rows of a call are sorted by their new tokens, then by length, as `spans` wants them. `new` and `lengths` (rows,).
     """
-    kept = [
-        row._replace(keep=min(prefix(int(slot), row.tokens), row.answers[0][1]))
-        for row, slot in zip(rows, slots, strict=True)
-    ]
-    calls: list[Call] = []
-    begin, new = 0, 0
-    order = sorted(range(len(kept)), key=lambda at: -kept[at].new)
-    for end, at in enumerate(order):
-        longest, count = kept[order[begin]].new, end - begin + 1
-        new += kept[at].new
-        if end > begin and (longest * count > budget or longest * count - new > waste * longest * count):
-            calls.append(_call(kept, slots, order[begin:end]))
-            begin, new = end, kept[at].new
-    if order:
-        calls.append(_call(kept, slots, order[begin:]))
-    return calls
+    order = np.lexsort((lengths, new))
+    made: list[Numbers] = []
+    begin = count = 0
+    for end, size in enumerate(new[order].tolist()):
+        if end > begin and count + size > budget:
+            made.append(order[begin:end])
+            begin, count = end, 0
+        count += size
+    return [*made, order[begin:]]
 
 
-def _call(rows: Sequence[Row], slots: NDArray[np.int64], chosen: Sequence[int]) -> Call:
-    return Call(tuple(rows[at] for at in chosen), slots[list(chosen)])
+def spans(new: Numbers, lengths: Numbers) -> list[Span]:
+    """Groups of consecutive rows with equally many new tokens, whose lengths are not far apart."""
+    change = np.flatnonzero((np.diff(new) != 0) | (np.diff((lengths - 1) // SHORT) != 0)) + 1
+    edges = [0, *change.tolist(), len(new)]
+    return [Span(begin, end, int(lengths[end - 1])) for begin, end in pairwise(edges)]

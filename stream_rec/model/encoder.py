@@ -17,9 +17,10 @@ from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from transformers import AutoConfig, AutoModel, LlamaConfig
-from transformers.cache_utils import Cache
 
 from stream_rec.errors import UserError
+from stream_rec.model import attention
+from stream_rec.model.attention import Ragged
 from stream_rec.model.tokens import GAPS
 
 NO_WORDS: dict[str, Any] = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
@@ -87,25 +88,14 @@ class UserEncoder(nn.Module):
         tokens: Tensor = normed + self.event_type(types) + self.gap(gaps)
         return tokens
 
-    def forward(
-        self,
-        tokens: Tensor,
-        cache: Cache | None = None,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, ragged: Ragged | None = None, positions: Tensor | None = None) -> Tensor:
         """User states (batch, length, width) of `tokens` (batch, length, width).
 
-        Without a cache: causal over the tokens given, padded on the right. With one: `mask` (batch, 1, length, span)
-        says which of the cached positions each token sees, `positions` (batch, length) where it stands.
+        Causal over the tokens given, padded on the right. With `ragged` they are instead new tokens of many users, one
+        after the other in a batch of 1, that stand at `positions` (1, length) behind what is cached.
         """
         tokens = F.dropout(tokens, self.config.dropout, self.training)
-        if cache is None:
-            hidden = self.body(inputs_embeds=tokens, use_cache=False)
-        else:
-            hidden = self.body(
-                inputs_embeds=tokens, past_key_values=cache, use_cache=True, attention_mask=mask, position_ids=positions
-            )
+        hidden = self.body(inputs_embeds=tokens, position_ids=positions, use_cache=False, ragged=ragged)
         states: Tensor = self.out(hidden.last_hidden_state)
         return states
 
@@ -152,12 +142,13 @@ def new_body(config: EncoderConfig) -> Any:
     if layers > len(body.layers):
         raise UserError(f"{config.base!r} has {len(body.layers)} layers, {layers} were asked for")
     del body.layers[layers:]
+    body.set_attn_implementation(attention.NAME)
     return without_vocabulary(body, layers)
 
 
 def body_from(config: dict[str, Any]) -> Any:
     """The decoder of a saved configuration, with fresh weights."""
-    config = {**config, **NO_WORDS, "attn_implementation": "sdpa"}
+    config = {**config, **NO_WORDS, "attn_implementation": attention.NAME}
     return AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
 
 

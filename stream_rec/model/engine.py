@@ -16,20 +16,21 @@ from torch import Tensor
 
 from stream_rec.errors import UserError
 from stream_rec.messages import Interest, Item, RankedItem, Recommendation, Window
-from stream_rec.model import batcher, scorer
-from stream_rec.model.batcher import Call, Request
+from stream_rec.model import scorer
 from stream_rec.model.catalog import Catalog
 from stream_rec.model.counters import REACH, Transitions
 from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
+from stream_rec.model.incremental import Incremental, Work
 from stream_rec.model.kv_cache import KeyValueCache
+from stream_rec.model.reader import ItemReader
 from stream_rec.model.scorer import Candidates, Memory
 from stream_rec.model.text import TextEncoder
-from stream_rec.model.tokens import UNKNOWN, Tokens, event_type_numbers, gap_buckets, identities
+from stream_rec.model.tokens import UNKNOWN, Tokens
 from stream_rec.window import fit
 
-WASTE = 0.2
-"""Largest share of a model call that may be padding."""
+Rows = list[int]
+"""Catalogue rows of a window's events."""
 
 
 class Limits(NamedTuple):
@@ -43,23 +44,12 @@ class Limits(NamedTuple):
     interests_k: int = 5
 
 
-class Work(NamedTuple):
-    """What a step did, for the metrics."""
-
-    appended: int
-    """Tokens computed behind a kept prefix."""
-    prefilled: int
-    """Tokens computed for rows without one."""
-    padding: int
-    hits: int
-    misses: int
-    unknown_items: int
-
-
 class Step(NamedTuple):
     recommendations: list[Recommendation]
     """One a window, in the order of the windows."""
     work: Work
+    unknown_items: int
+    """Windows whose last item the catalogue doesn't know."""
 
 
 class Engine:
@@ -69,17 +59,16 @@ class Engine:
         self.version = model.version
         self.capacity = model.config.capacity
         self.catalog = catalog
-        self.cache = KeyValueCache(
-            model.encoder.body.config, self.capacity, limits.kv_cache_bytes, torch.float32, device
-        )
         self.transitions = Transitions(model.config.half_life, since=model.config.trained_until)
         self.transitions.load(model.transitions)
         self._limits = limits
         self._blend = model.config.blend
         self._event_types = model.config.event_types
-        self._type_of = event_type_numbers(model.config.event_types)
         self._device = device
         self._encoder = model.encoder.to(device).eval()
+        self._reader = ItemReader(catalog, model.config.event_types)
+        cache = KeyValueCache(model.encoder.body.config, self.capacity, limits.kv_cache_bytes, torch.float32, device)
+        self.incremental = Incremental(self._encoder, self._look, cache, limits.token_budget)
         self._inputs = torch.zeros(0, self._encoder.width, device=device)
         self.candidates = Candidates(self._inputs, torch.zeros(0), torch.zeros(0), ())
         self._embed(np.arange(len(catalog)))
@@ -99,24 +88,25 @@ class Engine:
     @torch.inference_mode()
     def step(self, windows: Sequence[Window]) -> Step:
         """Answers each of `windows`, oldest first for each user; each one also teaches the online memory."""
-        windows = [fit(window, self.capacity, self._limits.stride) for window in windows]
-        tokens = [self._tokens(window) for window in windows]
-        memory = self._remember(windows, tokens)
-        states, work = self.encode([window.user_id for window in windows], tokens)
+        windows = [self._fit(window) for window in windows]
+        rows = [self._rows(window) for window in windows]
+        memory = self._remember(windows, rows)
+        users = [window.user_id for window in windows]
+        states, work = self.incremental.encode(users, self._reader.read(windows, rows))
         ranked = scorer.rank(states, memory, self.candidates, self._blend, self._limits.top_k)
         if not ranked.scores.isfinite().all():  # as JSON it would be null, which no reader takes for a score
             raise ArithmeticError("the model gave a score that is not a number")
         types = torch.softmax(self._encoder.type_logits(states)[:, UNKNOWN + 1 :], dim=1)
-        return Step(self._answers(windows, ranked, types), work)
+        return Step(self._answers(windows, ranked, types), work, sum(one[-1] == UNKNOWN for one in rows))
 
     def learn(self, window: Window) -> None:
         """Teaches the online memory a window without answering it: what a restart needs to be where it was."""
-        window = fit(window, self.capacity, self._limits.stride)
-        self._learn(window, [self.catalog.row(event.item_id) for event in window.events])
+        window = self._fit(window)
+        self._learn(window, self._rows(window))
 
     def forget(self, user_id: str) -> None:
         """Erases a user's cached keys and values and their place in the online memory."""
-        self.cache.forget(user_id)
+        self.incremental.cache.forget(user_id)
         self.transitions.forget(user_id)
 
     def read(self, items: Sequence[Item]) -> Vectors:
@@ -129,106 +119,39 @@ class Engine:
         changed = self.catalog.upsert(items, vectors)
         self._embed(changed)
 
-    @torch.inference_mode()
     def full(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) by encoding each whole window without the cache: what `step` must equal."""
-        return self.whole([self._tokens(fit(window, self.capacity, self._limits.stride)) for window in windows])
+        return self.incremental.whole(self._tokens(windows))
 
-    @torch.inference_mode()
-    def whole(self, tokens: Sequence[Tokens]) -> Tensor:
-        """`full` for windows that are tokens already: one forward pass, padded on the right."""
-        lengths = np.array([len(read.rows) for read in tokens])
-        positions = np.broadcast_to(np.arange(lengths.max()), (len(tokens), lengths.max()))
-        padding = positions >= lengths[:, None]
-        padded = Tokens(*(_gather(column, positions, padding) for column in zip(*tokens, strict=True)))
-        last = torch.from_numpy(lengths - 1).to(self._device)
-        states: Tensor = self._encoder(self._vectors(padded))[torch.arange(len(tokens), device=self._device), last]
-        return states
-
-    @torch.inference_mode()
     def states(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) through the cache, as `step` computes them; learns nothing."""
-        tokens = [self._tokens(fit(window, self.capacity, self._limits.stride)) for window in windows]
-        return self.encode([window.user_id for window in windows], tokens)[0]
+        return self.incremental.encode([window.user_id for window in windows], self._tokens(windows))[0]
 
-    @torch.inference_mode()
-    def encode(self, users: Sequence[str], tokens: Sequence[Tokens]) -> tuple[Tensor, Work]:
-        """User states (len(users), width) of the users' windows, computed behind whatever prefix the cache holds.
+    def _fit(self, window: Window) -> Window:
+        return fit(window, self.capacity, self._limits.stride)
 
-        The windows of one user stand in their order; each holds at most `capacity` tokens.
-        """
-        types = len(self._event_types) + 1
-        requests = [
-            Request(user, identities(read, self.catalog.stamps, types))
-            for user, read in zip(users, tokens, strict=True)
-        ]
-        states = torch.empty(len(users), self._encoder.width, device=self._device)
-        calls: list[Call] = []
-        for rows in batcher.rounds(requests, self.cache.slots):
-            slots = self.cache.acquire([row.user_id for row in rows])
-            packed = batcher.pack(rows, slots, self.cache.prefix, self._limits.token_budget, WASTE)
-            for call in packed:
-                self._compute(call, tokens, states)
-            calls += packed
-        done = [row for call in calls for row in call.rows]
-        work = Work(
-            appended=sum(row.new for row in done if row.keep),
-            prefilled=sum(row.new for row in done if not row.keep),
-            padding=sum(call.padding for call in calls),
-            hits=sum(1 for row in done if row.keep),
-            misses=sum(1 for row in done if not row.keep),
-            unknown_items=sum(int(read.rows[-1] == UNKNOWN) for read in tokens),
-        )
-        return states, work
+    def _rows(self, window: Window) -> Rows:
+        row = self.catalog.row
+        return [row(event.item_id) for event in window.events]
 
-    def _tokens(self, window: Window) -> Tokens:
-        row, number = self.catalog.row, self._type_of
-        return Tokens(
-            np.array([row(event.item_id) for event in window.events]),
-            np.array([number.get(event.event_type, UNKNOWN) for event in window.events]),
-            gap_buckets(np.array([event.timestamp for event in window.events])),
-        )
+    def _tokens(self, windows: Sequence[Window]) -> list[Tokens]:
+        windows = [self._fit(window) for window in windows]
+        return self._reader.read(windows, [self._rows(window) for window in windows])
 
-    def _learn(self, window: Window, rows: Sequence[int]) -> None:
+    def _learn(self, window: Window, rows: Rows) -> None:
         times = [event.timestamp for event in window.events]
         self.transitions.learn(window.user_id, window.n, window.offset, rows, times)
 
-    def _remember(self, windows: Sequence[Window], tokens: Sequence[Tokens]) -> Memory:
+    def _remember(self, windows: Sequence[Window], rows: Sequence[Rows]) -> Memory:
         """Learns and asks window by window: an answer never depends on how windows fell into batches."""
         after: list[dict[int, float]] = []
-        last: list[int] = []
-        for window, read in zip(windows, tokens, strict=True):
-            rows = read.rows.tolist()
-            self._learn(window, rows)
-            after.append(self.transitions.after(rows[-REACH:], window.events[-1].timestamp))
-            last.append(rows[-1])
-        return Memory.of(after, last, self._device)
+        for window, read in zip(windows, rows, strict=True):
+            self._learn(window, read)
+            after.append(self.transitions.after(read[-REACH:], window.events[-1].timestamp))
+        return Memory.of(after, [read[-1] for read in rows], self._device)
 
-    def _compute(self, call: Call, tokens: Sequence[Tokens], states: Tensor) -> None:
-        """One forward pass: writes the rows' keys and values behind their prefixes and their answers into `states`."""
-        keep = np.array([row.keep for row in call.rows])
-        end = np.array([len(row.tokens) for row in call.rows])
-        positions = keep[:, None] + np.arange(call.rows[0].new)
-        padding = positions >= end[:, None]
-        read = [tokens[row.answers[-1][0]] for row in call.rows]
-        vectors = self._vectors(Tokens(*(_gather(column, positions, padding) for column in zip(*read, strict=True))))
-        positions[padding] = self.cache.capacity  # the scratch column
-        places = torch.from_numpy(positions).to(self._device)
-        span = int(end.max())
-        self.cache.aim.slots = torch.from_numpy(call.slots).to(self._device)
-        self.cache.aim.positions, self.cache.aim.span = places, span
-        mask = torch.arange(span, device=self._device) <= places[:, None, :, None]
-        self.cache.begin(call.slots, keep)
-        computed = self._encoder(vectors, self.cache.layers, mask, places)
-        for row, slot in zip(call.rows, call.slots.tolist(), strict=True):
-            self.cache.commit(slot, row.keep, row.tokens)
-        answers = [(index, at, place - row.keep) for at, row in enumerate(call.rows) for index, place in row.answers]
-        index, at, place = (torch.tensor(column, device=self._device) for column in zip(*answers, strict=True))
-        states[index] = computed[at, place]
-
-    def _vectors(self, tokens: Tokens) -> Tensor:
-        """Token vectors (..., width) of token numbers (...)."""
-        rows, types, gaps = (torch.from_numpy(column).to(self._device) for column in tokens)
+    def _look(self, numbers: Tensor) -> Tensor:
+        rows, types, gaps = numbers
         return self._encoder.add_event(self._inputs[rows], types, gaps)
 
     def _embed(self, rows: NDArray[np.int64]) -> None:
@@ -277,15 +200,6 @@ class Engine:
                 windows, *(column.tolist() for column in columns), strict=True
             )
         ]
-
-
-def _gather(
-    columns: Sequence[NDArray[np.int64]], positions: NDArray[np.int64], padding: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """`columns[i][positions[i]]` for each row i, 0 where `padding`: (rows, new)."""
-    offsets = np.cumsum([0, *(len(column) for column in columns[:-1])])
-    flat = np.concatenate(columns)
-    return np.where(padding, 0, flat[np.where(padding, 0, positions + offsets[:, None])])
 
 
 def _device(name: str) -> torch.device:

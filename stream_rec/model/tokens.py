@@ -1,4 +1,4 @@
-"""Events to tokens: one token an event, the same numbers in training and in serving."""
+"""What the decoder reads: the numbers of a window's tokens, the same in training and in serving."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,14 +15,16 @@ Numbers = NDArray[np.int64]
 
 
 class Tokens(NamedTuple):
-    """A window's tokens, oldest first; each array (length,)."""
+    """A window's tokens, oldest first."""
 
-    rows: Numbers
-    """Catalogue rows."""
-    types: Numbers
-    """Event types, 1 .. in the model's order."""
-    gaps: Numbers
-    """Buckets of the time since the event before; 0 for the first."""
+    numbers: Numbers
+    """What the encoder looks up, (columns, length): of an item token its catalogue row, event type and time gap."""
+    identities: Numbers
+    """A number a token, equal if and only if the encoder sees the same, (length,)."""
+
+    def __len__(self) -> int:
+        """Tokens, not fields."""
+        return len(self.identities)
 
 
 def event_type_numbers(event_types: Sequence[str]) -> dict[str, int]:
@@ -30,17 +32,22 @@ def event_type_numbers(event_types: Sequence[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(event_types, UNKNOWN + 1)}
 
 
-def gap_buckets(times: NDArray[np.float64]) -> Numbers:
-    """`times` (length,), seconds -> buckets (length,) in 0 .. GAPS - 1. Time that runs backwards counts as no gap."""
+def gap_buckets(times: NDArray[np.float64], begins: Numbers | None = None) -> Numbers:
+    """Time since the event before, `times` (length,) in seconds -> buckets (length,) in 0 .. GAPS - 1.
+
+    0 for the first event and for each of `begins`, where another window begins. Time that runs backwards is no gap.
+    """
     seconds = np.diff(times, prepend=times[:1])
+    if begins is not None:
+        seconds[begins] = 0
     buckets: Numbers = np.minimum(np.log2(1 + np.maximum(seconds, 0)), GAPS - 1).astype(np.int64)
     return buckets
 
 
-def identities(tokens: Tokens, stamps: Numbers, types: int) -> Numbers:
-    """A number a token, equal if and only if the encoder sees the same: (length,).
+def item_tokens(rows: Numbers, types: Numbers, gaps: Numbers, stamps: Numbers, type_count: int) -> Tokens:
+    """One token an event. `rows`, `types` and `gaps` (length,).
 
-    `stamps` (rows,) tells the versions of an item's vector apart; `types` counts the event types, `UNKNOWN` included.
+    `stamps` (catalogue rows,) tells the versions of an item's vector apart; `type_count` counts the event types,
+    `UNKNOWN` included.
     """
-    numbers: Numbers = (stamps[tokens.rows] * types + tokens.types) * GAPS + tokens.gaps
-    return numbers
+    return Tokens(np.stack([rows, types, gaps]), (stamps[rows] * type_count + types) * GAPS + gaps)

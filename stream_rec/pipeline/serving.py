@@ -230,19 +230,20 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
     def _step(self, windows: Sequence[Window]) -> Sequence[Recommendation]:
         """On the model's thread."""
         began = time.monotonic()
-        evicted = self._engine.cache.evictions
+        evicted = self._engine.incremental.cache.evictions
         step = self._engine.step(windows)
         metrics, work = self._metrics, step.work
         metrics.step_seconds.observe(time.monotonic() - began)
         metrics.batch.observe(len(windows))
         metrics.tokens.labels("append").inc(work.appended)
         metrics.tokens.labels("prefill").inc(work.prefilled)
-        metrics.padding.inc(work.padding)
+        metrics.positions.labels("needed").inc(work.needed)
+        metrics.positions.labels("padding").inc(work.padding)
         metrics.cache.labels("hit").inc(work.hits)
         metrics.cache.labels("miss").inc(work.misses)
-        metrics.unknown_items.inc(work.unknown_items)
-        metrics.evictions.inc(self._engine.cache.evictions - evicted)
-        metrics.cached_users.set(len(self._engine.cache))
+        metrics.unknown_items.inc(step.unknown_items)
+        metrics.evictions.inc(self._engine.incremental.cache.evictions - evicted)
+        metrics.cached_users.set(len(self._engine.incremental.cache))
         return step.recommendations
 
     def _learn(self, values: Sequence[bytes | None]) -> None:

@@ -15,4 +15,4 @@ def test_the_benchmark_answers_exactly_and_counts_what_it_computed() -> None:
     assert 0 <= figures["padding_share"] < 0.5
     for rate in ("stream_events_per_s", "full_events_per_s", "append_events_per_s", "ratio", "step_ratio"):
         assert figures[rate] > 0
-    assert figures["bytes_per_user"] == 2 * PLAN.layers * PLAN.kv_heads * (PLAN.capacity + 1) * 16 * 4
+    assert figures["bytes_per_user"] == 2 * PLAN.layers * PLAN.kv_heads * PLAN.capacity * 16 * 4

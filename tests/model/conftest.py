@@ -23,7 +23,7 @@ def engine_of(model: Model, tmp_path: Path) -> Callable[..., Engine]:
     def make(users: int = 100, **limits: float) -> Engine:
         texts = TextEncoder(model.config.text_encoder, tmp_path)
         catalog = Catalog(model.items, model.vectors, model.features, texts)
-        per_user = 2 * 2 * 2 * (CAPACITY + 1) * 4 * 4
+        per_user = 2 * 2 * 2 * CAPACITY * 4 * 4
         chosen = Limits(stride=STRIDE, kv_cache_bytes=users * per_user)._replace(**limits)
         return Engine(model, catalog, chosen, torch.device("cpu"))
 

@@ -1,0 +1,126 @@
+"""Windows to user states, each computed behind whatever prefix of it the cache holds: exact to encoding it whole.
+
+It knows tokens, not events, items or users' rights: the same for item tokens and for words.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream_rec.model import batcher
+from stream_rec.model.attention import Group, Ragged
+from stream_rec.model.batcher import Row
+from stream_rec.model.encoder import UserEncoder
+from stream_rec.model.kv_cache import KeyValueCache
+from stream_rec.model.tokens import Numbers, Tokens
+
+Look = Callable[[Tensor], Tensor]
+"""Token numbers (columns, ...) to token vectors (..., width)."""
+
+
+class Work(NamedTuple):
+    """What was computed, for the metrics; counts of tokens but where it says otherwise."""
+
+    appended: int = 0
+    """Computed behind a kept prefix."""
+    prefilled: int = 0
+    """Computed for rows without one."""
+    hits: int = 0
+    """Rows with a kept prefix."""
+    misses: int = 0
+    needed: int = 0
+    """Cached positions that attention read because a row needs them."""
+    padding: int = 0
+    """Cached positions that it read beside them, since rows of unlike length share an attention."""
+
+    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]  # a sum of counts, not a longer tuple
+        return Work(*(one + another for one, another in zip(self, other, strict=True)))
+
+
+class Incremental:
+    """An encoder with a cache. `budget`: most new tokens of one model call."""
+
+    def __init__(self, encoder: UserEncoder, look: Look, cache: KeyValueCache, budget: int) -> None:
+        self._encoder = encoder
+        self._look = look
+        self._budget = budget
+        self._device = cache.device
+        self.cache = cache
+
+    @torch.inference_mode()
+    def encode(self, users: Sequence[str], tokens: Sequence[Tokens]) -> tuple[Tensor, Work]:
+        """User states (len(users), width) of the users' windows; each holds at most the cache's capacity in tokens.
+
+        The windows of one user stand in their order.
+        """
+        states = torch.empty(len(users), self._encoder.width, device=self._device)
+        work = Work()
+        for rows in batcher.rounds(users, tokens, self.cache.slots):
+            work += self._compute(rows, states)
+        return states, work
+
+    @torch.inference_mode()
+    def whole(self, tokens: Sequence[Tokens]) -> Tensor:
+        """User states (len(tokens), width) by one forward pass over whole windows, padded on the right: no cache."""
+        lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+        columns = len(tokens[0].numbers)
+        filled = np.zeros((columns, len(tokens), int(lengths.max())), np.int64)
+        filled[:, np.arange(filled.shape[2]) < lengths[:, None]] = np.concatenate([one.numbers for one in tokens], 1)
+        last = torch.from_numpy(lengths - 1).to(self._device)
+        states: Tensor = self._encoder(self._look(torch.from_numpy(filled).to(self._device)))
+        return states[torch.arange(len(tokens), device=self._device), last]
+
+    def _compute(self, rows: Sequence[Row], states: Tensor) -> Work:
+        """Computes a round and writes its answers into `states`."""
+        slots = self.cache.acquire([row.user for row in rows])
+        identities, lengths = batcher.padded([row.tokens for row in rows])
+        first = np.fromiter((row.answers[0][1] for row in rows), np.int64, len(rows))
+        # The first answered token is always computed: its state is kept nowhere.
+        keep = np.minimum(self.cache.prefixes(slots, identities, lengths), first - 1)
+        work = Work()
+        for chosen in batcher.calls(lengths - keep, lengths, self._budget):
+            self.cache.begin(slots[chosen], keep[chosen])
+            work += self._call([rows[at] for at in chosen], slots[chosen], keep[chosen], lengths[chosen], states)
+            self.cache.commit(slots[chosen], identities[chosen], lengths[chosen])
+        return work
+
+    def _call(self, rows: Sequence[Row], slots: Numbers, keep: Numbers, lengths: Numbers, states: Tensor) -> Work:
+        """One forward pass over the new tokens of `rows`, one after the other."""
+        new = lengths - keep
+        begins = np.cumsum(new) - new
+        positions = np.arange(new.sum()) - np.repeat(begins - keep, new)
+        places = np.repeat(slots * self.cache.capacity, new) + positions
+        numbers = np.concatenate(
+            [row.tokens.numbers[:, kept:] for row, kept in zip(rows, keep.tolist(), strict=True)], axis=1
+        )
+        spans = batcher.spans(new, lengths)
+        numbers_, positions_, write, slots_ = (
+            torch.from_numpy(array).to(self._device) for array in (numbers, positions, places, slots)
+        )
+        groups = []
+        for begin, end, length in spans:
+            first, size, span = int(begins[begin]), int(new[begin]), torch.arange(length, device=self._device)
+            standing = positions_[first : first + (end - begin) * size].view(end - begin, size, 1)
+            groups.append(Group(first, slots_[begin:end, None] * self.cache.capacity + span, span <= standing))
+        ragged = Ragged(self.cache.keys, self.cache.values, write, groups)
+        computed = self._encoder(self._look(numbers_)[None], ragged, positions_[None])[0]
+        answers = [
+            (request, begin + length - kept - 1)
+            for row, begin, kept in zip(rows, begins.tolist(), keep.tolist(), strict=True)
+            for request, length in row.answers
+        ]
+        request, at = torch.tensor(answers, device=self._device).unbind(1)
+        states[request] = computed[at]
+        hit = keep > 0
+        read = sum((end - begin) * length for begin, end, length in spans)
+        return Work(
+            appended=int(new[hit].sum()),
+            prefilled=int(new[~hit].sum()),
+            hits=int(hit.sum()),
+            misses=int((~hit).sum()),
+            needed=int(lengths.sum()),
+            padding=read - int(lengths.sum()),
+        )
