@@ -50,7 +50,7 @@ def rounds(users: Sequence[str], tokens: Sequence[Tokens], most: int) -> Iterato
                 later.append(request)
             elif row is None:
                 rows[user] = Row(user, read, [(request, len(read))])
-            elif extends(read, row.tokens):
+            elif common(row.tokens.identities, read.identities) == len(row.tokens):
                 rows[user] = Row(user, read, [*row.answers, (request, len(read))])
             else:
                 closed.add(user)
@@ -59,9 +59,11 @@ def rounds(users: Sequence[str], tokens: Sequence[Tokens], most: int) -> Iterato
         waiting = later
 
 
-def extends(longer: Tokens, shorter: Tokens) -> bool:
-    """Whether `shorter` is a prefix of `longer`."""
-    return len(longer) >= len(shorter) and np.array_equal(longer.identities[: len(shorter)], shorter.identities)
+def common(one: Numbers, other: Numbers) -> int:
+    """How many leading tokens two windows share; identities (length,) each."""
+    shorter = min(len(one), len(other))
+    differ = one[:shorter] != other[:shorter]
+    return int(differ.argmax()) if differ.any() else shorter
 
 
 def padded(rows: Sequence[Tokens]) -> tuple[Numbers, Numbers]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from stream_rec.errors import UserError
 from stream_rec.messages import Interest, Item, RankedItem, Recommendation, Window
-from stream_rec.model import scorer
+from stream_rec.model import audit, scorer
+from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
 from stream_rec.model.counters import REACH, Transitions
 from stream_rec.model.features import Vectors
@@ -42,6 +43,8 @@ class Limits(NamedTuple):
     kv_cache_bytes: float = 1e9
     top_k: int = 20
     interests_k: int = 5
+    audit_share: float = 0.0
+    """Of the windows, those that are also encoded whole."""
 
 
 class Step(NamedTuple):
@@ -50,6 +53,7 @@ class Step(NamedTuple):
     work: Work
     unknown_items: int
     """Windows whose last item the catalogue doesn't know."""
+    audit: Audit
 
 
 class Engine:
@@ -64,6 +68,7 @@ class Engine:
         self._limits = limits
         self._blend = model.config.blend
         self._event_types = model.config.event_types
+        self._draw = np.random.default_rng()
         self._device = device
         self._encoder = model.encoder.to(device).eval()
         self._reader = ItemReader(catalog, model.config.event_types)
@@ -92,12 +97,19 @@ class Engine:
         rows = [self._rows(window) for window in windows]
         memory = self._remember(windows, rows)
         users = [window.user_id for window in windows]
-        states, work = self.incremental.encode(users, self._reader.read(windows, rows))
-        ranked = scorer.rank(states, memory, self.candidates, self._blend, self._limits.top_k)
+        tokens = self._reader.read(windows, rows)
+        states, work = self.incremental.encode(users, tokens)
+        ranked = self._rank(states, memory)
         if not ranked.scores.isfinite().all():  # as JSON it would be null, which no reader takes for a score
             raise ArithmeticError("the model gave a score that is not a number")
         types = torch.softmax(self._encoder.type_logits(states)[:, UNKNOWN + 1 :], dim=1)
-        return Step(self._answers(windows, ranked, types), work, sum(one[-1] == UNKNOWN for one in rows))
+        unknown = sum(one[-1] == UNKNOWN for one in rows)
+        return Step(self._answers(windows, ranked, types), work, unknown, self._audit(tokens, states, memory, ranked))
+
+    def affordable(self, windows: Sequence[Window]) -> int:
+        """How many of the leading `windows` a step can answer within the token budget: at least one."""
+        costs = self.incremental.costs([window.user_id for window in windows], self._tokens(windows))
+        return max(1, int((costs.cumsum() <= self._limits.token_budget).sum()))
 
     def learn(self, window: Window) -> None:
         """Teaches the online memory a window without answering it: what a restart needs to be where it was."""
@@ -149,6 +161,18 @@ class Engine:
             self._learn(window, read)
             after.append(self.transitions.after(read[-REACH:], window.events[-1].timestamp))
         return Memory.of(after, [read[-1] for read in rows], self._device)
+
+    def _rank(self, states: Tensor, memory: Memory) -> scorer.Ranked:
+        return scorer.rank(states, memory, self.candidates, self._blend, self._limits.top_k)
+
+    def _audit(self, tokens: Sequence[Tokens], states: Tensor, memory: Memory, ranked: scorer.Ranked) -> Audit:
+        """Compares the answers of a random share of the windows with what encoding them whole gives."""
+        chosen = np.flatnonzero(self._draw.random(len(tokens)) < self._limits.audit_share)
+        if not len(chosen):
+            return Audit()
+        which = torch.from_numpy(chosen).to(self._device)
+        whole = self.incremental.whole([tokens[at] for at in chosen.tolist()])
+        return audit.compare(states[which], whole, ranked.pick(which), self._rank(whole, memory.pick(which)))
 
     def _look(self, numbers: Tensor) -> Tensor:
         rows, types, gaps = numbers

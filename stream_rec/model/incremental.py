@@ -62,6 +62,20 @@ class Incremental:
             work += self._compute(rows, states)
         return states, work
 
+    def costs(self, users: Sequence[str], tokens: Sequence[Tokens]) -> Numbers:
+        """How many new tokens `encode` would compute for each window, (len(users),)."""
+        identities, lengths = batcher.padded(tokens)
+        slots = np.array([-1 if (slot := self.cache.find(user)) is None else slot for user in users])
+        keep = np.where(slots < 0, 0, self.cache.prefixes(slots, identities, lengths))
+        before: dict[str, int] = {}
+        for at, user in enumerate(users):
+            if user in before:  # by then the slot holds the user's window before this one
+                known = tokens[before[user]].identities
+                keep[at] = batcher.common(known, tokens[at].identities)
+            before[user] = at
+        costs: Numbers = np.maximum(lengths - keep, 1)
+        return costs
+
     @torch.inference_mode()
     def whole(self, tokens: Sequence[Tokens]) -> Tensor:
         """User states (len(tokens), width) by one forward pass over whole windows, padded on the right: no cache."""

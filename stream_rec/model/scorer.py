@@ -68,6 +68,10 @@ class Ranked(NamedTuple):
     probabilities: Tensor
     interests: Tensor
 
+    def pick(self, which: Tensor) -> "Ranked":
+        """The answers `which` (n,) alone."""
+        return Ranked(*(column[which] for column in self))
+
 
 class Candidates(NamedTuple):
     """The catalogue as the scorer sees it."""

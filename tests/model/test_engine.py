@@ -208,6 +208,36 @@ def test_a_cache_too_small_for_one_user_is_refused(engine_of: EngineOf) -> None:
         engine_of(users=0)
 
 
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(log=logs, size=st.integers(1, 40), budget=st.integers(1, 60))
+def test_what_a_step_can_afford_is_what_it_computes(engine_of, log, size, budget):
+    """The promised windows stay within the budget, and one more would not have."""
+    engine = engine_of(token_budget=budget)
+    made = log_to_windows(log)
+    while made:
+        asked = made[:size]
+        count = engine.affordable(asked)
+        costs = engine.incremental.costs([one.user_id for one in asked], engine._tokens(asked))
+        work = engine.step(asked[:count]).work
+        assert work.appended + work.prefilled <= max(budget, costs[0])
+        assert count == len(asked) or costs[: count + 1].sum() > budget
+        made = made[count:]
+
+
+def test_an_audit_finds_nothing_in_a_sound_cache_and_a_spoilt_one_at_once(engine_of: EngineOf) -> None:
+    engine = engine_of(audit_share=1.0)
+    made = log_to_windows([(user, 3 * user + n, 10) for n in range(6) for user in range(4)])
+    found = engine.step(made[:-4]).audit
+    assert (found.windows, found.changed) == (len(made) - 4, 0)
+    assert found.largest <= 1e-5
+    for cached in engine.incremental.cache.values:
+        cached.neg_()
+    found = engine.step(made[-4:]).audit
+    assert found.changed > 0
+    assert found.largest > 1e-2
+    assert engine_of().step(made).audit.windows == 0
+
+
 def test_slots_under_pressure_evict_the_least_recently_used(engine_of: EngineOf) -> None:
     engine = engine_of(users=2)
     for user in ("a", "b", "a", "c"):

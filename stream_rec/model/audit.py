@@ -1,0 +1,30 @@
+"""Is an answer through the cache the one that encoding the whole window gives?"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from stream_rec.model.scorer import Ranked
+
+TIE = 1e-5
+"""Scores whose relative distance is below this are a tie: float32 may order them either way."""
+
+
+class Audit(NamedTuple):
+    """What a comparison found."""
+
+    windows: int = 0
+    largest: float = 0.0
+    """The largest difference in a user vector's components."""
+    changed: int = 0
+    """Ranked lists that differ other than by ties."""
+
+    def __add__(self, other: "Audit") -> "Audit":  # type: ignore[override]  # both findings, not a longer tuple
+        return Audit(self.windows + other.windows, max(self.largest, other.largest), self.changed + other.changed)
+
+
+def compare(states: Tensor, whole: Tensor, ours: Ranked, theirs: Ranked) -> Audit:
+    """`states` and `ours` through the cache, `whole` and `theirs` without it; `states` and `whole` (windows, width)."""
+    apart = (ours.scores - theirs.scores).abs() > TIE * theirs.scores.abs()
+    changed = ((ours.rows != theirs.rows) & apart).any(dim=1)
+    return Audit(len(states), float((states - whole).abs().max()), int(changed.sum()))
