@@ -80,6 +80,16 @@ class Settings(BaseSettings):
         1, ge=1, le=1_024, description="CPU threads of torch; more than 1 only on a machine of its own"
     )
     kv_cache_gb: float = Field(1, gt=0, description="memory for cached keys and values, GB (10^9 bytes)")
+    kv_cache_share: float | None = Field(
+        None, gt=0, lt=1, description="the same as a share of the device's memory; wins over kv_cache_gb"
+    )
+    kv_host_gb: float = Field(
+        0, ge=0, description="memory of the host for users whom a GPU's cache has no room for, GB (10^9 bytes)"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of cached keys and values, and on a GPU of the decoder; auto is float32, on a GPU bfloat16",
+    )
 
     # Model and catalogue
     model: Path = Field(Path("model"), description="folder of the trained model")

@@ -10,6 +10,8 @@ from stream_rec.model.folder import FORMAT, Model, ModelConfig
 from stream_rec.model.scorer import Blend
 
 ITEMS, TEXT_DIM, CAPACITY, STRIDE = 40, 12, 8, 4
+PER_USER = 2 * 2 * 2 * CAPACITY * 4 * 4
+"""Bytes of a user's keys and values: two layers, two heads of four float32 numbers a token."""
 
 
 def items(count: int = ITEMS) -> list[Item]:

@@ -95,8 +95,10 @@ class UserEncoder(nn.Module):
         after the other in a batch of 1, that stand at `positions` (1, length) behind what is cached.
         """
         tokens = F.dropout(tokens, self.config.dropout, self.training)
-        hidden = self.body(inputs_embeds=tokens, position_ids=positions, use_cache=False, ragged=ragged)
-        states: Tensor = self.out(hidden.last_hidden_state)
+        hidden = self.body(
+            inputs_embeds=tokens.to(self.body.dtype), position_ids=positions, use_cache=False, ragged=ragged
+        )
+        states: Tensor = self.out(hidden.last_hidden_state.to(tokens.dtype))
         return states
 
     def type_logits(self, states: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ cached keys and values are a short cut whose answer equals that of encoding the 
 a function of the windows seen. It is not thread-safe: one thread calls it, except for `read`.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from stream_rec.model.counters import REACH, Transitions
 from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
 from stream_rec.model.incremental import Incremental, Work
-from stream_rec.model.kv_cache import KeyValueCache
+from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.reader import ItemReader
 from stream_rec.model.scorer import Candidates, Memory
 from stream_rec.model.text import TextEncoder
@@ -41,6 +42,11 @@ class Limits(NamedTuple):
     """How far a full window moves, events: matters where windows hold more than the model reads."""
     token_budget: int = 4_096
     kv_cache_bytes: float = 1e9
+    kv_cache_share: float | None = None
+    """Of the device's memory; instead of `kv_cache_bytes`."""
+    kv_host_bytes: float = 0
+    """For who is evicted from the device's cache."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     top_k: int = 20
     interests_k: int = 5
     audit_share: float = 0.0
@@ -57,7 +63,7 @@ class Step(NamedTuple):
 
 
 class Engine:
-    """A model that serves. `device` and `dtype` are those of the cache and the encoder."""
+    """A model that serves, on `device`."""
 
     def __init__(self, model: Model, catalog: Catalog, limits: Limits, device: torch.device) -> None:
         self.version = model.version
@@ -72,7 +78,13 @@ class Engine:
         self._device = device
         self._encoder = model.encoder.to(device).eval()
         self._reader = ItemReader(catalog, model.config.event_types)
-        cache = KeyValueCache(model.encoder.body.config, self.capacity, limits.kv_cache_bytes, torch.float32, device)
+        dtype = _dtype(limits.dtype, device)
+        shape = Shape.of(model.encoder.body.config, self.capacity, dtype)
+        share = limits.kv_cache_share
+        budget = limits.kv_cache_bytes if share is None else share * _memory(device)
+        cache = KeyValueCache(shape, budget, device, limits.kv_host_bytes)
+        if device.type == "cuda":  # a CPU computes in float32 whatever it stores
+            self._encoder.body.to(dtype)
         self.incremental = Incremental(self._encoder, self._look, cache, limits.token_budget)
         self._inputs = torch.zeros(0, self._encoder.width, device=device)
         self.candidates = Candidates(self._inputs, torch.zeros(0), torch.zeros(0), ())
@@ -233,3 +245,18 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices; set device to cpu")
     return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """Of the cached keys and values, and of the decoder where it computes on a GPU."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _memory(device: torch.device) -> float:
+    """Memory that is free on a GPU, or all that the machine has, bytes."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

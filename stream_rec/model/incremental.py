@@ -65,8 +65,7 @@ class Incremental:
     def costs(self, users: Sequence[str], tokens: Sequence[Tokens]) -> Numbers:
         """How many new tokens `encode` would compute for each window, (len(users),)."""
         identities, lengths = batcher.padded(tokens)
-        slots = np.array([-1 if (slot := self.cache.find(user)) is None else slot for user in users])
-        keep = np.where(slots < 0, 0, self.cache.prefixes(slots, identities, lengths))
+        keep = self.cache.kept(users, identities, lengths)
         before: dict[str, int] = {}
         for at, user in enumerate(users):
             if user in before:  # by then the slot holds the user's window before this one
@@ -119,7 +118,7 @@ class Incremental:
             first, size, span = int(begins[begin]), int(new[begin]), torch.arange(length, device=self._device)
             standing = positions_[first : first + (end - begin) * size].view(end - begin, size, 1)
             groups.append(Group(first, slots_[begin:end, None] * self.cache.capacity + span, span <= standing))
-        ragged = Ragged(self.cache.keys, self.cache.values, write, groups)
+        ragged = Ragged(self.cache.first.keys, self.cache.first.values, write, groups)
         computed = self._encoder(self._look(numbers_)[None], ragged, positions_[None])[0]
         answers = [
             (request, begin + length - kept - 1)

@@ -7,100 +7,212 @@ There is no other rule, and so no way to a wrong prefix.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stream_rec.errors import UserError
 from stream_rec.model.tokens import Numbers
 
+MOST = 1 << 20
+"""Users of a tier: beyond that their names and identities, not the keys and values, fill the memory."""
 
-class KeyValueCache:
-    """Slots for users, the least recently used one given away first, in a fixed budget of memory.
 
-    `config` is the decoder's transformers configuration; `capacity` counts tokens; `budget` bytes.
-    """
+class Shape(NamedTuple):
+    """What a slot has room for."""
 
-    def __init__(
-        self, config: Any, capacity: int, budget: float, dtype: torch.dtype, device: torch.device, most: int = 1 << 20
-    ) -> None:
-        heads: int = config.num_key_value_heads
-        head: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        layers: int = config.num_hidden_layers
-        self.capacity = capacity
-        self.device = device
-        self.bytes_per_user = 2 * layers * heads * capacity * head * dtype.itemsize
-        self.slots = min(most, int(budget // self.bytes_per_user))
-        if self.slots < 1:
-            raise UserError(
-                f"kv_cache_gb is too small for one user: {self.bytes_per_user / 1e9:.4f} GB are needed, "
-                f"{budget / 1e9:.4f} given"
-            )
-        shape = (self.slots * capacity, heads, head)
+    layers: int
+    kv_heads: int
+    head_dim: int
+    capacity: int
+    """Tokens."""
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, config: Any, capacity: int, dtype: torch.dtype) -> "Shape":
+        """`config` is the decoder's transformers configuration."""
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(config.num_hidden_layers, config.num_key_value_heads, head_dim, capacity, dtype)
+
+    @property
+    def bytes(self) -> int:
+        return 2 * self.layers * self.kv_heads * self.capacity * self.head_dim * self.dtype.itemsize
+
+
+class Content(NamedTuple):
+    """What some slots hold, on its way from one tier to the other."""
+
+    cached: list[Tensor]
+    """Keys of each layer, then values of each layer: (slots, capacity, kv_heads, head_dim) each."""
+    identities: Numbers
+    lengths: Numbers
+
+
+class Tier:
+    """Slots in the memory of one device, given to users; the least recently used first in `users`."""
+
+    def __init__(self, shape: Shape, budget: float, device: torch.device) -> None:
+        self.slots = min(MOST, int(budget // shape.bytes))
+        self.capacity = shape.capacity
+        places = (self.slots * shape.capacity, shape.kv_heads, shape.head_dim)
         self.keys, self.values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in range(2)
+            [torch.zeros(places, dtype=shape.dtype, device=device) for _ in range(shape.layers)] for _ in range(2)
         )
-        self.evictions = 0
-        self._identities: Numbers = np.zeros((self.slots, capacity), np.int64)
-        self._lengths: Numbers = np.zeros(self.slots, np.int64)
-        self._slot_of: OrderedDict[str, int] = OrderedDict()
+        self.device = device
+        self.identities: Numbers = np.zeros((self.slots, shape.capacity), np.int64)
+        self.lengths: Numbers = np.zeros(self.slots, np.int64)
+        self.users: OrderedDict[str, int] = OrderedDict()
         self._free = list(range(self.slots - 1, -1, -1))
 
-    def __len__(self) -> int:
-        """Users with a slot."""
-        return len(self._slot_of)
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        return len(self._free)
 
-    def find(self, user: str) -> int | None:
-        """The slot of a user who has one."""
-        return self._slot_of.get(user)
+    def give(self, user: str) -> int:
+        """A free slot to a user who has none."""
+        self.users[user] = self._free.pop()
+        return self.users[user]
+
+    def take(self, user: str) -> None:
+        """Frees the user's slot and overwrites what it held: nobody's behaviour outlives their place."""
+        slot = self.users.pop(user)
+        for one in (*self.keys, *self.values):
+            one[slot * self.capacity : (slot + 1) * self.capacity].zero_()
+        self.identities[slot] = 0
+        self.lengths[slot] = 0
+        self._free.append(slot)
+
+    def oldest(self, count: int) -> list[str]:
+        """The `count` least recently used users."""
+        return list(islice(self.users, max(0, count)))
+
+    def read(self, users: Sequence[str]) -> Content:
+        """A copy of what the users' slots hold."""
+        slots = self._slots(users)
+        held = [one[self._places(slots)] for one in (*self.keys, *self.values)]
+        return Content(held, self.identities[slots], self.lengths[slots])
+
+    def write(self, users: Sequence[str], content: Content) -> None:
+        """Puts what `read` gave into the users' slots."""
+        slots = self._slots(users)
+        for one, held in zip((*self.keys, *self.values), content.cached, strict=True):
+            one[self._places(slots)] = held.to(self.device)
+        self.identities[slots], self.lengths[slots] = content.identities, content.lengths
+
+    def _slots(self, users: Sequence[str]) -> Numbers:
+        return np.array([self.users[user] for user in users], np.int64)
+
+    def _places(self, slots: Numbers) -> Tensor:
+        """All places of `slots` (n,), (n, capacity)."""
+        return torch.from_numpy(slots[:, None] * self.capacity + np.arange(self.capacity)).to(self.device)
+
+
+class KeyValueCache:
+    """Slots for users in a fixed budget of memory, the least recently used one given away first.
+
+    With a `host_budget` (bytes), who loses a slot on `device` keeps the content in a slot of the host's memory, and has
+    it back on return: a copy instead of a prefill. `budget` in bytes.
+    """
+
+    def __init__(self, shape: Shape, budget: float, device: torch.device, host_budget: float = 0) -> None:
+        self.bytes_per_user = shape.bytes
+        self.capacity = shape.capacity
+        self.device = device
+        self.first = Tier(shape, budget, device)
+        self.second = Tier(shape, host_budget, torch.device("cpu"))
+        if not self.first.slots:
+            raise UserError(
+                f"kv_cache_gb is too small: one user needs {shape.bytes / 1e9:.4f} GB, {budget / 1e9:.4f} are given"
+            )
+        self.slots = self.first.slots
+        self.evictions = 0
+
+    def __len__(self) -> int:
+        """Users whose keys and values are held, wherever."""
+        return len(self.first.users) + len(self.second.users)
 
     def acquire(self, users: Sequence[str]) -> Numbers:
         """A slot for each of `users`, (len(users),): at most `slots` different ones, none of which evicts another."""
+        held = self.first.users
         for user in users:
-            if user in self._slot_of:
-                self._slot_of.move_to_end(user)
-        for user in users:
-            if user not in self._slot_of:
-                self._slot_of[user] = self._free.pop() if self._free else self._evict()
-        return np.fromiter((self._slot_of[user] for user in users), np.int64, len(users))
+            if user in held:
+                held.move_to_end(user)
+        absent = list(dict.fromkeys(user for user in users if user not in held))
+        if absent:
+            self._admit(absent)
+        return np.fromiter((held[user] for user in users), np.int64, len(users))
 
     def prefixes(self, slots: Numbers, identities: Numbers, lengths: Numbers) -> Numbers:
         """How many leading tokens stand in each slot already, (rows,).
 
         `identities` (rows, width) are padded on the right; `lengths` (rows,) says how far each row goes.
         """
-        known = np.minimum(self._lengths[slots], lengths)
-        places = np.arange(identities.shape[1])
-        differ = (self._identities[slots, : len(places)] != identities) & (places < known[:, None])
-        found: Numbers = np.where(differ.any(axis=1), differ.argmax(axis=1), known)
+        return _prefixes(self.first, slots, identities, lengths)
+
+    def kept(self, users: Sequence[str], identities: Numbers, lengths: Numbers) -> Numbers:
+        """`prefixes` for users who may have no slot: 0 for them, (rows,). Changes nothing."""
+        found = np.zeros(len(users), np.int64)
+        for tier in (self.first, self.second):
+            here = np.array([at for at, user in enumerate(users) if user in tier.users], np.int64)
+            if len(here):
+                slots = np.array([tier.users[users[at]] for at in here.tolist()])
+                found[here] = _prefixes(tier, slots, identities[here], lengths[here])
         return found
 
     def begin(self, slots: Numbers, keep: Numbers) -> None:
         """Declares void what lies behind the kept prefixes, before a forward pass overwrites it and may fail."""
-        self._lengths[slots] = keep
+        self.first.lengths[slots] = keep
 
     def commit(self, slots: Numbers, identities: Numbers, lengths: Numbers) -> None:
         """Declares the tokens written to the slots valid; arguments as for `prefixes`."""
-        self._identities[slots, : identities.shape[1]] = identities
-        self._lengths[slots] = lengths
+        self.first.identities[slots, : identities.shape[1]] = identities
+        self.first.lengths[slots] = lengths
 
     def forget(self, user: str) -> None:
-        """Frees a user's slot and overwrites what it held."""
-        if (slot := self._slot_of.pop(user, None)) is not None:
-            place = slot * self.capacity
-            for cached in (*self.keys, *self.values):
-                cached[place : place + self.capacity].zero_()
-            self._identities[slot] = 0
-            self._lengths[slot] = 0
-            self._free.append(slot)
+        """Frees a user's slot, wherever it is."""
+        for tier in (self.first, self.second):
+            if user in tier.users:
+                tier.take(user)
 
     def clear(self) -> None:
         """Forgets every prefix; the slots stay with their users."""
-        self._lengths[:] = 0
+        self.first.lengths[:] = 0
+        self.second.lengths[:] = 0
 
-    def _evict(self) -> int:
-        _, slot = self._slot_of.popitem(last=False)
-        self._lengths[slot] = 0
-        self.evictions += 1
-        return slot
+    def _admit(self, users: Sequence[str]) -> None:
+        """Slots for users without one; what the second tier holds of them comes with them."""
+        returning = [user for user in users if user in self.second.users]
+        content = self.second.read(returning)
+        for user in returning:
+            self.second.take(user)
+        self._evict(len(users) - self.first.free)
+        for user in users:
+            self.first.give(user)
+        self.first.write(returning, content)
+
+    def _evict(self, count: int) -> None:
+        """Frees `count` slots of the first tier; as many users as the second can hold move there."""
+        leaving = self.first.oldest(count)
+        moving = leaving[max(0, len(leaving) - self.second.slots) :]
+        gone = self.second.oldest(len(moving) - self.second.free)
+        for user in gone:
+            self.second.take(user)
+        content = self.first.read(moving)
+        for user in leaving:
+            self.first.take(user)
+        for user in moving:
+            self.second.give(user)
+        self.second.write(moving, content)
+        self.evictions += len(leaving) - len(moving) + len(gone)
+
+
+def _prefixes(tier: Tier, slots: Numbers, identities: Numbers, lengths: Numbers) -> Numbers:
+    known = np.minimum(tier.lengths[slots], lengths)
+    places = np.arange(identities.shape[1])
+    differ = (tier.identities[slots, : len(places)] != identities) & (places < known[:, None])
+    found: Numbers = np.where(differ.any(axis=1), differ.argmax(axis=1), known)
+    return found

@@ -8,7 +8,7 @@ from stream_rec.model.catalog import Catalog
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.folder import Model
 from stream_rec.model.text import TextEncoder
-from tests.tiny import CAPACITY, STRIDE, tiny_model
+from tests.tiny import PER_USER, STRIDE, tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -20,11 +20,10 @@ def model() -> Model:
 def engine_of(model: Model, tmp_path: Path) -> Callable[..., Engine]:
     """Makes an engine with room for `users` users; other limits by name."""
 
-    def make(users: int = 100, **limits: float) -> Engine:
+    def make(users: int = 100, **limits: object) -> Engine:
         texts = TextEncoder(model.config.text_encoder, tmp_path)
         catalog = Catalog(model.items, model.vectors, model.features, texts)
-        per_user = 2 * 2 * 2 * CAPACITY * 4 * 4
-        chosen = Limits(stride=STRIDE, kv_cache_bytes=users * per_user)._replace(**limits)
+        chosen = Limits(stride=STRIDE, kv_cache_bytes=users * PER_USER)._replace(**limits)
         return Engine(model, catalog, chosen, torch.device("cpu"))
 
     return make

@@ -15,7 +15,7 @@ from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.folder import Model
 from stream_rec.window import append
-from tests.tiny import CAPACITY, ITEMS, STRIDE, TEXT_DIM, items, window
+from tests.tiny import CAPACITY, ITEMS, PER_USER, STRIDE, TEXT_DIM, items, window
 
 EngineOf = Callable[..., Engine]
 
@@ -42,20 +42,22 @@ logs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, ITEMS + 3), st.integ
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=20),
     users=st.integers(1, 8),
     budget=st.sampled_from([1, 7, 64]),
+    host=st.integers(0, 4),
     restarts=st.sets(st.integers(0, 20)),
     erased=st.dictionaries(st.integers(0, 20), st.integers(0, 5)),
     lost=st.sets(st.integers(0, 20)),
 )
-def test_incremental_equals_full(engine_of, log, sizes, users, budget, restarts, erased, lost):
+def test_incremental_equals_full(engine_of, log, sizes, users, budget, host, restarts, erased, lost):
     """Whatever the batches, evictions, restarts, erased users and coalesced windows: the cache changes no answer."""
     made = log_to_windows(log)
-    engine = engine_of(users, token_budget=budget)
+    limits = {"token_budget": budget, "kv_host_bytes": host * PER_USER}
+    engine = engine_of(users, **limits)
     begin = number = 0
     while begin < len(made):
         batch = made[begin : begin + sizes[number % len(sizes)]]
         begin += len(batch)
         if number in restarts:
-            engine = engine_of(users, token_budget=budget)
+            engine = engine_of(users, **limits)
         if number in erased:
             engine.forget(f"u{erased[number]}")
         if number in lost:
@@ -230,7 +232,7 @@ def test_an_audit_finds_nothing_in_a_sound_cache_and_a_spoilt_one_at_once(engine
     found = engine.step(made[:-4]).audit
     assert (found.windows, found.changed) == (len(made) - 4, 0)
     assert found.largest <= 1e-5
-    for cached in engine.incremental.cache.values:
+    for cached in engine.incremental.cache.first.values:
         cached.neg_()
     found = engine.step(made[-4:]).audit
     assert found.changed > 0
@@ -250,8 +252,29 @@ def test_slots_under_pressure_evict_the_least_recently_used(engine_of: EngineOf)
 def test_forgetting_a_user_leaves_nothing_in_the_slot(engine_of: EngineOf) -> None:
     engine = engine_of(users=1)
     engine.step([window("u", 2, ["i1", "i2"])])
-    cache = engine.incremental.cache
+    cache = engine.incremental.cache.first
     assert any(layer.any() for layer in cache.keys)
     engine.forget("u")
     assert not any(layer.any() for layer in (*cache.keys, *cache.values))
-    assert np.count_nonzero(cache._identities) == 0
+    assert np.count_nonzero(cache.identities) == 0
+
+
+def test_whom_the_first_tier_has_no_room_for_returns_from_the_second_without_a_prefill(engine_of: EngineOf) -> None:
+    engine = engine_of(users=2, kv_host_bytes=2 * PER_USER)
+    for user in "abcd":
+        engine.step([window(user, 2, ["i1", "i2"])])
+    assert engine.incremental.cache.evictions == 0
+    grown = [window(user, 3, ["i1", "i2", "i3"]) for user in "abcd"]
+    works = [engine.step([one]).work for one in grown]
+    assert [work.appended for work in works] == [1, 1, 1, 1]
+    assert (engine.states(grown) - engine.full(grown)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_the_bytes_cost_little_accuracy(engine_of: EngineOf, dtype: str) -> None:
+    engine = engine_of(dtype=dtype)
+    made = log_to_windows([(user, 3 * user + n, 10) for n in range(6) for user in range(4)])
+    assert engine.incremental.cache.bytes_per_user * 2 == PER_USER
+    for one in made:
+        got, want = engine.states([one]), engine.full([one])
+        assert 0 <= (got - want).abs().max() <= 0.05 * want.abs().max()
