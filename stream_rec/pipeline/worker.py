@@ -78,7 +78,7 @@ async def _serve(
     """Loads the model, brings the catalogue up to date and serves; the items topic is followed all the while."""
     loop = asyncio.get_running_loop()
     engine = await loop.run_in_executor(torch, load, settings)
-    metrics.bytes_per_user.set(engine.cache.bytes_per_user)
+    metrics.bytes_per_user.set(engine.incremental.cache.bytes_per_user)
 
     async def apply(items: Sequence[Item]) -> None:
         news = engine.catalog.news(items)
@@ -127,6 +127,9 @@ def load(settings: Settings) -> "Engine":
             stride=settings.move,
             token_budget=settings.token_budget,
             kv_cache_bytes=settings.kv_cache_gb * 1e9,
+            kv_cache_share=settings.kv_cache_share,
+            kv_host_bytes=settings.kv_host_gb * 1e9,
+            dtype=settings.dtype,
             top_k=settings.top_k,
             interests_k=settings.interests_k,
         ),
