@@ -24,6 +24,38 @@ class Row(NamedTuple):
     answers: list[tuple[int, int]]
 
 
+class Placed(NamedTuple):
+    """Where a call's rows stand: their new tokens follow one another. Arrays (rows,)."""
+
+    slots: Numbers
+    keep: Numbers
+    """Tokens of the row that its slot holds already."""
+    lengths: Numbers
+    """Tokens of the row."""
+    capacity: int
+    """Places of a slot."""
+
+    @property
+    def new(self) -> Numbers:
+        """Tokens to compute."""
+        return self.lengths - self.keep
+
+    @property
+    def begins(self) -> Numbers:
+        """The place of each row's first token in the call."""
+        return np.cumsum(self.new) - self.new
+
+    @property
+    def positions(self) -> Numbers:
+        """Where each token stands in its window, (tokens,)."""
+        return np.arange(self.new.sum()) - np.repeat(self.begins - self.keep, self.new)
+
+    @property
+    def write(self) -> Numbers:
+        """The cache's place of each token, (tokens,)."""
+        return np.repeat(self.slots * self.capacity, self.new) + self.positions
+
+
 class Span(NamedTuple):
     """Rows `begin` to `end` of a call that are computed in one attention over the first `length` cached positions."""
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stream_rec.model import batcher
-from stream_rec.model.attention import Group, Ragged
-from stream_rec.model.batcher import Row
+from stream_rec.model.attention import Gathered, InPlace, Ragged, Way
+from stream_rec.model.batcher import Placed, Row
 from stream_rec.model.encoder import UserEncoder
 from stream_rec.model.kv_cache import KeyValueCache
 from stream_rec.model.tokens import Numbers, Tokens
@@ -96,44 +96,46 @@ class Incremental:
         work = Work()
         for chosen in batcher.calls(lengths - keep, lengths, self._budget):
             self.cache.begin(slots[chosen], keep[chosen])
-            work += self._call([rows[at] for at in chosen], slots[chosen], keep[chosen], lengths[chosen], states)
+            placed = Placed(slots[chosen], keep[chosen], lengths[chosen], self.cache.capacity)
+            work += self._call([rows[at] for at in chosen], placed, states)
             self.cache.commit(slots[chosen], identities[chosen], lengths[chosen])
         return work
 
-    def _call(self, rows: Sequence[Row], slots: Numbers, keep: Numbers, lengths: Numbers, states: Tensor) -> Work:
+    def _call(self, rows: Sequence[Row], placed: Placed, states: Tensor) -> Work:
         """One forward pass over the new tokens of `rows`, one after the other."""
-        new = lengths - keep
-        begins = np.cumsum(new) - new
-        positions = np.arange(new.sum()) - np.repeat(begins - keep, new)
-        places = np.repeat(slots * self.cache.capacity, new) + positions
         numbers = np.concatenate(
-            [row.tokens.numbers[:, kept:] for row, kept in zip(rows, keep.tolist(), strict=True)], axis=1
+            [row.tokens.numbers[:, kept:] for row, kept in zip(rows, placed.keep.tolist(), strict=True)], axis=1
         )
-        spans = batcher.spans(new, lengths)
-        numbers_, positions_, write, slots_ = (
-            torch.from_numpy(array).to(self._device) for array in (numbers, positions, places, slots)
+        look, positions, write = (
+            torch.from_numpy(array).to(self._device) for array in (numbers, placed.positions, placed.write)
         )
-        groups = []
-        for begin, end, length in spans:
-            first, size, span = int(begins[begin]), int(new[begin]), torch.arange(length, device=self._device)
-            standing = positions_[first : first + (end - begin) * size].view(end - begin, size, 1)
-            groups.append(Group(first, slots_[begin:end, None] * self.cache.capacity + span, span <= standing))
-        ragged = Ragged(self.cache.first.keys, self.cache.first.values, write, groups)
-        computed = self._encoder(self._look(numbers_)[None], ragged, positions_[None])[0]
+        cached = self.cache.first
+        ragged = Ragged(cached.keys, cached.values, write, self._way(placed))
+        computed = self._encoder(self._look(look)[None], ragged, positions[None])[0]
         answers = [
             (request, begin + length - kept - 1)
-            for row, begin, kept in zip(rows, begins.tolist(), keep.tolist(), strict=True)
+            for row, begin, kept in zip(rows, placed.begins.tolist(), placed.keep.tolist(), strict=True)
             for request, length in row.answers
         ]
         request, at = torch.tensor(answers, device=self._device).unbind(1)
         states[request] = computed[at]
-        hit = keep > 0
-        read = sum((end - begin) * length for begin, end, length in spans)
-        return Work(
-            appended=int(new[hit].sum()),
-            prefilled=int(new[~hit].sum()),
-            hits=int(hit.sum()),
-            misses=int((~hit).sum()),
-            needed=int(lengths.sum()),
-            padding=read - int(lengths.sum()),
-        )
+        return _work(placed)
+
+    def _way(self, placed: Placed) -> Way:
+        if self._device.type == "cuda":
+            return InPlace.of(placed, self.cache.slots * self.cache.capacity, self._device)
+        config = self._encoder.body.config
+        return Gathered.of(placed, config.num_attention_heads // config.num_key_value_heads, self._device)
+
+
+def _work(placed: Placed) -> Work:
+    hit, needed = placed.keep > 0, int(placed.lengths.sum())
+    read = sum((end - begin) * length for begin, end, length in batcher.spans(placed.new, placed.lengths))
+    return Work(
+        appended=int(placed.new[hit].sum()),
+        prefilled=int(placed.new[~hit].sum()),
+        hits=int(hit.sum()),
+        misses=int((~hit).sum()),
+        needed=needed,
+        padding=read - needed,
+    )
