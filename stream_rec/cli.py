@@ -203,9 +203,10 @@ def agents(settings: "Settings") -> int:
     cls=Command,
     settings=(
         *KAFKA,
-        *("model", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic", "capacity", "stride"),
-        *("token_budget", "batch_windows", "linger_ms", "coalesce", "top_k", "interests_k", "device", "threads"),
-        *("kv_cache_gb", "worker_group", "metrics_host", "worker_metrics_port", "cache_dir"),
+        *("model", "watch_model_s", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic"),
+        *("capacity", "stride", "audit_share", "token_budget", "batch_windows", "linger_ms", "coalesce", "top_k"),
+        *("interests_k", "device", "threads", "kv_cache_gb", "kv_cache_share", "kv_host_gb", "dtype", "worker_group"),
+        *("metrics_host", "worker_metrics_port", "cache_dir"),
     ),
 )
 def worker(settings: "Settings") -> int:
@@ -263,6 +264,25 @@ def replay(settings: "Settings", events: Path, columns: str, as_json: bool, **gi
 @click.option("--width", default=128, show_default=True, help="of the decoder; a pre-trained one brings its own")
 @click.option("--layers", type=int, help="of the decoder [default: 2; of a pre-trained one all]")
 @click.option("--base", help="pre-trained causal language model: a name, a folder or a .gguf file [default: none]")
+@click.option(
+    "--tune",
+    type=click.Choice(["lora", "frozen", "full"]),
+    help="what of --base is trained: adapters (LoRA), nothing, or all of it [default: lora]",
+)
+@click.option(
+    "--read",
+    type=click.Choice(["items", "words"]),
+    default="items",
+    show_default=True,
+    help="an event is one token, its item; or, with --base, its words",
+)
+@click.option(
+    "--template",
+    default="{event} {title}, {category}",
+    show_default=True,
+    help="an event in words; may hold {event}, {title}, {category}, {brand}, {price}",
+)
+@click.option("--event-tokens", default=16, show_default=True, help="most tokens of an event in words")
 @click.option("--learning-rate", default=2e-3, show_default=True, help="at its highest")
 @click.option("--validation", default=0.1, show_default=True, help="share of the events, the last ones, held out")
 @click.option("--refit/--no-refit", default=True, show_default=True, help="train once more with the held-out events")
@@ -288,28 +308,102 @@ def bench() -> None:
 @bench.command("engine")
 @click.option("--events", type=click.Path(path_type=Path), help="a log with long histories [default: a simulated shop]")
 @click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
-@click.option("--capacity", default=128, show_default=True, help="events in the longest window; it moves by half of it")
+@click.option(
+    "--capacity", type=int, help="events in the longest window; it moves by half of it [default: 128; with --base 32]"
+)
 @click.option("--width", default=256, show_default=True, help="of the decoder")
-@click.option("--layers", default=4, show_default=True, help="of the decoder")
+@click.option("--layers", type=int, help="of the decoder [default: 4; with --base all]")
 @click.option("--heads", default=4, show_default=True, help="attention heads")
 @click.option("--kv-heads", default=1, show_default=True, help="heads of the keys and values")
 @click.option("--items", default=10_000, show_default=True, help="items in the catalogue, at least the log's own")
-@click.option("--count", default=50_000, show_default=True, help="events to answer: the last ones of the log")
-@click.option("--batch", default=256, show_default=True, help="windows in a step, and whole windows in a batch")
+@click.option("--count", type=int, help="events to answer: the last ones of the log [default: 50000; with --base 400]")
+@click.option(
+    "--batch", type=int, help="windows in a step, and whole windows in a batch [default: 256; with --base 32]"
+)
 @click.option("--runs", default=3, show_default=True, help="runs, of which the median counts")
 @click.option("--threads", default=1, show_default=True, help="CPU threads of torch")
+@click.option("--base", help="a pre-trained causal language model in place of the random decoder, read in both ways")
+@click.option("--titles", type=click.Path(path_type=Path), help="with --base: the log's catalogue, for the words")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
-def bench_engine(events: Path | None, columns: str, count: int, as_json: bool, **given: Any) -> None:
+def bench_engine(
+    events: Path | None, columns: str, base: str | None, titles: Path | None, as_json: bool, **given: Any
+) -> None:
     """Events a second through cached keys and values, against encoding each of the same windows whole.
 
-    The decoder has random weights; both sides go from event vectors to user vectors, in this process.
+    The decoder has random weights; both sides go from event vectors to user vectors, in this process. With --base the
+    decoder is a pre-trained language model, which has a shape of its own, and the figures are those of both readings:
+    one token an event, and the event's words.
     """
     from stream_rec.cores import share_cores
 
     share_cores()
-    from stream_rec.bench import engine as room
+    chosen = {"events" if name == "count" else name: value for name, value in given.items() if value is not None}
+    if base is None:
+        from stream_rec.bench import engine as room
 
-    room.show(events, columns, room.Plan(events=count, **given), as_json)
+        room.show(events, columns, room.Plan(**chosen), as_json)
+    else:
+        from stream_rec.bench import language_model
+
+        language = language_model.Language(base, chosen.pop("layers", None), titles)
+        language_model.show(events, columns, language, language_model.PLAN._replace(**chosen), as_json)
+
+
+@bench.command("peers")
+@click.option("--events", type=click.Path(path_type=Path), help="a log with long histories [default: a simulated shop]")
+@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
+@click.option("--capacity", default=128, show_default=True, help="events in the longest window; it moves by half of it")
+@click.option("--width", default=256, show_default=True, help="of every model")
+@click.option("--layers", default=4, show_default=True, help="of every model")
+@click.option("--items", default=10_000, show_default=True, help="items in the catalogue, at least the log's own")
+@click.option("--count", default=50_000, show_default=True, help="events that the engine answers: the log's last ones")
+@click.option("--sample", default=1_500, show_default=True, help="of their windows, those that the peers answer")
+@click.option("--batch", default=256, show_default=True, help="windows in a step, and in a peer's batch")
+@click.option("--runs", default=3, show_default=True, help="runs, of which the median counts")
+@click.option("--threads", default=1, show_default=True, help="CPU threads of torch")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
+def bench_peers(events: Path | None, columns: str, count: int, as_json: bool, **given: Any) -> None:
+    """Events a second of this engine, and of peers that compute the whole window again for each event.
+
+    Peers: the decoder of plain transformers, and the SASRec of RecTools, which the extra `bench` installs. All have
+    random weights, the same width, layers and items.
+    """
+    from stream_rec.cores import share_cores
+
+    share_cores()
+    from stream_rec.bench import peers as room
+    from stream_rec.bench.engine import Plan
+
+    room.show(events, columns, Plan(events=count, **given), as_json)
+
+
+@bench.command(
+    "pipeline",
+    cls=Command,
+    settings=("capacity", "partitions", "batch_windows", "linger_ms", "kv_cache_gb", "threads", "store", *EVERYWHERE),
+)
+@click.option("--events", type=click.Path(path_type=Path), help="a log, fed as it stands [default: a simulated shop]")
+@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
+@click.option("--width", default=128, show_default=True, help="of the decoder")
+@click.option("--layers", default=2, show_default=True, help="of the decoder")
+@click.option("--items", default=10_000, show_default=True, help="items in the catalogue, at least the log's own")
+@click.option("--users", default=2_000, show_default=True, help="users of the simulated shop")
+@click.option("--agents", default=1, show_default=True, help="agent processes")
+@click.option("--count", default=15_000, show_default=True, help="events in a run")
+@click.option("--runs", default=3, show_default=True, help="runs at each load, of which the median counts")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
+def bench_pipeline(
+    settings: "Settings", events: Path | None, columns: str, count: int, as_json: bool, **given: Any
+) -> None:
+    """Updates a second of broker, agents, worker and load on this machine; at half of that, the latency.
+
+    Needs the extra `local`: pip install 'stream-rec[local]'. Every event is answered. Full load keeps 2,048 events on
+    their way, so that it is as much as is answered. Latency is from Kafka's timestamp of an event until a consumer of
+    committed records has the recommendation. The decoder has random weights.
+    """
+    from stream_rec.bench import pipeline as room
+
+    room.show(settings, events, columns, room.Plan(events=count, **given), as_json)
 
 
 @cli.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic"))

@@ -69,13 +69,18 @@ class Settings(BaseSettings):
     # Worker
     worker_group: str = Field("stream-rec-worker", min_length=1, description="consumer group of the workers")
     worker_metrics_port: Port = Field(9102, description="port of the worker's /metrics; 0 takes any free one")
-    token_budget: int = Field(4_096, ge=1, description="most new tokens that one model call computes")
+    token_budget: int = Field(
+        4_096, ge=1, description="most new tokens of one step; a window that needs more makes a step of its own"
+    )
     batch_windows: int = Field(256, ge=1, le=100_000, description="most windows in one step")
     linger_ms: float = Field(5, ge=0, le=10_000, description="how long a step waits for more windows, milliseconds")
     coalesce: bool = Field(True, description="answer a burst of one user's events by its newest alone")
     top_k: int = Field(20, ge=1, le=1_000, description="items in a recommendation")
     interests_k: int = Field(5, ge=0, le=100, description="interests in a recommendation")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    audit_share: float = Field(
+        0.001, ge=0, le=1, description="share of the windows that are computed in full too, and compared"
+    )
     threads: int = Field(
         1, ge=1, le=1_024, description="CPU threads of torch; more than 1 only on a machine of its own"
     )
@@ -92,7 +97,10 @@ class Settings(BaseSettings):
     )
 
     # Model and catalogue
-    model: Path = Field(Path("model"), description="folder of the trained model")
+    model: Path = Field(Path("model"), description="folder of the trained model, or a link to it")
+    watch_model_s: float = Field(
+        5, ge=0, le=86_400, description="time between looks for a new model in the folder, seconds; 0: only at SIGHUP"
+    )
     text_encoder: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
         min_length=1,

@@ -89,6 +89,30 @@ class WorkerMetrics:
         self.bytes_per_user = Gauge(
             "stream_rec_cache_bytes_per_user", "Bytes of keys and values a user", registry=registry
         )
+        self.model_loads = Counter(
+            "stream_rec_model_loads", "Models taken into service, and those refused", ["outcome"], registry=registry
+        )
+        self.model_loaded = Gauge(
+            "stream_rec_model_loaded_timestamp_seconds",
+            "When the model that serves was read, seconds since 1970",
+            registry=registry,
+        )
+        self.audited = Counter(
+            "stream_rec_audited_windows", "Windows that were computed in full too, and compared", registry=registry
+        )
+        self.audit_changed = Counter(
+            "stream_rec_audit_changed", "Audited windows with other items in full, ties aside", registry=registry
+        )
+        self.audit_tolerance = Gauge(
+            "stream_rec_audit_tolerance",
+            "Largest difference that rounding explains",
+            registry=registry,
+        )
+        self.audit_difference = Gauge(
+            "stream_rec_audit_largest_difference",
+            "Largest difference of an audited user vector since the model was read",
+            registry=registry,
+        )
         self.step_seconds = Histogram("stream_rec_step_seconds", "One engine step", buckets=SECONDS, registry=registry)
         self.commit_seconds = Histogram(
             "stream_rec_commit_seconds", "One transaction, from begin to commit", buckets=SECONDS, registry=registry

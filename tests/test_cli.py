@@ -63,7 +63,9 @@ def test_every_command_of_the_product_is_there() -> None:
         "items",
         "settings",
     ]
-    grouped = {("topics", "create"), ("topics", "check"), ("bench", "engine")}
+    grouped = {("topics", name) for name in ("create", "check")} | {
+        ("bench", name) for name in ("engine", "peers", "pipeline")
+    }
     assert {(name,) for name in wanted} | grouped == set(commands())
 
 
@@ -80,6 +82,8 @@ MISTAKES = {
     "a catalogue that is not there": (("train", "log.csv", "--items", "nowhere.csv", "--out", "m"), "nowhere.csv"),
     "an out that is a file": (("train", "log.csv", "--out", "log.csv"), "is a file"),
     "an odd number": (("train", "log.csv", "--out", "m", "--epochs", "0"), "--epochs is 0"),
+    "words without a language model": (("train", "log.csv", "--out", "m", "--read", "words"), "name one with --base"),
+    "an odd template": (("train", "log.csv", "--out", "m", "--template", "{user}"), "the template '{user}' may hold"),
     "a setting out of range": (("agents", "--capacity", "1"), "setting capacity (STREAM_REC_CAPACITY)"),
     "a setting of the wrong type": (("worker", "--top-k", "many"), "setting top_k (STREAM_REC_TOP_K)"),
     "no settings file": (("--config", "nowhere.toml", "settings"), "nowhere.toml"),

@@ -23,15 +23,17 @@ from stream_rec.learn import logs
 from stream_rec.learn.dataset import Dataset, dataset
 from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import Item
-from stream_rec.model import scorer
+from stream_rec.model import audit, scorer
+from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
 from stream_rec.model.encoder import EncoderConfig, UserEncoder, new_body
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.features import ItemFeatures, Vectors
 from stream_rec.model.folder import FORMAT, Model, ModelConfig
+from stream_rec.model.reader import Events, ItemReader, Reader
 from stream_rec.model.scorer import Blend, Memory
 from stream_rec.model.text import TextEncoder
-from stream_rec.model.tokens import Numbers, Tokens, event_type_numbers, gap_buckets, item_tokens
+from stream_rec.model.tokens import Tokens, event_type_numbers
 from stream_rec.window import start_of
 
 DIFFERENT = 512
@@ -115,7 +117,7 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
     computed = sum(one.appended + one.prefilled for one in work)
     padding, needed = sum(one.padding for one in work), sum(one.needed for one in work)
     appends = _append_rate(engine, sample, plan)
-    difference, changed = _compare(engine, warm, stream, plan)
+    audited = compare(engine, warm, stream, plan)
     whole = sum(len(one.tokens) for one in stream)
     return {
         "events": len(stream),
@@ -130,8 +132,8 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
         "token_ratio": round(whole / computed, 1),
         "tokens_per_event": {"full": round(whole / len(stream), 2), "stream": round(computed / len(stream), 2)},
         "padding_share": round(padding / (padding + needed), 4),
-        "max_abs_diff": difference,
-        "top20_changed": changed,
+        "max_abs_diff": audited.largest,
+        "top20_changed": audited.changed,
         "bytes_per_user": engine.incremental.cache.bytes_per_user,
     }
 
@@ -139,10 +141,14 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
 def prepare(frame: pl.DataFrame, plan: Plan) -> Stage:
     """An engine and the windows that it answers, from a log (user, item, event, time)."""
     engine = _engine(frame, plan)
+    return stage(engine, frame, plan, ItemReader(engine.catalog, frame["event"].unique().sort().to_list()))
+
+
+def stage(engine: Engine, frame: pl.DataFrame, plan: Plan, read: Reader) -> Stage:
+    """The windows that an engine answers, as `read` gives their tokens."""
     data, asked = _asked(frame, engine, plan)
-    stamps, types = engine.catalog.stamps, frame["event"].n_unique() + 1
-    warm = list(_windows(data, _before(data, asked), plan.capacity, stamps, types))
-    stream = list(_windows(data, asked, plan.capacity, stamps, types))
+    warm = list(_windows(data, _before(data, asked), plan.capacity, read))
+    stream = list(_windows(data, asked, plan.capacity, read))
     draw = np.random.default_rng(0)
     sample = [stream[at] for at in draw.choice(len(stream), min(plan.sample, len(stream)), replace=False).tolist()]
     return Stage(engine, warm, stream, sample)
@@ -208,14 +214,14 @@ def _before(data: Dataset, asked: Sequence[int]) -> list[int]:
     return [place - 1 for user, place in first.items() if place > data.begins[user]]
 
 
-def _windows(data: Dataset, places: Sequence[int], capacity: int, stamps: Numbers, types: int) -> Iterator[Asked]:
+def _windows(data: Dataset, places: Sequence[int], capacity: int, read: Reader) -> Iterator[Asked]:
     """The window after the event at each place."""
     for place in places:
         user = int(np.searchsorted(data.begins, place, "right")) - 1
         begin = int(data.begins[user])
         window = slice(begin + start_of(place + 1 - begin, capacity, capacity // 2), place + 1)
-        gaps = gap_buckets(data.times[window])
-        yield Asked(str(user), item_tokens(data.rows[window], data.types[window], gaps, stamps, types))
+        events = Events(data.rows[window], data.types[window], data.times[window], np.zeros(1, np.int64))
+        yield Asked(str(user), read(events).tokens)
 
 
 def batches(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
@@ -276,18 +282,12 @@ def _append_rate(engine: Engine, sample: Sequence[Asked], plan: Plan) -> float:
     return len(chosen) / statistics.median(seconds)
 
 
-def _compare(engine: Engine, warm: Sequence[Asked], stream: Sequence[Asked], plan: Plan) -> tuple[float, int]:
-    """The largest difference between a state through the cache and in full, and how many top 20 differ but for ties."""
+def compare(engine: Engine, warm: Sequence[Asked], stream: Sequence[Asked], plan: Plan) -> Audit:
+    """The first windows through the cache against the same ones encoded whole."""
     fill(engine, warm, plan)
-    largest, changed, seen = 0.0, 0, 0
-    for batch in batches(stream, plan.batch):
+    found = Audit()
+    for batch in batches(stream[:DIFFERENT], plan.batch):
         states, _ = _states(engine, batch)
         whole = engine.incremental.whole([one.tokens for one in batch])
-        largest = max(largest, float((states - whole).abs().max()))
-        ours, theirs = _rank(engine, states), _rank(engine, whole)
-        swapped = (ours.rows != theirs.rows) & ((ours.scores - theirs.scores).abs() > 1e-5 * theirs.scores.abs())
-        changed += int(swapped.any(dim=1).sum())
-        seen += len(batch)
-        if seen >= DIFFERENT:
-            break
-    return largest, changed
+        found += audit.compare(states, whole, _rank(engine, states), _rank(engine, whole))
+    return found

@@ -4,7 +4,9 @@ import msgspec
 from msgspec import Struct
 
 from stream_rec.learn.evaluate import Figures
+from stream_rec.learn.tune import ABOUT, Tune
 from stream_rec.model.folder import Model
+from stream_rec.model.words import Words
 
 CARD = """# A stream_rec model
 
@@ -13,6 +15,8 @@ Predicts the next item of a user from the user's recent events. Version `{versio
 | | |
 |---|---|
 | body | {body}, {layers} layers of width {width}, {parameters:,} parameters in all |
+| reads | {reads} |
+| trained | {trained}; the item side, the output and the next event's type |
 | item texts | {text_encoder} |
 | catalogue | {items:,} items |
 | training log | {events:,} events of {users:,} users, types {event_types} |
@@ -48,8 +52,8 @@ class Measured(Struct, frozen=True):
     type_log_loss_of_frequency: float
 
 
-def card(model: Model, measured: Measured, events: int, users: int) -> str:
-    """The model card, as Markdown."""
+def card(model: Model, measured: Measured, tune: Tune, events: int, users: int) -> str:
+    """The model card, as Markdown; `tune` says what of the body was trained."""
     body = model.encoder.body.config
     rows = "\n".join(
         f"| {name} | {f.hit_rate_at_10:.4f} | {f.ndcg_at_10:.4f} | {f.mrr:.4f} |"
@@ -62,6 +66,8 @@ def card(model: Model, measured: Measured, events: int, users: int) -> str:
         layers=body.num_hidden_layers,
         width=body.hidden_size,
         parameters=sum(weight.numel() for weight in model.encoder.parameters()),
+        reads=_reads(model.config.encoder.words),
+        trained=ABOUT[tune],
         text_encoder=model.config.text_encoder,
         items=len(model.items),
         events=events,
@@ -74,3 +80,9 @@ def card(model: Model, measured: Measured, events: int, users: int) -> str:
         type_log_loss_of_frequency=measured.type_log_loss_of_frequency,
         **msgspec.structs.asdict(model.config.blend),
     )
+
+
+def _reads(words: Words | None) -> str:
+    if words is None:
+        return "an event as one token: its item, its type and the time since the event before"
+    return f"an event as its words, at most {words.limit} tokens: `{words.template}`"

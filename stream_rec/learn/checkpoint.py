@@ -51,8 +51,11 @@ class Stage(NamedTuple):
     title: str
 
     def keep(self, model: nn.Module, optimiser: torch.optim.Optimizer, epoch: int) -> None:
-        """Writes the state after `epoch` epochs, in one move: a crash leaves the old file or the new one."""
-        tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+        """Writes the state after `epoch` epochs, in one move: a crash leaves the old file or the new one.
+
+        Of the model, the weights that are trained: the others are what they were.
+        """
+        tensors = {f"model.{name}": weight.detach().contiguous() for name, weight in trained(model).items()}
         for number, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{name}": value.contiguous() for name, value in state.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,9 @@ class Stage(NamedTuple):
                 f"{self.path.parent} holds an unfinished training with other settings or data: "
                 "choose another --out, or begin anew with --overwrite"
             )
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        with torch.no_grad():
+            for name, weight in trained(model).items():
+                weight.copy_(tensors[f"model.{name}"])
         states: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimiser."):
@@ -86,3 +91,8 @@ class Stage(NamedTuple):
                 states.setdefault(int(number), {})[field] = tensor
         optimiser.load_state_dict({**optimiser.state_dict(), "state": states})
         return int(metadata["epoch"])
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that take gradients, by name."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

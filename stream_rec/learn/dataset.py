@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stream_rec.model.tokens import UNKNOWN, Numbers, gap_buckets
+from stream_rec.model.reader import Events, Reader
+from stream_rec.model.tokens import UNKNOWN, Numbers
 
 
 class Dataset(NamedTuple):
@@ -35,13 +36,12 @@ class Slice(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Inputs and targets, (slices, length) each, padded on the right; `targets` is -1 where nothing is predicted."""
+    """Inputs and targets, padded on the right."""
 
-    rows: Numbers
-    types: Numbers
-    gaps: Numbers
+    numbers: Numbers
+    """Of the tokens, as the encoder looks them up, (columns, slices, length)."""
     targets: Numbers
-    """Place of the target in the dataset."""
+    """At the last token of each event, the place in the dataset of the target behind it; else -1. (slices, length)."""
 
 
 def dataset(frame: pl.DataFrame, row_of: Mapping[str, int], type_of: Mapping[str, int]) -> Dataset:
@@ -71,31 +71,48 @@ def slices(data: Dataset, capacity: int, stride: int, low: int, high: int) -> li
     return found
 
 
-def batches(found: Sequence[Slice], tokens: int, rng: np.random.Generator | None = None) -> list[list[Slice]]:
-    """Slices of like length together, at most `tokens` padded tokens a batch (or one slice); shuffled by `rng`."""
+def sizes(data: Dataset, found: Sequence[Slice], read: Reader) -> Numbers:
+    """How many tokens the events of each slice are, (slices,)."""
+    ends = read(Events(data.rows, data.types, data.times, data.begins[:-1])).ends
+    edges = np.concatenate([[0], ends])
+    begins, lengths, _ = np.array(found, np.int64).reshape(-1, 3).T
+    counts: Numbers = edges[begins + lengths] - edges[begins]
+    return counts
+
+
+def batches(
+    found: Sequence[Slice], counts: Numbers, tokens: int, rng: np.random.Generator | None = None
+) -> list[list[Slice]]:
+    """Slices of like size together, at most `tokens` padded tokens a batch (or one slice); shuffled by `rng`.
+
+    `counts` (slices,) are their `sizes`.
+    """
     jitter = rng.random(len(found)) if rng is not None else np.zeros(len(found))
-    order = np.argsort([one.length for one in found] + jitter, kind="stable")
+    order = np.argsort(counts + jitter, kind="stable")
     made: list[list[Slice]] = []
     for at in order.tolist():
-        one = found[at]
-        if not made or one.length * (len(made[-1]) + 1) > tokens:
+        if not made or counts[at] * (len(made[-1]) + 1) > tokens:
             made.append([])
-        made[-1].append(one)
+        made[-1].append(found[at])
     if rng is not None:
         rng.shuffle(made)
     return made
 
 
-def batch(data: Dataset, chosen: Sequence[Slice]) -> Batch:
-    """The padded arrays of `chosen`."""
-    longest = max(one.length for one in chosen) - 1
-    out = Batch(*(np.full((len(chosen), longest), fill, np.int64) for fill in (UNKNOWN, UNKNOWN, 0, -1)))
-    for line, (begin, length, first) in enumerate(chosen):
-        inputs = slice(begin, begin + length - 1)
-        out.rows[line, : length - 1] = data.rows[inputs]
-        out.types[line, : length - 1] = data.types[inputs]
-        out.gaps[line, : length - 1] = gap_buckets(data.times[inputs])
-        out.targets[line, first - 1 : length - 1] = np.arange(begin + first, begin + length)
+def batch(data: Dataset, chosen: Sequence[Slice], read: Reader) -> Batch:
+    """The padded arrays of `chosen`, each event's tokens as `read` gives them."""
+    events = np.array([one.length - 1 for one in chosen])
+    stops = events.cumsum()
+    places = np.concatenate([np.arange(one.begin, one.begin + one.length - 1) for one in chosen])
+    tokens, ends = read(Events(data.rows[places], data.types[places], data.times[places], stops - events))
+    aimed = places >= np.repeat([one.begin + one.first - 1 for one in chosen], events)
+    targets = np.full(len(tokens), -1)
+    targets[ends[aimed] - 1] = places[aimed] + 1
+    lengths = np.diff(ends[stops - 1], prepend=0)
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    out = Batch(np.zeros((len(tokens.numbers), *inside.shape), np.int64), np.full(inside.shape, -1))
+    out.numbers[:, inside] = tokens.numbers
+    out.targets[inside] = targets
     return out
 
 

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 from rich.console import Console
@@ -20,14 +20,20 @@ from stream_rec.errors import UserError
 from stream_rec.learn import logs
 from stream_rec.learn.logs import Log
 from stream_rec.messages import Item
+from stream_rec.model.words import Words
 
 if TYPE_CHECKING:
     from stream_rec.learn.card import Measured
-    from stream_rec.learn.train import TrainConfig, Trained
+    from stream_rec.learn.recipe import TrainConfig
+    from stream_rec.learn.train import Trained
+    from stream_rec.learn.tune import Tune
+    from stream_rec.model.encoder import EncoderConfig
 
 
 HEAD = 32
 """Width of an attention head of a decoder from scratch."""
+PRETRAINED_DROPOUT = 0.1
+"""On item tokens."""
 
 
 class Plan(NamedTuple):
@@ -42,6 +48,10 @@ class Plan(NamedTuple):
     width: int = 128
     layers: int | None = None
     base: str | None = None
+    tune: str | None = None
+    read: str = "items"
+    template: str = Words().template
+    event_tokens: int = Words().limit
     learning_rate: float = 2e-3
     validation: float = 0.1
     refit: bool = True
@@ -88,6 +98,9 @@ def _check(plan: Plan) -> None:
     ):
         if not low <= value <= high:
             raise UserError(f"{name} is {value}: give {low:g} to {high:g}")
+    if plan.base is None and (plan.tune or plan.read != "items"):
+        raise UserError("--tune and --read words are for a pre-trained language model: name one with --base")
+    _words(plan)
     if plan.width % HEAD:
         raise UserError(f"--width is {plan.width}: give a multiple of {HEAD}")
     if plan.out.exists() and not plan.out.is_dir():
@@ -130,14 +143,11 @@ def _train(settings: Settings, plan: Plan, log: Log, items: Sequence[Item], cons
 
 
 def _config(settings: Settings, plan: Plan) -> "TrainConfig":
-    from stream_rec.learn.train import TrainConfig
-    from stream_rec.model.encoder import EncoderConfig
+    from stream_rec.learn.recipe import TrainConfig
 
-    heads = plan.width // HEAD
     return TrainConfig(
-        encoder=EncoderConfig(
-            width=plan.width, layers=plan.layers, heads=heads, kv_heads=heads, inner=2 * plan.width, base=plan.base
-        ),
+        encoder=_scratch(plan) if plan.base is None else _pretrained(plan, plan.base),
+        tune=cast("Tune", plan.tune or ("full" if plan.base is None else "lora")),
         capacity=settings.capacity,
         stride=settings.move,
         epochs=plan.epochs,
@@ -149,15 +159,45 @@ def _config(settings: Settings, plan: Plan) -> "TrainConfig":
     )
 
 
+def _scratch(plan: Plan) -> "EncoderConfig":
+    from stream_rec.model.encoder import EncoderConfig
+
+    heads = plan.width // HEAD
+    return EncoderConfig(width=plan.width, layers=plan.layers, heads=heads, kv_heads=heads, inner=2 * plan.width)
+
+
+def _pretrained(plan: Plan, base: str) -> "EncoderConfig":
+    """Little dropout: the body has learnt without any, and from far more than a log."""
+    from stream_rec.model.encoder import EncoderConfig
+
+    return EncoderConfig(
+        base=base,
+        layers=plan.layers,
+        dropout=0.0 if plan.read == "words" else PRETRAINED_DROPOUT,
+        residual_dropout=0.0,
+        words=_words(plan) if plan.read == "words" else None,
+    )
+
+
+def _words(plan: Plan) -> Words:
+    try:
+        return Words(plan.template, plan.event_tokens)
+    except ValueError as error:
+        raise UserError(f"--template, --event-tokens: {error}") from None
+
+
 def _save(trained: "Trained", out: Path, log: Log) -> str:
     """Writes the whole folder; returns the model's version."""
     from stream_rec.learn.card import card
     from stream_rec.model import folder
 
     version = folder.save(trained.model, out)
-    model, measured = trained.model._replace(version=version), trained.measured
-    (out / "metrics.json").write_bytes(msgspec.json.format(msgspec.json.encode(measured), indent=2) + b"\n")
-    (out / "README.md").write_text(card(model, measured, len(log.frame), log.frame["user"].n_unique()))
+    model = trained.model._replace(version=version)
+    measured = msgspec.json.encode(trained.measured)
+    (out / "metrics.json").write_bytes(msgspec.json.format(measured, indent=2) + b"\n")
+    (out / "README.md").write_text(
+        card(model, trained.measured, trained.tune, len(log.frame), log.frame["user"].n_unique())
+    )
     return version
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -19,7 +20,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from stream_rec.model import batcher
 from stream_rec.model.batcher import Placed
-from stream_rec.model.tokens import Numbers
 
 NAME = "cached_rows"
 """The attention implementation to build a decoder with."""
@@ -149,7 +149,7 @@ class InPlace(NamedTuple):
         return found[0].transpose(0, 1)
 
 
-def blocks(placed: Placed, places: int) -> tuple[Numbers, Numbers]:
+def blocks(placed: Placed, places: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The blocks of the cache that each block of queries reads: how many, (blocks,), and which, (blocks, columns)."""
     ends = placed.begins + placed.new
     asking = [np.arange(begin // BLOCK, -(-end // BLOCK)) for begin, end in zip(placed.begins, ends, strict=True)]

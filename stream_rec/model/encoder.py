@@ -1,15 +1,15 @@
-"""The user encoder: a transformers causal decoder over item vectors, one token an event.
+"""The user encoder: a transformers causal decoder over item vectors, one token an event, or over the events' words.
 
     token      = LayerNorm(project(item vector) + item residual) + event type + time gap
+                 or the language model's own vector of a word
     user state = out(decoder(tokens))           at every position, so that one pass trains all of them
     score      = cosine(user state, project(item vector) + item residual) * exp(log scale)
 
-Input and output share the item side. The body is any transformers decoder: a small Llama from scratch, or a pre-trained
-causal language model (name, folder or GGUF file), optionally its first layers alone.
+Item tokens and the output share the item side. The body is any transformers decoder: a small Llama from scratch, or a
+pre-trained causal language model (see `pretrained`), optionally its first layers alone.
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from transformers import AutoConfig, AutoModel, LlamaConfig
 
-from stream_rec.errors import UserError
 from stream_rec.model import attention
 from stream_rec.model.attention import Ragged
 from stream_rec.model.tokens import GAPS
+from stream_rec.model.words import Words
 
 NO_WORDS: dict[str, Any] = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
@@ -43,27 +43,64 @@ class EncoderConfig(Struct, frozen=True):
     """Share of items whose learned residual is left out of a training step, so that text alone must do."""
     base: str | None = None
     """A pre-trained causal language model: a name, a folder, or a `.gguf` file."""
+    words: Words | None = None
+    """How an event is told to a pre-trained body; None: an event is one item token."""
+
+    @property
+    def event_tokens(self) -> int:
+        """Most tokens of an event."""
+        return 1 if self.words is None else self.words.limit
+
+
+class ItemInputs(nn.Module):
+    """Vectors of item tokens. `types` counts the event types, `UNKNOWN` included."""
+
+    def __init__(self, width: int, types: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.event_type = nn.Embedding(types, width)
+        self.gap = nn.Embedding(GAPS, width)
+        nn.init.normal_(self.event_type.weight, std=0.02)
+        nn.init.normal_(self.gap.weight, std=0.02)
+
+    def forward(self, normed: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
+        """`normed` (..., width) are items that went through `norm`, `types` and `gaps` (...) -> (..., width)."""
+        tokens: Tensor = normed + self.event_type(types) + self.gap(gaps)
+        return tokens
+
+
+class WordInputs(nn.Module):
+    """Vectors of words: those that the language model was trained on, (words, width), and as they were."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(table, requires_grad=False)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """`numbers` (1, ...), the words' own -> (..., width)."""
+        return F.embedding(numbers[0], self.table)
 
 
 class UserEncoder(nn.Module):
-    """See the module. `items` counts the rows with a learned residual, `UNKNOWN` included; `types` likewise."""
+    """See the module. `items` counts the rows with a learned residual, `UNKNOWN` included; `types` likewise.
 
-    def __init__(self, config: EncoderConfig, body: Any, items: int, item_dim: int, types: int) -> None:
+    `table` (words, width) are the word vectors of an encoder that reads words.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, body: Any, items: int, item_dim: int, types: int, table: Tensor | None = None
+    ) -> None:
         super().__init__()
         width = int(body.config.hidden_size)
         self.config = config
         self.body: Any = body
         self.project = nn.Linear(item_dim, width)
         self.residual = nn.Embedding(items, width)
-        self.event_type = nn.Embedding(types, width)
-        self.gap = nn.Embedding(GAPS, width)
-        self.norm = nn.LayerNorm(width)
+        self.inputs: ItemInputs | WordInputs = ItemInputs(width, types) if table is None else WordInputs(table)
         self.out = nn.Linear(width, width, bias=False)
         self.next_type = nn.Linear(width, types)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         nn.init.zeros_(self.residual.weight)
-        nn.init.normal_(self.event_type.weight, std=0.02)
-        nn.init.normal_(self.gap.weight, std=0.02)
         nn.init.eye_(self.out.weight)
         if config.residual_dropout:
             add_residual_dropout(body, config.residual_dropout)
@@ -78,15 +115,6 @@ class UserEncoder(nn.Module):
             residual = residual * (torch.rand(len(residual), 1, device=residual.device) >= self.config.item_dropout)
         items: Tensor = self.project(vectors) + residual
         return items
-
-    def tokens(self, items: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
-        """`items` (..., width) from `items()`, `types` and `gaps` (...) -> tokens (..., width)."""
-        return self.add_event(self.norm(items), types, gaps)
-
-    def add_event(self, normed: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
-        """`tokens` for items that went through the norm already: serving keeps them that way."""
-        tokens: Tensor = normed + self.event_type(types) + self.gap(gaps)
-        return tokens
 
     def forward(self, tokens: Tensor, ragged: Ragged | None = None, positions: Tensor | None = None) -> Tensor:
         """User states (batch, length, width) of `tokens` (batch, length, width).
@@ -112,56 +140,23 @@ class UserEncoder(nn.Module):
 
 
 def new_body(config: EncoderConfig) -> Any:
-    """A decoder to train: from scratch, or the pre-trained one that `config.base` names, cut to its first layers.
-
-    Raises `UserError` when it can't be loaded.
-    """
-    if config.base is None:
-        return body_from(
-            LlamaConfig(
-                hidden_size=config.width,
-                intermediate_size=config.inner,
-                num_hidden_layers=config.layers or 2,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.kv_heads,
-                max_position_embeddings=4_096,
-            ).to_dict()
-        )
-    path = Path(config.base).expanduser()
-    try:
-        if path.suffix == ".gguf":
-            body = AutoModel.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-        else:
-            body = AutoModel.from_pretrained(config.base, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"cannot load the pre-trained model {config.base!r} ({str(error).splitlines()[0]}): "
-            "name a Hugging Face causal model, its folder, or a .gguf file"
-        ) from error
-    if not hasattr(body, "layers") or getattr(body.config, "is_encoder_decoder", False):
-        raise UserError(f"{config.base!r} is no causal decoder: its layers can't be counted")
-    layers = config.layers or len(body.layers)
-    if layers > len(body.layers):
-        raise UserError(f"{config.base!r} has {len(body.layers)} layers, {layers} were asked for")
-    del body.layers[layers:]
-    body.set_attn_implementation(attention.NAME)
-    return without_vocabulary(body, layers)
+    """A decoder from scratch."""
+    return body_from(
+        LlamaConfig(
+            hidden_size=config.width,
+            intermediate_size=config.inner,
+            num_hidden_layers=config.layers or 2,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            max_position_embeddings=4_096,
+        ).to_dict()
+    )
 
 
 def body_from(config: dict[str, Any]) -> Any:
     """The decoder of a saved configuration, with fresh weights."""
     config = {**config, **NO_WORDS, "attn_implementation": attention.NAME}
     return AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
-
-
-def without_vocabulary(body: Any, layers: int) -> Any:
-    """Tokens come as vectors: the word table (a quarter of a small language model) is left out."""
-    body.config.num_hidden_layers = layers
-    if getattr(body.config, "layer_types", None):
-        body.config.layer_types = body.config.layer_types[:layers]
-    body.config.update(NO_WORDS)
-    body.set_input_embeddings(nn.Embedding(1, body.config.hidden_size))
-    return body
 
 
 def add_residual_dropout(body: Any, share: float) -> None:

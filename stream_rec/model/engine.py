@@ -25,7 +25,8 @@ from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
 from stream_rec.model.incremental import Incremental, Work
 from stream_rec.model.kv_cache import KeyValueCache, Shape
-from stream_rec.model.reader import ItemReader
+from stream_rec.model.look import look_of
+from stream_rec.model.reader import WindowReader, reader_of
 from stream_rec.model.scorer import Candidates, Memory
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Tokens
@@ -62,6 +63,15 @@ class Step(NamedTuple):
     audit: Audit
 
 
+class Taken(NamedTuple):
+    """Windows as the model reads them."""
+
+    windows: list[Window]
+    """Cut to the model's capacity."""
+    rows: list[Rows]
+    tokens: list[Tokens]
+
+
 class Engine:
     """A model that serves, on `device`."""
 
@@ -75,19 +85,25 @@ class Engine:
         self._blend = model.config.blend
         self._event_types = model.config.event_types
         self._draw = np.random.default_rng()
+        self._taken: dict[int, tuple[Window, Window, Rows, Tokens]] = {}
+        """What was read last, by the identity of the window, which stands first so that nothing else can have it."""
         self._device = device
         self._encoder = model.encoder.to(device).eval()
-        self._reader = ItemReader(catalog, model.config.event_types)
+        words, types = model.config.encoder.words, model.config.event_types
+        self._reader = WindowReader(reader_of(catalog, types, words, model.tokenizer), types)
+        self._look = look_of(self._encoder.inputs, self._encoder.width, device)
         dtype = _dtype(limits.dtype, device)
-        shape = Shape.of(model.encoder.body.config, self.capacity, dtype)
+        self.tolerance = audit.EXACT if dtype == torch.float32 else audit.ROUNDED
+        shape = Shape.of(model.encoder.body.config, self.capacity * model.config.encoder.event_tokens, dtype)
         share = limits.kv_cache_share
         budget = limits.kv_cache_bytes if share is None else share * _memory(device)
         cache = KeyValueCache(shape, budget, device, limits.kv_host_bytes)
         if device.type == "cuda":  # a CPU computes in float32 whatever it stores
             self._encoder.body.to(dtype)
+            self._encoder.body.compile(dynamic=True)
         self.incremental = Incremental(self._encoder, self._look, cache, limits.token_budget)
-        self._inputs = torch.zeros(0, self._encoder.width, device=device)
-        self.candidates = Candidates(self._inputs, torch.zeros(0), torch.zeros(0), ())
+        nothing = torch.zeros(0, self._encoder.width, device=device)
+        self.candidates = Candidates(nothing, torch.zeros(0), torch.zeros(0), ())
         self._embed(np.arange(len(catalog)))
 
     @classmethod
@@ -105,12 +121,9 @@ class Engine:
     @torch.inference_mode()
     def step(self, windows: Sequence[Window]) -> Step:
         """Answers each of `windows`, oldest first for each user; each one also teaches the online memory."""
-        windows = [self._fit(window) for window in windows]
-        rows = [self._rows(window) for window in windows]
+        windows, rows, tokens = self._take(windows)
         memory = self._remember(windows, rows)
-        users = [window.user_id for window in windows]
-        tokens = self._reader.read(windows, rows)
-        states, work = self.incremental.encode(users, tokens)
+        states, work = self.incremental.encode([window.user_id for window in windows], tokens)
         ranked = self._rank(states, memory)
         if not ranked.scores.isfinite().all():  # as JSON it would be null, which no reader takes for a score
             raise ArithmeticError("the model gave a score that is not a number")
@@ -120,7 +133,7 @@ class Engine:
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many of the leading `windows` a step can answer within the token budget: at least one."""
-        costs = self.incremental.costs([window.user_id for window in windows], self._tokens(windows))
+        costs = self.incremental.costs([window.user_id for window in windows], self._take(windows).tokens)
         return max(1, int((costs.cumsum() <= self._limits.token_budget).sum()))
 
     def learn(self, window: Window) -> None:
@@ -130,6 +143,7 @@ class Engine:
 
     def forget(self, user_id: str) -> None:
         """Erases a user's cached keys and values and their place in the online memory."""
+        self._taken.clear()
         self.incremental.cache.forget(user_id)
         self.transitions.forget(user_id)
 
@@ -141,15 +155,16 @@ class Engine:
     def upsert(self, items: Sequence[Item], vectors: Vectors) -> None:
         """Adds or changes items; recommendable from the next step on. Windows that hold a changed one re-encode."""
         changed = self.catalog.upsert(items, vectors)
+        self._taken.clear()
         self._embed(changed)
 
     def full(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) by encoding each whole window without the cache: what `step` must equal."""
-        return self.incremental.whole(self._tokens(windows))
+        return self.incremental.whole(self._take(windows).tokens)
 
     def states(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) through the cache, as `step` computes them; learns nothing."""
-        return self.incremental.encode([window.user_id for window in windows], self._tokens(windows))[0]
+        return self.incremental.encode([window.user_id for window in windows], self._take(windows).tokens)[0]
 
     def _fit(self, window: Window) -> Window:
         return fit(window, self.capacity, self._limits.stride)
@@ -158,9 +173,17 @@ class Engine:
         row = self.catalog.row
         return [row(event.item_id) for event in window.events]
 
-    def _tokens(self, windows: Sequence[Window]) -> list[Tokens]:
-        windows = [self._fit(window) for window in windows]
-        return self._reader.read(windows, [self._rows(window) for window in windows])
+    def _take(self, windows: Sequence[Window]) -> Taken:
+        """Reads windows, unless it read them a moment ago: a step takes those that were asked to be affordable."""
+        known = self._taken
+        new = [window for window in windows if id(window) not in known]
+        fitted = [self._fit(window) for window in new]
+        rows = [self._rows(window) for window in fitted]
+        read = zip(fitted, rows, self._reader.read(fitted, rows) if new else [], strict=True)
+        fresh = {id(window): (window, *one) for window, one in zip(new, read, strict=True)}
+        found = [fresh[id(window)] if id(window) in fresh else known[id(window)] for window in windows]
+        self._taken = {id(entry[0]): entry for entry in found}
+        return Taken([entry[1] for entry in found], [entry[2] for entry in found], [entry[3] for entry in found])
 
     def _learn(self, window: Window, rows: Rows) -> None:
         times = [event.timestamp for event in window.events]
@@ -184,26 +207,22 @@ class Engine:
             return Audit()
         which = torch.from_numpy(chosen).to(self._device)
         whole = self.incremental.whole([tokens[at] for at in chosen.tolist()])
-        return audit.compare(states[which], whole, ranked.pick(which), self._rank(whole, memory.pick(which)))
-
-    def _look(self, numbers: Tensor) -> Tensor:
-        rows, types, gaps = numbers
-        return self._encoder.add_event(self._inputs[rows], types, gaps)
+        theirs = self._rank(whole, memory.pick(which))
+        return audit.compare(states[which], whole, ranked.pick(which), theirs, self.tolerance)
 
     def _embed(self, rows: NDArray[np.int64]) -> None:
         """Brings what is computed from the catalogue up to date for `rows`, whose vectors are new."""
         encoder, count = self._encoder, len(self.catalog)
-        if count > len(self._inputs):
-            more = torch.zeros(count - len(self._inputs), encoder.width, device=self._device)
-            self._inputs = torch.cat([self._inputs, more])
-            self.candidates = self.candidates._replace(outputs=torch.cat([self.candidates.outputs, more.clone()]))
+        if (more := count - len(self.candidates.outputs)) > 0:
+            room = torch.zeros(more, encoder.width, device=self._device)
+            self.candidates = self.candidates._replace(outputs=torch.cat([self.candidates.outputs, room]))
         if len(rows):
             where = torch.from_numpy(rows).to(self._device)
             vectors = torch.from_numpy(self.catalog.vectors[rows]).to(self._device)
             trained = (where < encoder.residual.num_embeddings)[:, None]
             residual = encoder.residual(where.clamp(max=encoder.residual.num_embeddings - 1)) * trained
             items = encoder.items(vectors, residual)
-            self._inputs[where] = encoder.norm(items)
+            self._look.update(count, where, items)
             self.candidates.outputs[where] = torch.nn.functional.normalize(items, dim=1) * encoder.log_scale.exp()
         self.candidates = self.candidates._replace(
             barred=torch.from_numpy(~self.catalog.available[:count]).to(self._device),
@@ -256,7 +275,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _memory(device: torch.device) -> float:
-    """Memory that is free on a GPU, or all that the machine has, bytes."""
+    """All the memory of a GPU, or of the machine, bytes."""
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        return float(torch.cuda.mem_get_info(device)[1])
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

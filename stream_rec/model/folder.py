@@ -6,6 +6,7 @@ features.safetensors     how a text vector becomes an item vector
 items.jsonl              the item table, one `Item` a line, in the order of the rows 1, 2, ...
 items.safetensors        `vectors` (items, dim)
 transitions.safetensors  the online memory at the end of the training log
+tokenizer.json           of a model that reads words: how a text falls into them
 metrics.json, README.md  what training measured, and the model card
 """
 
@@ -23,6 +24,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as save_tensors
+from tokenizers import Tokenizer
 
 from stream_rec.errors import UserError
 from stream_rec.messages import Item
@@ -30,7 +32,7 @@ from stream_rec.model.encoder import EncoderConfig, UserEncoder, body_from
 from stream_rec.model.features import ItemFeatures, Vectors
 from stream_rec.model.scorer import Blend
 
-FORMAT = 1
+FORMAT = 2
 """Of the model folder; a folder of another format is refused."""
 HASHED = (
     "config.json",
@@ -39,7 +41,9 @@ HASHED = (
     "items.jsonl",
     "items.safetensors",
     "transitions.safetensors",
+    "tokenizer.json",
 )
+"""What the version is made of; the last is only where a model reads words."""
 
 
 class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +75,8 @@ class Model(NamedTuple):
     transitions: dict[str, NDArray[np.generic]]
     version: str
     """The first 12 hexadecimal digits of a SHA-256 over the files; empty before the model is saved."""
+    tokenizer: Tokenizer | None = None
+    """Of a model that reads words."""
 
 
 def save(model: Model, folder: Path) -> str:
@@ -86,6 +92,10 @@ def save(model: Model, folder: Path) -> str:
     ):
         whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         (folder / f"{name}.safetensors").write_bytes(save_arrays(whole))
+    if model.tokenizer is None:
+        (folder / "tokenizer.json").unlink(missing_ok=True)
+    else:
+        (folder / "tokenizer.json").write_text(model.tokenizer.to_str(), encoding="utf-8")
     (folder / "items.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(model.items))
     (folder / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(model.config), indent=2) + b"\n")
     return version_of(folder)
@@ -105,14 +115,16 @@ def load(folder: Path) -> Model:
             items=len(weights["residual.weight"]),
             item_dim=features.dim,
             types=len(config.event_types) + 1,
+            table=weights["inputs.table"] if config.encoder.words else None,
         )
         encoder.load_state_dict(weights)
         transitions = load_file(folder / "transitions.safetensors")
+        tokenizer = _tokenizer(folder / "tokenizer.json") if config.encoder.words else None
     except (OSError, SafetensorError, msgspec.MsgspecError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"the model in {folder} is damaged ({str(error).splitlines()[0]}): train it again") from error
     if vectors.shape != (len(items), features.dim):
         raise UserError(f"the model in {folder} is damaged (item table and vectors differ): train it again")
-    return Model(config, encoder.eval(), features, items, vectors, transitions, version_of(folder))
+    return Model(config, encoder.eval(), features, items, vectors, transitions, version_of(folder), tokenizer)
 
 
 def _config(folder: Path) -> ModelConfig:
@@ -132,9 +144,19 @@ def _config(folder: Path) -> ModelConfig:
         raise UserError(f"{path} cannot be read ({error}): train the model again") from error
 
 
+def _tokenizer(path: Path) -> Tokenizer:
+    text = path.read_text(encoding="utf-8")
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001 - the library raises nothing more precise
+        raise ValueError(f"{path.name}: {error}") from None
+
+
 def version_of(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in HASHED:
+        if name == "tokenizer.json" and not (folder / name).exists():
+            continue
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]

@@ -39,10 +39,19 @@ def text_of(item: Item) -> str:
     'trail shoe, northpeak, sport shoes outdoor'
     """
     words = item.title
-    for part in (item.brand, " ".join(item.category.replace("|", " ").replace(".", " ").replace("_", " ").split())):
+    for part in (item.brand, category_words(item.category)):
         if part and part.lower() not in words.lower():
             words = f"{words}, {part}" if words else part
     return words
+
+
+def category_words(category: str) -> str:
+    """A category, however its parts are joined, as words.
+
+    >>> category_words("sport.shoes|out_door")
+    'sport shoes out door'
+    """
+    return " ".join(category.replace("|", " ").replace(".", " ").replace("_", " ").split())
 
 
 class TextEncoder:

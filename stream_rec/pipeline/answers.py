@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -16,7 +16,18 @@ from stream_rec.telemetry import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
-Step = Callable[[Sequence[Window]], Sequence[Recommendation]]
+
+class Model(Protocol):
+    """What answers windows. It is called on one thread."""
+
+    def affordable(self, windows: Sequence[Window]) -> int:
+        """How many leading ones of `windows` make a step, at least 1."""
+
+    def step(self, windows: Sequence[Window]) -> Sequence[Recommendation]:
+        """An answer to each of `windows`."""
+
+    def forget(self, user_id: str) -> None:
+        """Erases a user."""
 
 
 class Record(Protocol):
@@ -38,56 +49,83 @@ class Answer(NamedTuple):
     arrived: float | None
 
 
-class Answerer:
-    """Answers windows through `step`, tombstones with tombstones, and what is no window with a dead letter."""
+class Erasure(NamedTuple):
+    """What a tombstone asks for."""
 
-    def __init__(self, settings: Settings, metrics: WorkerMetrics, step: Step, forget: Callable[[str], None]) -> None:
+    user_id: str
+
+
+class Unreadable(NamedTuple):
+    """Why a record is no window."""
+
+    error: str
+
+
+Found = Window | Erasure | Unreadable
+
+
+class Answered(NamedTuple):
+    answers: list[Answer]
+    records: int
+    """How many leading records they answer."""
+
+
+class Answerer:
+    """Answers windows by a model, tombstones with tombstones, and what is no window with a dead letter."""
+
+    def __init__(self, settings: Settings, metrics: WorkerMetrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._step = step
-        self._forget = forget
         self._live = LiveAccuracy(metrics)
 
-    def answer(self, records: Sequence[Record]) -> list[Answer]:
-        """Answers to `records`, in order for each user; raises only what is wrong with this process."""
+    def answer(self, model: Model, records: Sequence[Record]) -> Answered:
+        """Answers to the leading `records` that make one step, in order for each user.
+
+        Raises only what is wrong with this process.
+        """
+        read = [self._read(record) for record in records]
+        count = _cut(model, read)
         answers: list[Answer] = []
         waiting: list[tuple[Record, Window]] = []
-        for record in records:
-            if record.value is None and record.key is not None:
-                answers += self._answer_windows(waiting)
-                waiting = []
-                answers.append(self._erase(record, record.key))
-                continue
-            try:
-                window = self._read(record)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
-                answers.append(self._bury(record, "unreadable window", str(error)))
-            else:
-                waiting.append((record, window))
-        return answers + self._answer_windows(waiting)
+        for record, found in zip(records[:count], read[:count], strict=True):
+            match found:
+                case Window():
+                    self._metrics.windows.inc()
+                    waiting.append((record, found))
+                case Unreadable(error):
+                    answers.append(self._bury(record, "unreadable window", error))
+                case Erasure(user_id):
+                    answers += self._answer_windows(model, waiting)
+                    waiting = []
+                    answers.append(self._erase(model, record, user_id))
+        return Answered(answers + self._answer_windows(model, waiting), count)
 
-    def _read(self, record: Record) -> Window:
-        window = read_window(record.value or b"")
-        if window.user_id.encode() != record.key:
-            raise ValueError("the key is not the user_id")
-        self._metrics.windows.inc()
+    def _read(self, record: Record) -> Found:
+        if record.value is None and record.key is not None:
+            return Erasure(record.key.decode(errors="replace"))
+        try:
+            window = read_window(record.value or b"")
+            if window.user_id.encode() != record.key:
+                raise ValueError("the key is not the user_id")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            return Unreadable(str(error))
         return window
 
-    def _answer_windows(self, waiting: Sequence[tuple[Record, Window]]) -> list[Answer]:
+    def _answer_windows(self, model: Model, waiting: Sequence[tuple[Record, Window]]) -> list[Answer]:
         if self._settings.coalesce:
             newest = {window.user_id: (record, window) for record, window in waiting}
             self._metrics.coalesced.inc(len(waiting) - len(newest))
             waiting = list(newest.values())
-        return self._compute(waiting) if waiting else []
+        return self._compute(model, waiting) if waiting else []
 
-    def _compute(self, waiting: Sequence[tuple[Record, Window]]) -> list[Answer]:
+    def _compute(self, model: Model, waiting: Sequence[tuple[Record, Window]]) -> list[Answer]:
         """One step; should the model fail, halves of it, so that the one window at fault becomes a dead letter."""
         try:
-            recommendations = self._step([window for _, window in waiting])
+            recommendations = model.step([window for _, window in waiting])
         except Exception as error:  # noqa: BLE001 - one window must neither stop the stream nor vanish
             if len(waiting) > 1:
                 half = len(waiting) // 2
-                return self._compute(waiting[:half]) + self._compute(waiting[half:])
+                return self._compute(model, waiting[:half]) + self._compute(model, waiting[half:])
             record = waiting[0][0]
             frames = "".join(traceback.format_tb(error.__traceback__))  # the error's own text may hold an id
             log.error(
@@ -105,11 +143,10 @@ class Answerer:
         reply = Reply(self._settings.recommendations_topic, record.key, encode(recommendation))
         return Answer(record.partition, reply, window.arrived)
 
-    def _erase(self, record: Record, key: bytes) -> Answer:
-        user_id = key.decode(errors="replace")
-        self._forget(user_id)
+    def _erase(self, model: Model, record: Record, user_id: str) -> Answer:
+        model.forget(user_id)
         self._live.forget(user_id)
-        return Answer(record.partition, Reply(self._settings.recommendations_topic, key, None), None)
+        return Answer(record.partition, Reply(self._settings.recommendations_topic, record.key, None), None)
 
     def _bury(self, record: Record, reason: str, error: str) -> Answer:
         self._metrics.dead_letters.labels(reason).inc()
@@ -123,3 +160,19 @@ class Answerer:
         )
         reply = Reply(self._settings.dead_letter_topic, record.key, record.value, headers)
         return Answer(record.partition, reply, None)
+
+
+def _cut(model: Model, read: Sequence[Found]) -> int:
+    """How many leading records one step answers: as many windows as the model can afford, and what stands between.
+
+    Counted before a burst is answered by its newest window alone, which costs no more than all of its windows.
+    """
+    places = [at for at, found in enumerate(read) if isinstance(found, Window)]
+    windows = [found for found in read if isinstance(found, Window)]
+    if not windows:
+        return len(read)
+    try:
+        count = model.affordable(windows)
+    except Exception:  # noqa: BLE001 - a window is at fault: the step finds out which
+        return len(read)
+    return places[count] if count < len(places) else len(read)

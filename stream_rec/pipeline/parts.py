@@ -32,10 +32,14 @@ class Parts:
     def __exit__(self, *_: Any) -> None:
         child.end(list(self._running.values()), END_S)
 
-    def start(self, command: str) -> None:
-        """Starts a command that goes on until it is ended."""
-        with self._log(command).open("wb") as sink:
-            self._running[command] = child.start(self._line(command), sink, self._environment)
+    def start(self, name: str) -> None:
+        """Starts a command that goes on until it is ended; several of a kind are `agents-1`, `agents-2`, ..."""
+        with self._log(name).open("wb") as sink:
+            self._running[name] = child.start(self._line(_command(name)), sink, self._environment)
+
+    def pid(self, name: str) -> int:
+        """Of a started command."""
+        return self._running[name].pid
 
     async def finish(self, command: str, *arguments: str) -> float:
         """Runs a command to its end, what it says going to stderr; returns how long it took, seconds.
@@ -53,13 +57,13 @@ class Parts:
             raise UserError(f"stream-rec {command} failed, exit code {process.returncode}: what it said stands above")
         return time.monotonic() - began
 
-    async def ready(self, command: str) -> None:
+    async def ready(self, name: str) -> None:
         """Waits until a started command says that it is ready. Raises `UserError` when it dies or takes too long."""
         deadline = time.monotonic() + READY_S
-        while f"{command} ready" not in self._said(command):
+        while f"{_command(name)} ready" not in self._said(name):
             self.check()
             if time.monotonic() > deadline:
-                raise UserError(f"stream-rec {command} is not ready after {READY_S:.0f} s: {self._tail(command)}")
+                raise UserError(f"stream-rec {name} is not ready after {READY_S:.0f} s: {self._tail(name)}")
             await asyncio.sleep(POLL_S)
 
     def check(self) -> None:
@@ -79,6 +83,10 @@ class Parts:
 
     def _tail(self, command: str) -> str:
         return " | ".join(self._said(command).splitlines()[-4:]) or "it said nothing"
+
+
+def _command(name: str) -> str:
+    return name.split("-")[0]
 
 
 def environment(settings: Settings) -> dict[str, str]:

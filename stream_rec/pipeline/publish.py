@@ -1,17 +1,22 @@
 """Writing to a topic: as fast as Kafka takes it, in order for each key, with every acknowledgement counted."""
 
 from asyncio import Future
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import Item, encode
 from stream_rec.pipeline.connection import require
+
+
+def _ignore(_stored: RecordMetadata) -> None:
+    """The default of `Publisher`."""
 
 
 class Publisher:
@@ -20,11 +25,14 @@ class Publisher:
     Records are not awaited one by one: Kafka's producer holds one open batch a partition, blocks when that is full, and
     is idempotent, so that a retry neither doubles nor reorders. Raises `UserError` when no broker answers, the topic
     does not exist, or Kafka refuses a record; the refusal shows with a later record, or at the end.
+
+    `on_stored` hears where and when Kafka stored each record.
     """
 
-    def __init__(self, settings: Settings, topic: str) -> None:
+    def __init__(self, settings: Settings, topic: str, on_stored: Callable[[RecordMetadata], None] = _ignore) -> None:
         self._settings = settings
         self._topic = topic
+        self._on_stored = on_stored
         self._refused: BaseException | None = None
         self.acknowledged = 0
         """Records that Kafka has stored."""
@@ -66,6 +74,7 @@ class Publisher:
             self._refused = self._refused or error
         else:
             self.acknowledged += 1
+            self._on_stored(sent.result())
 
     def _check(self) -> None:
         if self._refused is not None:

@@ -1,32 +1,29 @@
 """Serving: a batch of windows after the other, each answer committed with the offset that caused it.
 
 Three things go on at once: Kafka's client fetches on the event loop, one thread runs the model, and the transaction of
-the batch before is committed. A batch is published only after the one before it, and what goes wrong with a partition
-has one remedy: drop what is in flight, take the partition over anew, go on from its last commit. Nothing in memory
-needs repair, because cached keys and values are known by their content and learning twice is learning once.
+the batch before is committed. A batch is no more than the model can afford in one step, so that no step stalls the
+others; what was fetched beyond that waits for the next one. A batch is published only after the one before it, and what
+goes wrong with a partition has one remedy: drop what waits and what is in flight, take the partition over anew, go on
+from its last commit. Nothing in memory needs repair, because cached keys and values are known by their content and
+learning twice is learning once.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
-from stream_rec.messages import Recommendation, Window, read_window
 from stream_rec.pipeline.answers import Answer, Answerer
+from stream_rec.pipeline.host import Host, Span
 from stream_rec.pipeline.transactions import Outlet
 from stream_rec.telemetry import WorkerMetrics
-
-if TYPE_CHECKING:
-    from stream_rec.model.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -35,25 +32,29 @@ FETCH_MS = 200
 RETRY_S = 0.5
 SESSION_MS = 10_000
 """After which a killed worker's partitions move, milliseconds."""
+FEW = 1_000
+"""Windows that a new model may still have to learn when it is switched to."""
 
 Records = dict[TopicPartition, list[ConsumerRecord]]
 
 
 class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is partly typed
-    """Serves the partitions that Kafka assigns to it until it is told to stop."""
+    """Serves the partitions that Kafka assigns to it until it is told to stop, with the model of `host`."""
 
-    def __init__(self, settings: Settings, engine: "Engine", metrics: WorkerMetrics, torch: ThreadPoolExecutor) -> None:
+    def __init__(self, settings: Settings, host: Host, metrics: WorkerMetrics) -> None:
         self._settings = settings
-        self._engine = engine
         self._metrics = metrics
-        self._torch = torch
-        self._answerer = Answerer(settings, metrics, self._step, self._forget)
+        self.host = host
+        self._answerer = Answerer(settings, metrics)
         self._turn = asyncio.Lock()  # held while a batch is between being fetched and being handed to its transaction
+        self._waiting: list[ConsumerRecord] = []
+        """Fetched and not answered yet, in the order of arrival."""
+        self._fetching: asyncio.Task[Records] | None = None
+        self._moving = False
+        """Whether partitions were taken away, and Kafka hasn't said yet which ones come next."""
         self._publishing: asyncio.Task[None] | None = None
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._outlets: dict[TopicPartition, Outlet] = {}
-        self._learned: dict[TopicPartition, int] = {}
-        """Next offset of each partition that the online memory hasn't learned."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; then what is in flight is published and the group is left."""
@@ -72,6 +73,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         measuring = asyncio.create_task(self._measure())
         try:
             while not stop.is_set():
+                self.host.check()
                 try:
                     async with self._turn:
                         await self._take_over()
@@ -88,17 +90,49 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             await self._close_outlets()
             await self._consumer.stop()
 
+    async def swap(self, host: Host) -> Host:
+        """Goes on with `host` from one step to the next; returns the former one, which is no longer in use.
+
+        Its memory is rebuilt first, while the former one serves; only the last few windows are learned in between.
+        """
+        while True:
+            try:
+                before, count = math.inf, await self._teach(host)
+                while FEW < count < before:
+                    before, count = count, await self._teach(host)
+                async with self._turn:
+                    await self._published()
+                    await self._teach(host)
+                    former, self.host = self.host, host
+            except KafkaError as error:
+                log.warning("Kafka: %s; the new model waits", type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._show()
+                return former
+
+    async def _teach(self, host: Host) -> int:
+        """Teaches the memory of `host` the windows that were answered; returns how many."""
+        ends = {partition: self.host.learned[partition] for partition in self._outlets}
+        if not ends:
+            return 0
+        begins = await self._consumer.beginning_offsets(list(ends))
+        return await host.remember({partition: Span(begins[partition], end) for partition, end in ends.items()})
+
     async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
         """Lets what is in flight be committed before the partitions go."""
+        self._moving = True
+        if self._fetching is not None:  # from here on it would wait for the next assignment, and keep its turn
+            self._fetching.cancel()
         async with self._turn:
             await self._published()
             self._assigned -= frozenset(revoked)
+            self._drop(revoked)  # should they come back, they are fetched from their last commits
 
     async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         """What is new is taken over in the loop: it may take long, and heartbeats must go on."""
         self._assigned = frozenset(assigned)
-        for partition in self._learned.keys() - self._assigned:
-            del self._learned[partition]
+        self._moving = False
 
     async def _close_outlets(self) -> None:
         while self._outlets:
@@ -110,67 +144,62 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         for partition in self._outlets.keys() - self._assigned:
             await self._outlets.pop(partition).close()
         fresh = sorted(self._assigned - self._outlets.keys())
+        self._drop(fresh)
         for partition in fresh:
             outlet = await Outlet.open(partition, self._settings)  # bars the former owner, then asks where it came to
             try:
                 committed = await self._consumer.committed(partition)
                 first = (await self._consumer.beginning_offsets([partition]))[partition]
                 position = first if committed is None else committed
-                await self._remember(partition, max(first, self._learned.get(partition, first)), position)
+                await self.host.remember({partition: Span(first, position)})
                 self._consumer.seek(partition, position)
             except BaseException:
                 await outlet.close()
                 raise
             self._outlets[partition] = outlet
         if fresh:
-            log.info("worker ready: %d partitions, model %s", len(self._assigned), self._engine.version)
+            log.info("worker ready: %d partitions, model %s", len(self._assigned), self.host.engine.version)
 
-    async def _remember(self, partition: TopicPartition, begin: int, end: int) -> None:
-        """Teaches the online memory the windows that were answered before this worker had the partition."""
-        self._learned[partition] = max(begin, end)
-        if begin >= end:
-            return
-        began = time.monotonic()
-        reader = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.bootstrap_servers,
-            max_partition_fetch_bytes=self._settings.max_message_bytes,
-        )
-        await reader.start()
-        try:
-            reader.assign([partition])
-            reader.seek(partition, begin)
-            while await reader.position(partition) < end:
-                records = (await reader.getmany(timeout_ms=FETCH_MS, max_records=2_000)).get(partition, [])
-                await self._in_torch(self._learn, [record.value for record in records if record.offset < end])
-        finally:
-            await reader.stop()
-        log.info("partition %d: memory rebuilt in %.1f s", partition.partition, time.monotonic() - began)
+    def _drop(self, partitions: Collection[TopicPartition]) -> None:
+        """Forgets what waits of `partitions`."""
+        self._waiting = [record for record in self._waiting if _partition(record) not in partitions]
 
     async def _serve(self) -> None:
-        """Fetches, computes and hands to publishing one batch."""
-        batch = await self._gather()
-        if not batch:
+        """Fetches, computes and hands to publishing one batch; has windows encoded ahead where there is none."""
+        await self._gather()
+        if not self._waiting:
+            if self.host.recent:
+                await self.host.call(self.host.encode_ahead)
             return
-        answers = await self._in_torch(self._answerer.answer, [r for records in batch.values() for r in records])
+        answers, count = await self.host.call(self._answerer.answer, self.host, self._waiting)
+        answered, self._waiting = self._waiting[:count], self._waiting[count:]
         await self._published()
-        kept = {partition: records for partition, records in batch.items() if partition in self._outlets}
-        self._publishing = asyncio.create_task(self._publish(kept, answers))
-
-    async def _gather(self) -> Records:
-        """Windows for a step: what is there, and what comes within the linger while there is room."""
-        limit = self._settings.batch_windows
         batch: Records = defaultdict(list)
-        for wait_ms in (FETCH_MS, self._settings.linger_ms):
-            count = sum(map(len, batch.values()))
-            if count < limit and (count or wait_ms == FETCH_MS):
-                if count:
-                    await asyncio.sleep(wait_ms / 1_000)
-                fetched = await self._consumer.getmany(
-                    *self._outlets, timeout_ms=0 if count else wait_ms, max_records=limit - count
-                )
-                for partition, records in fetched.items():
-                    batch[partition] += records
-        return batch
+        for record in answered:
+            if _partition(record) in self._outlets:
+                batch[_partition(record)].append(record)
+        self._publishing = asyncio.create_task(self._publish(batch, answers))
+
+    async def _gather(self) -> None:
+        """Windows for a step: what waits, what is there, and what comes within the linger where none waited."""
+        if not self._waiting:
+            await self._fetch(0 if self.host.recent else FETCH_MS)
+            if 0 < len(self._waiting) < self._settings.batch_windows:
+                await asyncio.sleep(self._settings.linger_ms / 1_000)
+        await self._fetch(0)
+
+    async def _fetch(self, wait_ms: int) -> None:
+        """Adds to what waits as much as there is room for; nothing while partitions move."""
+        room = self._settings.batch_windows - len(self._waiting)
+        if self._moving:
+            await asyncio.sleep(wait_ms / 1_000)
+        elif room > 0:
+            fetch = self._consumer.getmany(*self._outlets, timeout_ms=wait_ms, max_records=room)
+            self._fetching = asyncio.create_task(fetch)
+            await asyncio.wait({self._fetching})
+            if not self._fetching.cancelled():
+                for records in self._fetching.result().values():
+                    self._waiting += records
 
     async def _publish(self, batch: Records, answers: Sequence[Answer]) -> None:
         """One transaction a partition, side by side; a partition that fails is taken over anew in the loop."""
@@ -202,10 +231,10 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         self._metrics.transactions.labels("committed").inc()
         self._metrics.commit_seconds.observe(time.monotonic() - began)
         arrivals = [answer.arrived for answer in answers if answer.arrived is not None]
-        self._metrics.recommendations.labels(self._engine.version).inc(len(arrivals))
+        self._metrics.recommendations.labels(self.host.engine.version).inc(len(arrivals))
         for arrived in arrivals:
             self._metrics.latency.observe(max(0.0, now - arrived))
-        self._learned[partition] = records[-1].offset + 1
+        self.host.learned[partition] = records[-1].offset + 1
 
     async def _published(self) -> None:
         """Returns when the transaction in flight, if any, is over."""
@@ -215,44 +244,27 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
 
     async def _measure(self) -> None:
         while True:
+            self._show()
             self._metrics.lag.clear()
+            waiting = Counter(map(_partition, self._waiting))
             for partition in self._outlets.keys() & self._assigned:
                 end = self._consumer.highwater(partition)
                 if end is not None:
                     with contextlib.suppress(KafkaError):
-                        waiting = end - await self._consumer.position(partition)
-                        self._metrics.lag.labels(str(partition.partition)).set(max(0, waiting))
+                        behind = end - await self._consumer.position(partition) + waiting[partition]
+                        self._metrics.lag.labels(str(partition.partition)).set(max(0, behind))
             await asyncio.sleep(1)
 
-    async def _in_torch(self, work: Any, *given: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._torch, work, *given)
+    def _show(self) -> None:
+        """What the metrics tell of the model that serves."""
+        metrics, catalog, cache = self._metrics, self.host.engine.catalog, self.host.engine.incremental.cache
+        available = catalog.count_available()
+        metrics.items.labels("yes").set(available)
+        metrics.items.labels("no").set(len(catalog) - 1 - available)
+        metrics.cached_users.set(len(cache))
+        metrics.bytes_per_user.set(cache.bytes_per_user)
+        metrics.model_loaded.set(self.host.loaded)
 
-    def _step(self, windows: Sequence[Window]) -> Sequence[Recommendation]:
-        """On the model's thread."""
-        began = time.monotonic()
-        evicted = self._engine.incremental.cache.evictions
-        step = self._engine.step(windows)
-        metrics, work = self._metrics, step.work
-        metrics.step_seconds.observe(time.monotonic() - began)
-        metrics.batch.observe(len(windows))
-        metrics.tokens.labels("append").inc(work.appended)
-        metrics.tokens.labels("prefill").inc(work.prefilled)
-        metrics.positions.labels("needed").inc(work.needed)
-        metrics.positions.labels("padding").inc(work.padding)
-        metrics.cache.labels("hit").inc(work.hits)
-        metrics.cache.labels("miss").inc(work.misses)
-        metrics.unknown_items.inc(step.unknown_items)
-        metrics.evictions.inc(self._engine.incremental.cache.evictions - evicted)
-        metrics.cached_users.set(len(self._engine.incremental.cache))
-        return step.recommendations
 
-    def _learn(self, values: Sequence[bytes | None]) -> None:
-        """On the model's thread. Tombstones and what is no window teach nothing."""
-        for value in values:
-            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                if value:
-                    self._engine.learn(read_window(value))
-
-    def _forget(self, user_id: str) -> None:
-        """On the model's thread."""
-        self._engine.forget(user_id)
+def _partition(record: ConsumerRecord) -> TopicPartition:
+    return TopicPartition(record.topic, record.partition)

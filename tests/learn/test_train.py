@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from stream_rec.errors import UserError
 from stream_rec.learn import dataset, train
+from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.simulate import Storefront
-from stream_rec.learn.train import TrainConfig
 from stream_rec.messages import Event, Item, Window
 from stream_rec.model import folder
 from stream_rec.model.encoder import EncoderConfig
 from stream_rec.model.engine import Engine, Limits
+from stream_rec.model.reader import Events, Read
 from stream_rec.model.text import TextEncoder
+from stream_rec.model.tokens import Tokens
 from stream_rec.window import append
 
 SMALL = TrainConfig(
@@ -59,14 +61,26 @@ def weights(trained: train.Trained) -> dict[str, torch.Tensor]:
     return dict(trained.model.encoder.state_dict())
 
 
+def one_token(events: Events) -> Read:
+    return Read(Tokens(events.rows[None], events.rows), np.arange(1, len(events.rows) + 1))
+
+
+def some_tokens(events: Events) -> Read:
+    """One to three tokens an event."""
+    counts = 1 + events.rows % 3
+    repeated = np.repeat(events.rows, counts)
+    return Read(Tokens(repeated[None], repeated), counts.cumsum())
+
+
 @settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6),
     capacity=st.integers(2, 20),
     share=st.floats(0, 1),
+    read=st.sampled_from([one_token, some_tokens]),
     data=st.data(),
 )
-def test_every_event_is_the_target_of_the_window_that_serving_would_have(lengths, capacity, share, data) -> None:
+def test_every_event_is_the_target_of_the_window_that_serving_would_have(lengths, capacity, share, read, data) -> None:
     stride = data.draw(st.integers(1, capacity))
     users = data.draw(st.permutations([f"u{user}" for user, count in enumerate(lengths) for _ in range(count)]))
     frame = pl.DataFrame({"user": users, "item": [f"i{n}" for n in range(len(users))]}).with_columns(
@@ -75,16 +89,19 @@ def test_every_event_is_the_target_of_the_window_that_serving_would_have(lengths
     numbers = {item: row for row, item in enumerate(frame["item"].to_list(), 1)}
     made = dataset.dataset(frame, numbers, {"view": 1})
     cut = int(share * len(users))
-    batch = dataset.batch(made, dataset.slices(made, capacity, stride, 0, len(users)) or [dataset.Slice(0, 1, 1)])
+    found = dataset.slices(made, capacity, stride, 0, len(users))
+    batch = dataset.batch(made, found, read) if found else None
     seen: dict[int, list[int]] = {}
-    for line, column in zip(*np.nonzero(batch.targets >= 0), strict=True):
+    for line, column in zip(*np.nonzero(batch.targets >= 0), strict=True) if batch else ():
         target = int(made.rows[batch.targets[line, column]])
         assert target not in seen
-        seen[target] = batch.rows[line, : column + 1].tolist()
+        seen[target] = batch.numbers[0, line, : column + 1].tolist()
     held: dict[str, Window] = {}
     for offset, (user, item) in enumerate(zip(users, frame["item"], strict=True)):
         if user in held:
-            assert seen.pop(numbers[item]) == [numbers[event.item_id] for event in held[user].events]
+            rows = np.array([numbers[event.item_id] for event in held[user].events])
+            served = read(Events(rows, rows, rows, np.zeros(1, np.int64))).tokens
+            assert seen.pop(numbers[item]) == served.numbers[0].tolist()
         event = Event(user, "view", float(offset), item)
         held[user] = append(held.get(user), event, offset=offset, arrived=0.0, capacity=capacity, stride=stride)
     assert not seen
@@ -98,7 +115,7 @@ def test_every_event_is_the_target_of_the_window_that_serving_would_have(lengths
 def _targets(made: dataset.Dataset, found: list[dataset.Slice]) -> list[int]:
     if not found:
         return []
-    targets = dataset.batch(made, found).targets
+    targets = dataset.batch(made, found, one_token).targets
     return targets[targets >= 0].tolist()
 
 

@@ -1,0 +1,52 @@
+"""A model of any shape with random weights: speed does not depend on them, and a trained one would say nothing more."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from stream_rec.messages import Item
+from stream_rec.model.counters import Transitions
+from stream_rec.model.encoder import EncoderConfig, UserEncoder, new_body
+from stream_rec.model.features import ItemFeatures, Vectors
+from stream_rec.model.folder import FORMAT, Model, ModelConfig
+from stream_rec.model.scorer import Blend
+
+
+def random_model(
+    config: EncoderConfig,
+    items: Sequence[Item],
+    event_types: tuple[str, ...],
+    capacity: int,
+    *,
+    blend: Blend = Blend(),  # noqa: B008 - frozen
+    memory: Transitions | None = None,
+) -> Model:
+    """A model over `items`, whose vectors are noise; `memory` is what it has learnt online, by default nothing."""
+    torch.manual_seed(0)
+    memory = memory or Transitions(half_life=1.0)
+    encoder = UserEncoder(
+        config, new_body(config), items=len(items) + 1, item_dim=config.width, types=len(event_types) + 1
+    )
+    none: Vectors = np.zeros(0, np.float32)
+    one: Vectors = np.ones((), np.float32)
+    features = ItemFeatures(np.zeros(config.width, np.float32), np.eye(config.width, dtype=np.float32), none, none, one)
+    return Model(
+        ModelConfig(
+            format=FORMAT,
+            encoder=config,
+            body=encoder.body.config.to_dict(),
+            event_types=event_types,
+            capacity=capacity,
+            text_encoder="none",
+            blend=blend,
+            half_life=memory.half_life,
+            trained_until=0.0,
+        ),
+        encoder.eval(),
+        features,
+        items,
+        np.random.default_rng(0).normal(size=(len(items), config.width)).astype(np.float32),
+        memory.state(),
+        version="benchmark",
+    )

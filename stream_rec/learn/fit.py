@@ -1,0 +1,163 @@
+"""Fits an encoder: AdamW with a short warm-up and linear decay, the last epoch kept.
+
+Every epoch ends with a checkpoint, and every epoch's random numbers depend on the seed and its own number alone: a run
+that was interrupted and goes on gives the very model of one that wasn't.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
+
+from stream_rec.errors import UserError
+from stream_rec.learn import checkpoint, dataset
+from stream_rec.learn.convex import minimise
+from stream_rec.learn.dataset import Slice
+from stream_rec.learn.prepare import Prepared, Progress
+from stream_rec.learn.recipe import TrainConfig
+from stream_rec.learn.tune import RATE, tuning
+from stream_rec.model.encoder import ItemInputs, UserEncoder, new_body
+from stream_rec.model.incremental import Look
+from stream_rec.model.tokens import Numbers
+
+TYPE_RIDGE = 1e-4
+
+
+def fit(
+    prepared: Prepared, config: TrainConfig, until: int, stage: checkpoint.Stage, progress: Progress
+) -> UserEncoder:
+    """An encoder trained on the events before the log's place `until`, for all epochs, going on from a checkpoint."""
+    torch.manual_seed(config.seed)
+    encoder = new_encoder(prepared, config)
+    windows = dataset.slices(prepared.data, config.capacity, config.stride, 0, until)
+    with tuning(encoder.body, config.tune):
+        _epochs(encoder, prepared, config, windows, until, stage, progress)
+    fit_types(encoder, prepared, windows, config)
+    return encoder
+
+
+def new_encoder(prepared: Prepared, config: TrainConfig) -> UserEncoder:
+    """An encoder that has learnt nothing yet but what its body brings."""
+    shape, base = config.encoder, prepared.base
+    return UserEncoder(
+        shape,
+        new_body(shape) if base is None else copy.deepcopy(base.body),
+        items=len(prepared.vectors),
+        item_dim=prepared.features.dim,
+        types=len(prepared.event_types) + 1,
+        table=base.table if base is not None and shape.words else None,
+    )
+
+
+def _epochs(
+    encoder: UserEncoder,
+    prepared: Prepared,
+    config: TrainConfig,
+    windows: Sequence[Slice],
+    until: int,
+    stage: checkpoint.Stage,
+    progress: Progress,
+) -> None:
+    """Trains what takes gradients, a step a batch, from the last checkpoint on."""
+    optimiser = torch.optim.AdamW(groups(encoder, config), betas=(0.9, 0.98))
+    counts = dataset.sizes(prepared.data, windows, prepared.reader)
+    seen = torch.from_numpy(np.unique(prepared.data.rows[prepared.data.order < until]))
+    whole = len(seen) <= 4 * config.negatives
+    begun = stage.restore(encoder, optimiser)
+    for epoch in range(begun, config.epochs):
+        torch.manual_seed(config.seed * 10_007 + epoch)
+        batches = dataset.batches(windows, counts, config.batch_tokens, np.random.default_rng((config.seed, epoch)))
+        steps = config.epochs * len(batches)
+        encoder.train()
+        for number, chosen in enumerate(batches):
+            step = epoch * len(batches) + number
+            rate = min(1.0, (step + 1) / max(1.0, config.warmup * steps)) * max(0.05, 1 - step / steps)
+            for group in optimiser.param_groups:
+                group["lr"] = group["highest"] * rate
+            negatives = seen if whole else seen[torch.randint(0, len(seen), (config.negatives,))]
+            value = loss(encoder, prepared, chosen, negatives)
+            optimiser.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+            optimiser.step()
+            progress(f"{stage.title}, epoch {epoch + 1} of {config.epochs}", step + 1, steps)
+        if not all(weight.isfinite().all() for weight in encoder.parameters()):
+            raise UserError("the training diverged: lower --learning-rate and begin anew with --overwrite")
+        stage.keep(encoder, optimiser, epoch + 1)
+
+
+def groups(encoder: UserEncoder, config: TrainConfig) -> list[dict[str, Any]]:
+    """What takes gradients, with its weight decay (matrices alone) and highest learning rate."""
+    chosen: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, weight in checkpoint.trained(encoder).items():
+        pretrained = config.encoder.base is not None and name.startswith("body.")
+        chosen.setdefault((weight.ndim >= 2, pretrained), []).append(weight)
+    return [
+        {
+            "params": weights,
+            "weight_decay": config.weight_decay if matrices else 0.0,
+            "highest": config.learning_rate * (RATE[config.tune] if pretrained else 1.0),
+        }
+        for (matrices, pretrained), weights in chosen.items()
+    ]
+
+
+def loss(encoder: UserEncoder, prepared: Prepared, chosen: Sequence[Slice], negatives: Tensor) -> Tensor:
+    """Cross-entropy of the next item among `negatives` and the batch's targets."""
+    states, places = states_of(encoder, prepared, chosen)
+    targets = torch.from_numpy(prepared.data.rows[places])
+    candidates, place = torch.unique(torch.cat([targets, negatives]), return_inverse=True)
+    logits = encoder.score(states, encoder.items(prepared.vectors[candidates], encoder.residual(candidates)))
+    return F.cross_entropy(logits, place[: len(targets)])
+
+
+def fit_types(encoder: UserEncoder, prepared: Prepared, windows: Sequence[Slice], config: TrainConfig) -> None:
+    """Fits the head for the next event's type, a softmax regression on the finished encoder's states."""
+    encoder.eval()
+    with torch.no_grad():
+        read = [states_of(encoder, prepared, chosen) for chosen in plan(prepared, windows, config)]
+        states = F.normalize(torch.cat([states for states, _ in read]), dim=-1)
+    types = torch.from_numpy(prepared.data.types[np.concatenate([places for _, places in read])])
+    inputs = torch.cat([states, torch.ones(len(states), 1)], dim=1)
+
+    def loss_of_types(weights: Tensor) -> Tensor:
+        return F.cross_entropy(inputs @ weights.T, types) + TYPE_RIDGE * weights[:, :-1].square().sum()
+
+    found = minimise(loss_of_types, torch.zeros(encoder.next_type.out_features, inputs.shape[1]))
+    with torch.no_grad():
+        encoder.next_type.weight.copy_(found[:, :-1])
+        encoder.next_type.bias.copy_(found[:, -1])
+
+
+def states_of(encoder: UserEncoder, prepared: Prepared, chosen: Sequence[Slice]) -> tuple[Tensor, Numbers]:
+    """User states (targets, width) before each target of a batch, and the targets' places (targets,)."""
+    made = dataset.batch(prepared.data, chosen, prepared.reader)
+    wanted = made.targets >= 0
+    tokens = look_of(encoder, prepared.vectors)(torch.from_numpy(made.numbers))
+    return encoder(tokens)[torch.from_numpy(wanted)], made.targets[wanted]
+
+
+def look_of(encoder: UserEncoder, vectors: Tensor) -> Look:
+    """The tokens' vectors, of which an item's are as the item side is now; `vectors` (rows, dim)."""
+    inputs = encoder.inputs
+    if not isinstance(inputs, ItemInputs):
+        return inputs
+
+    def look(numbers: Tensor) -> Tensor:
+        rows, types, gaps = numbers
+        distinct, where = torch.unique(rows, return_inverse=True)
+        items = encoder.items(vectors[distinct], encoder.residual(distinct))
+        tokens: Tensor = inputs(inputs.norm(items)[where], types, gaps)
+        return tokens
+
+    return look
+
+
+def plan(prepared: Prepared, windows: Sequence[Slice], config: TrainConfig) -> list[list[Slice]]:
+    """Batches to compute without gradients."""
+    counts = dataset.sizes(prepared.data, windows, prepared.reader)
+    return dataset.batches(windows, counts, 4 * config.batch_tokens)

@@ -1,0 +1,74 @@
+"""A log, a catalogue and a pre-trained body, made ready for training."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import polars as pl
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from stream_rec.learn import dataset
+from stream_rec.learn.dataset import Dataset
+from stream_rec.learn.recipe import TrainConfig
+from stream_rec.messages import Item
+from stream_rec.model.catalog import Catalog, text_vectors
+from stream_rec.model.features import ItemFeatures, Vectors, prices_of
+from stream_rec.model.pretrained import Base, load_base, load_tokenizer
+from stream_rec.model.reader import Reader, reader_of
+from stream_rec.model.text import TextEncoder
+from stream_rec.model.tokens import UNKNOWN, event_type_numbers
+
+Progress = Callable[[str, float, float], None]
+"""Called with (what is going on, done, total)."""
+
+
+class Prepared(NamedTuple):
+    """A log and a catalogue, as numbers."""
+
+    data: Dataset
+    items: Sequence[Item]
+    features: ItemFeatures
+    vectors: Tensor
+    """(rows, dim); row 0 is the unknown item."""
+    event_types: tuple[str, ...]
+    reader: Reader
+    tokenizer: Tokenizer | None
+    """Of a model that reads words."""
+    base: Base | None
+    """The pre-trained body, as it came."""
+
+
+def prepare(
+    frame: pl.DataFrame, items: Sequence[Item], config: TrainConfig, texts: TextEncoder, progress: Progress
+) -> Prepared:
+    """Items that the log names and the catalogue lacks are added without a text."""
+    shape = config.encoder
+    base = tokenizer = None
+    if shape.base is not None:
+        progress("loading the language model", 0, 1)
+        base = load_base(shape.base, shape.layers, config.capacity * shape.event_tokens)
+        tokenizer = load_tokenizer(shape.base) if shape.words else None
+        progress("loading the language model", 1, 1)
+    known = {item.item_id for item in items}
+    catalogue = [
+        *items,
+        *(Item(name) for name in frame["item"].unique(maintain_order=True).to_list() if name not in known),
+    ]
+    event_types = tuple(frame["event"].unique().sort().to_list())
+    read = text_vectors(catalogue, texts, lambda done, total: progress("reading item texts", done, total))
+    features = ItemFeatures.fit(read, prices_of(catalogue))
+    vectors: Vectors = features.transform(read, prices_of(catalogue))
+    catalog = Catalog(catalogue, vectors, features, texts)
+    row_of = {item.item_id: row for row, item in enumerate(catalogue, UNKNOWN + 1)}
+    data = dataset.dataset(frame, row_of, event_type_numbers(event_types))
+    return Prepared(
+        data,
+        catalogue,
+        features,
+        torch.from_numpy(catalog.vectors),
+        event_types,
+        reader_of(catalog, event_types, shape.words, tokenizer),
+        tokenizer,
+        base,
+    )

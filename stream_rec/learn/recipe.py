@@ -1,0 +1,32 @@
+"""What a person may choose about a training."""
+
+from msgspec import Struct
+
+from stream_rec.learn.tune import Tune
+from stream_rec.model.encoder import EncoderConfig
+
+
+class TrainConfig(Struct, frozen=True):
+    """The defaults are the recipe's."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    tune: Tune = "full"
+    """What of the body is trained."""
+    capacity: int = 64
+    stride: int = 32
+    epochs: int = 12
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    batch_tokens: int = 1_000
+    """Padded tokens of a step, not events, where an event is several."""
+    negatives: int = 1_024
+    """Shared by a batch; a catalogue of at most four times as many items is scored whole."""
+    warmup: float = 0.1
+    """Share of all steps over which the learning rate rises."""
+    validation: float = 0.1
+    """Share of the events, the last ones, that fit the blend and give the figures."""
+    refit: bool = True
+    """Train once more on the whole log, validation included, with the weights found."""
+    half_life: float = 14 * 86_400.0
+    """Of the online memory, seconds of event time."""
+    seed: int = 0

@@ -1,0 +1,140 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from stream_rec.config import Settings
+from stream_rec.messages import Event, Recommendation, Window, encode, read_recommendation
+from stream_rec.model import folder
+from stream_rec.model.engine import Engine, Limits
+from stream_rec.pipeline.answers import Answer, Answerer
+from stream_rec.telemetry import WorkerMetrics
+from stream_rec.window import append
+from tests.tiny import CAPACITY, STRIDE, tiny_model
+
+BUDGET = CAPACITY + 2
+
+
+class Record(NamedTuple):
+    key: bytes
+    value: bytes | None
+    offset: int
+    topic: str = "windows"
+    partition: int = 0
+    timestamp: int = 0
+
+
+class Accounts:
+    """An engine; keeps the tokens and the windows of each step."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.steps: list[tuple[int, int]] = []
+        self.bad_item = ""
+
+    def affordable(self, windows: Sequence[Window]) -> int:
+        self._check(windows)
+        return self._engine.affordable(windows)
+
+    def step(self, windows: Sequence[Window]) -> Sequence[Recommendation]:
+        self._check(windows)
+        step = self._engine.step(windows)
+        self.steps.append((step.work.appended + step.work.prefilled, len(windows)))
+        return step.recommendations
+
+    def forget(self, user_id: str) -> None:
+        self._engine.forget(user_id)
+
+    def _check(self, windows: Sequence[Window]) -> None:
+        if any(window.events[-1].item_id == self.bad_item for window in windows):
+            raise ArithmeticError
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Accounts:
+    folder.save(tiny_model(), tmp_path / "model")
+    return Accounts(
+        Engine.load(tmp_path / "model", tmp_path, Limits(STRIDE, token_budget=BUDGET, kv_cache_bytes=1e6), "cpu")
+    )
+
+
+def log_of(plan: str) -> list[Record]:
+    """A record a letter: a window of that user, in capitals an erasure, `?` is no window."""
+    held: dict[str, Window] = {}
+    records = []
+    for offset, letter in enumerate(plan):
+        user = letter.lower()
+        if letter == "?":
+            records.append(Record(b"x", b"{", offset))
+        elif letter.isupper():
+            held.pop(user, None)
+            records.append(Record(user.encode(), None, offset))
+        else:
+            event = Event(user, "view", 1_000.0 + offset, f"i{offset * 7 % 40}")
+            held[user] = append(held.get(user), event, offset=offset, arrived=1.0, capacity=CAPACITY, stride=STRIDE)
+            records.append(Record(user.encode(), encode(held[user]), offset))
+    return records
+
+
+def answer_all(model: Accounts, records: list[Record], *, coalesce: bool = False) -> list[Answer]:
+    answerer = Answerer(Settings(coalesce=coalesce), WorkerMetrics(CollectorRegistry()))
+    answers: list[Answer] = []
+    while records:
+        answered = answerer.answer(model, records)
+        assert answered.records > 0
+        answers += answered.answers
+        records = records[answered.records :]
+    return answers
+
+
+def told(answers: Sequence[Answer]) -> list[tuple[str, int]]:
+    """Who was answered, and which event; 0 is an erasure or a dead letter."""
+    values = [(answer.reply.key.decode(), answer.reply.value or b"") for answer in answers]
+    return [(key, read_recommendation(value).seq if len(value) > 1 else 0) for key, value in values]
+
+
+def test_a_step_computes_no_more_than_it_can_afford_unless_one_window_needs_more(model: Accounts) -> None:
+    records = log_of("abcdefgh" * 3 * CAPACITY)
+    got = told(answer_all(model, records))
+    assert got == [(user, n) for n in range(1, 3 * CAPACITY + 1) for user in "abcdefgh"]
+    assert all(tokens <= BUDGET or windows == 1 for tokens, windows in model.steps)
+    assert max(windows for _, windows in model.steps) == BUDGET
+
+
+def test_a_window_that_needs_more_than_a_step_can_afford_is_a_step_of_its_own(tmp_path: Path) -> None:
+    folder.save(tiny_model(), tmp_path / "model")
+    poor = Accounts(
+        Engine.load(tmp_path / "model", tmp_path, Limits(STRIDE, token_budget=1, kv_cache_bytes=1e6), "cpu")
+    )
+    records = [log_of(user * CAPACITY)[-1] for user in "abc"]
+    assert told(answer_all(poor, records)) == [("a", CAPACITY), ("b", CAPACITY), ("c", CAPACITY)]
+    assert poor.steps == [(CAPACITY, 1)] * 3
+
+
+def test_a_burst_is_answered_by_its_newest_window_within_what_a_step_can_afford(model: Accounts) -> None:
+    records = log_of("a" * 3 * CAPACITY + "b")
+    got = told(answer_all(model, records, coalesce=True))
+    assert {user: [seq for name, seq in got if name == user][-1] for user in "ab"} == {"a": 3 * CAPACITY, "b": 1}
+    assert [seq for name, seq in got if name == "a"] == sorted({seq for name, seq in got if name == "a"})
+    assert len(got) < len(records) / 2
+    assert all(tokens <= BUDGET for tokens, _ in model.steps)
+
+
+def test_erasures_and_bad_records_keep_their_place_among_the_windows(model: Accounts) -> None:
+    plan = "ab?aA?aab" * CAPACITY
+    answers = answer_all(model, log_of(plan))
+    ours = [seq for key, seq in told(answers) if key == "a"]
+    assert ours == [1, 2, 0] + [1, 2, 3, 4, 0] * (CAPACITY - 1) + [1, 2]
+    assert len(answers) == len(plan)
+
+
+def test_a_window_that_the_model_fails_on_is_a_dead_letter_and_the_others_are_answered(model: Accounts) -> None:
+    records = log_of("abcab")
+    model.bad_item = "i14"
+    answers = answer_all(model, records)
+    dead = [answer.reply for answer in answers if answer.reply.topic == "dead-letter"]
+    assert [(reply.key, dict(reply.headers)["reason"]) for reply in dead] == [(b"c", b"internal error")]
+    alive = [answer for answer in answers if answer.reply.topic == "recommendations"]
+    assert told(alive) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
