@@ -4,7 +4,10 @@ Decay is kept forward (Cormode et al., "Forward decay", ICDE 2009): an event's w
 out when it is read, so learning is one addition, the order of partitions doesn't matter, and nothing is ever swept.
 """
 
+import heapq
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +17,8 @@ from stream_rec.model.tokens import UNKNOWN
 
 REACH = 5
 """How many events back a transition is counted from, each at the weight 1 / distance."""
+FOLLOWERS = 128
+"""Of an item's followers, those that count when it is asked: the ones with the largest sums."""
 HEADROOM = 500.0
 """Half-lives after the landmark at which the sums are rescaled, far below the largest float (2^1023)."""
 
@@ -23,6 +28,31 @@ class Learned(NamedTuple):
 
     n: int
     offset: int
+
+
+class Followers:
+    """What followed an item, and how much; `best` are the `FOLLOWERS` with the largest sums.
+
+    Sums only grow (decay is divided out on reading), so the best are kept exactly, at the cost of a comparison.
+    """
+
+    __slots__ = ("best", "sums")
+
+    def __init__(self, sums: dict[int, float]) -> None:
+        self.sums = sums
+        self.best = sums if len(sums) <= FOLLOWERS else dict(heapq.nlargest(FOLLOWERS, sums.items(), key=itemgetter(1)))
+
+    def add(self, row: int, weight: float) -> None:
+        self.sums[row] = total = self.sums.get(row, 0.0) + weight
+        if self.best is self.sums:
+            if len(self.sums) > FOLLOWERS:
+                self.best = dict(self.sums)
+                del self.best[min(self.best, key=self.best.__getitem__)]
+        elif row in self.best:
+            self.best[row] = total
+        elif total > self.best[least := min(self.best, key=self.best.__getitem__)]:
+            del self.best[least]
+            self.best[row] = total
 
 
 class Transitions:
@@ -36,7 +66,7 @@ class Transitions:
         self.half_life = half_life
         self.since = since
         self._landmark: float | None = None
-        self._next: dict[int, dict[int, float]] = {}
+        self._next: dict[int, Followers] = {}
         self._learned: dict[str, Learned] = {}
 
     def learn(self, user: str, n: int, offset: int, rows: Sequence[int], times: Sequence[float]) -> None:
@@ -60,16 +90,22 @@ class Transitions:
         weight = self._weight(time)
         for distance, earlier in enumerate(reversed(rows[-REACH - 1 : -1]), 1):
             if earlier != UNKNOWN:
-                followers = self._next.setdefault(earlier, {})
-                followers[rows[-1]] = followers.get(rows[-1], 0.0) + weight / distance
+                if (followers := self._next.get(earlier)) is None:
+                    followers = self._next[earlier] = Followers({})
+                followers.add(rows[-1], weight / distance)
 
     def after(self, rows: Sequence[int], time: float) -> dict[int, float]:
-        """What may follow `rows` (oldest first) at `time`: {row: sum over distance d of M[rows[-d], row] / d}."""
+        """What may follow `rows` (oldest first) at `time`: {row: sum over distance d of M[rows[-d], row] / d}.
+
+        Of each of the `rows` the `FOLLOWERS` with the largest sums count: a popular item is followed by thousands.
+        """
         scale = 1 / self._weight(time)
         found: dict[int, float] = {}
         for distance, earlier in enumerate(reversed(rows[-REACH:]), 1):
-            for row, weight in self._next.get(earlier, {}).items():
-                found[row] = found.get(row, 0.0) + weight * scale / distance
+            if followers := self._next.get(earlier):
+                share = scale / distance
+                for row, weight in followers.best.items():
+                    found[row] = found.get(row, 0.0) + weight * share
         return found
 
     def forget(self, user: str) -> None:
@@ -80,19 +116,18 @@ class Transitions:
         if self._landmark is None:
             self._landmark = time
         if time - self._landmark > HEADROOM * self.half_life:
-            self._rescale(time)
+            self._rescale(self._landmark, time)
         return float(2.0 ** max(-HEADROOM, (time - self._landmark) / self.half_life))
 
-    def _rescale(self, landmark: float) -> None:
-        factor = 2.0 ** (((self._landmark or landmark) - landmark) / self.half_life)
-        for followers in self._next.values():
-            for row in followers:
-                followers[row] *= factor
+    def _rescale(self, former: float, landmark: float) -> None:
+        factor = 2.0 ** ((former - landmark) / self.half_life)
+        for earlier, followers in self._next.items():
+            self._next[earlier] = Followers({row: weight * factor for row, weight in followers.sums.items()})
         self._landmark = landmark
 
     def _entries(self) -> Iterator[tuple[int, int, float]]:
         for earlier, followers in self._next.items():
-            for row, weight in followers.items():
+            for row, weight in followers.sums.items():
                 yield earlier, row, weight
 
     def state(self) -> dict[str, NDArray[np.generic]]:
@@ -108,6 +143,7 @@ class Transitions:
         """Takes the sums of `state()` in place of its own."""
         landmark = float(state["landmark"][0])
         self._landmark = None if np.isnan(landmark) else landmark
-        self._next = {}
+        sums: defaultdict[int, dict[int, float]] = defaultdict(dict)
         for (earlier, row), weight in zip(state["pairs"].tolist(), state["weights"].tolist(), strict=True):
-            self._next.setdefault(earlier, {})[row] = weight
+            sums[earlier][row] = weight
+        self._next = {earlier: Followers(found) for earlier, found in sums.items()}
