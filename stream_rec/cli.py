@@ -205,7 +205,8 @@ def agents(settings: "Settings") -> int:
         *KAFKA,
         *("model", "watch_model_s", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic"),
         *("capacity", "stride", "audit_share", "token_budget", "batch_windows", "linger_ms", "coalesce", "top_k"),
-        *("interests_k", "device", "threads", "kv_cache_gb", "kv_cache_share", "kv_host_gb", "dtype", "worker_group"),
+        *("index", "index_effort", "recall_share", "exclude_seen", "categories", "diversity", "interests_k"),
+        *("device", "threads", "kv_cache_gb", "kv_cache_share", "kv_host_gb", "dtype", "worker_group"),
         *("metrics_host", "worker_metrics_port", "cache_dir"),
     ),
 )
@@ -347,6 +348,34 @@ def bench_engine(
 
         language = language_model.Language(base, chosen.pop("layers", None), titles)
         language_model.show(events, columns, language, language_model.PLAN._replace(**chosen), as_json)
+
+
+@bench.command("catalog")
+@click.option(
+    "--items",
+    type=click.IntRange(1_000, 20_000_000),
+    multiple=True,
+    default=(10_000, 100_000, 1_000_000),
+    show_default=True,
+    help="items in the catalogue; may be given several times",
+)
+@click.option("--width", default=128, show_default=True, help="of the item vectors")
+@click.option("--batch", default=256, show_default=True, help="answers in a step")
+@click.option("--runs", default=3, show_default=True, help="runs, of which the median counts")
+@click.option("--threads", default=1, show_default=True, help="CPU threads of torch and of the index")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
+def bench_catalog(as_json: bool, **given: Any) -> None:
+    """Answers a second by an index of the catalogue, against scoring all of it; and how many items the index finds.
+
+    User states in, ranked items with probabilities and interests out. Vectors lie as those of trained models do. A
+    million items take 4 GB of memory and some minutes.
+    """
+    from stream_rec.cores import share_cores
+
+    share_cores()
+    from stream_rec.bench import catalog as room
+
+    room.show(room.Plan(**given), as_json)
 
 
 @bench.command("peers")

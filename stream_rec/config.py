@@ -77,6 +77,23 @@ class Settings(BaseSettings):
     coalesce: bool = Field(True, description="answer a burst of one user's events by its newest alone")
     top_k: int = Field(20, ge=1, le=1_000, description="items in a recommendation")
     interests_k: int = Field(5, ge=0, le=100, description="interests in a recommendation")
+    index: Literal["auto", "exact", "ann"] = Field(
+        "auto",
+        description="score all items (exact) or those that an index finds (ann); auto: ann above 50,000 items on a CPU",
+    )
+    index_effort: float = Field(
+        1, gt=0, le=100, description="how much the index reads: more finds more and takes longer, 1 is usual"
+    )
+    recall_share: float = Field(
+        0.001, ge=0, le=1, description="share of the windows whose items are found without the index too, and compared"
+    )
+    exclude_seen: bool = Field(False, description="leave out items that are in the user's window")
+    categories: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="categories that are recommended, separated by commas [default: all]"
+    )
+    diversity: float = Field(
+        0, ge=0, le=1, description="how much unlike each other the items should be: 0 takes the best, 1 the most unlike"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     audit_share: float = Field(
         0.001, ge=0, le=1, description="share of the windows that are computed in full too, and compared"
@@ -114,7 +131,7 @@ class Settings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address that /metrics listens on")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log record shown")
 
-    @field_validator("event_types", mode="before")
+    @field_validator("event_types", "categories", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -113,6 +113,14 @@ class WorkerMetrics:
             "Largest difference of an audited user vector since the model was read",
             registry=registry,
         )
+        self.index_sampled = Counter(
+            "stream_rec_index_sampled_items",
+            "Items that were found without the index too, to compare",
+            registry=registry,
+        )
+        self.index_recalled = Counter(
+            "stream_rec_index_recalled_items", "Those of them that the index found", registry=registry
+        )
         self.step_seconds = Histogram("stream_rec_step_seconds", "One engine step", buckets=SECONDS, registry=registry)
         self.commit_seconds = Histogram(
             "stream_rec_commit_seconds", "One transaction, from begin to commit", buckets=SECONDS, registry=registry

@@ -64,7 +64,7 @@ def test_every_command_of_the_product_is_there() -> None:
         "settings",
     ]
     grouped = {("topics", name) for name in ("create", "check")} | {
-        ("bench", name) for name in ("engine", "peers", "pipeline")
+        ("bench", name) for name in ("engine", "catalog", "peers", "pipeline")
     }
     assert {(name,) for name in wanted} | grouped == set(commands())
 

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from stream_rec.bench.random_model import random_model
 from stream_rec.learn import logs
 from stream_rec.learn.dataset import Dataset, dataset
 from stream_rec.learn.simulate import Storefront
@@ -26,10 +27,9 @@ from stream_rec.messages import Item
 from stream_rec.model import audit, scorer
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
-from stream_rec.model.encoder import EncoderConfig, UserEncoder, new_body
+from stream_rec.model.counters import NOTHING
+from stream_rec.model.encoder import EncoderConfig
 from stream_rec.model.engine import Engine, Limits
-from stream_rec.model.features import ItemFeatures, Vectors
-from stream_rec.model.folder import FORMAT, Model, ModelConfig
 from stream_rec.model.reader import Events, ItemReader, Reader
 from stream_rec.model.scorer import Blend, Memory
 from stream_rec.model.text import TextEncoder
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
     """Windows in a step, and in a batch of whole windows."""
     runs: int = 3
     threads: int = 1
-    kv_cache_gb: float = 8.0
+    kv_cache_gb: float = 2.0
 
 
 class Asked(NamedTuple):
@@ -156,9 +156,8 @@ def stage(engine: Engine, frame: pl.DataFrame, plan: Plan, read: Reader) -> Stag
 
 def _engine(frame: pl.DataFrame, plan: Plan) -> Engine:
     """A model of the plan's shape over the log's items, filled up with items that nobody meets."""
-    torch.manual_seed(0)
     names = frame["item"].unique(maintain_order=True).to_list()
-    names += [f"unmet {number}" for number in range(plan.items - len(names))]
+    items = [Item(name) for name in (*names, *(f"unmet {number}" for number in range(plan.items - len(names))))]
     config = EncoderConfig(
         width=plan.width,
         layers=plan.layers,
@@ -167,34 +166,9 @@ def _engine(frame: pl.DataFrame, plan: Plan) -> Engine:
         inner=4 * plan.width,
         residual_dropout=0,
     )
-    types = tuple(frame["event"].unique().sort().to_list())
-    encoder = UserEncoder(config, new_body(config), items=len(names) + 1, item_dim=plan.width, types=len(types) + 1)
-    none: Vectors = np.zeros(0, np.float32)
-    one: Vectors = np.ones((), np.float32)
-    features = ItemFeatures(np.zeros(plan.width, np.float32), np.eye(plan.width, dtype=np.float32), none, none, one)
-    vectors = np.random.default_rng(0).normal(size=(len(names), plan.width)).astype(np.float32)
-    items = [Item(name) for name in names]
-    model = Model(
-        ModelConfig(
-            format=FORMAT,
-            encoder=config,
-            body=encoder.body.config.to_dict(),
-            event_types=types,
-            capacity=plan.capacity,
-            text_encoder="none",
-            blend=Blend(),
-            half_life=1.0,
-            trained_until=0.0,
-        ),
-        encoder,
-        features,
-        items,
-        vectors,
-        {"pairs": np.zeros((0, 2), np.int64), "weights": np.zeros(0), "landmark": np.array([np.nan])},
-        version="benchmark",
-    )
+    model = random_model(config, items, tuple(frame["event"].unique().sort().to_list()), plan.capacity)
     limits = Limits(stride=plan.capacity // 2, kv_cache_bytes=plan.kv_cache_gb * 1e9)
-    catalog = Catalog(items, vectors, features, TextEncoder("none", Path("none")))
+    catalog = Catalog(items, model.vectors, model.features, TextEncoder("none", Path("none")))
     return Engine(model, catalog, limits, torch.device("cpu"))
 
 
@@ -264,7 +238,7 @@ def timed_full(engine: Engine, sample: Sequence[Asked], plan: Plan, score: bool)
 
 @torch.inference_mode()
 def _rank(engine: Engine, states: Tensor) -> scorer.Ranked:
-    nothing = Memory.of([{}] * len(states), [0] * len(states), states.device)
+    nothing = Memory.of([NOTHING] * len(states), [0] * len(states), states.device)
     return scorer.rank(states, nothing, engine.candidates, Blend(), 20)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from stream_rec.learn.convex import minimise
 from stream_rec.learn.dataset import Dataset, history
 from stream_rec.model import scorer
-from stream_rec.model.counters import REACH, Transitions
+from stream_rec.model.counters import REACH, Heard, Transitions
 from stream_rec.model.scorer import Blend, Memory
 
 RIDGE = 1e-4
@@ -28,7 +28,7 @@ class Asked(NamedTuple):
 def learn(data: Dataset, transitions: Transitions, ask: frozenset[int] = frozenset()) -> Asked:
     """Teaches `transitions` the whole log, one event after the other; before each event in `ask` it is asked first."""
     places: list[int] = []
-    after: list[dict[int, float]] = []
+    after: list[Heard] = []
     last: list[int] = []
     for place, rows in history(data, REACH + 1):
         known = rows.tolist()

@@ -6,14 +6,14 @@ out when it is read, so learning is one addition, the order of partitions doesn'
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_rec.model.tokens import UNKNOWN
+from stream_rec.model.tokens import UNKNOWN, Numbers
 
 REACH = 5
 """How many events back a transition is counted from, each at the weight 1 / distance."""
@@ -30,29 +30,67 @@ class Learned(NamedTuple):
     offset: int
 
 
-class Followers:
-    """What followed an item, and how much; `best` are the `FOLLOWERS` with the largest sums.
+class Heard(NamedTuple):
+    """What may come next: `rows` and `weights`, (entries,) each. The weights of a row that is there twice add up."""
 
-    Sums only grow (decay is divided out on reading), so the best are kept exactly, at the cost of a comparison.
+    rows: Numbers
+    weights: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, weights: Mapping[int, float]) -> "Heard":
+        return cls(np.array(list(weights), np.int64), np.array(list(weights.values()), np.float64))
+
+
+NOTHING = Heard.of({})
+
+
+class Followers:
+    """What followed an item, and how much. The `FOLLOWERS` with the largest sums stand in arrays, the rest aside.
+
+    Sums only grow (decay is divided out on reading), so the largest are kept exactly, at the cost of a comparison.
     """
 
-    __slots__ = ("best", "sums")
+    __slots__ = ("_aside", "_place", "_rows", "_sums")
 
-    def __init__(self, sums: dict[int, float]) -> None:
-        self.sums = sums
-        self.best = sums if len(sums) <= FOLLOWERS else dict(heapq.nlargest(FOLLOWERS, sums.items(), key=itemgetter(1)))
+    def __init__(self, sums: Mapping[int, float]) -> None:
+        best = sums if len(sums) <= FOLLOWERS else dict(heapq.nlargest(FOLLOWERS, sums.items(), key=itemgetter(1)))
+        self._rows, self._sums = Heard.of(best)
+        self._place = {row: at for at, row in enumerate(best)}
+        self._aside = {row: total for row, total in sums.items() if row not in best}
+
+    @property
+    def best(self) -> Heard:
+        return Heard(self._rows[: len(self._place)], self._sums[: len(self._place)])
 
     def add(self, row: int, weight: float) -> None:
-        self.sums[row] = total = self.sums.get(row, 0.0) + weight
-        if self.best is self.sums:
-            if len(self.sums) > FOLLOWERS:
-                self.best = dict(self.sums)
-                del self.best[min(self.best, key=self.best.__getitem__)]
-        elif row in self.best:
-            self.best[row] = total
-        elif total > self.best[least := min(self.best, key=self.best.__getitem__)]:
-            del self.best[least]
-            self.best[row] = total
+        if (at := self._place.get(row)) is not None:
+            self._sums[at] += weight
+        elif (count := len(self._place)) < FOLLOWERS:
+            if count == len(self._rows):
+                self._rows = np.concatenate([self._rows, np.zeros(max(4, count), np.int64)])
+                self._sums = np.concatenate([self._sums, np.zeros(max(4, count))])
+            self._put(count, row, weight)
+        else:
+            total = self._aside.pop(row, 0.0) + weight
+            least = int(self._sums[:count].argmin())
+            if total > self._sums[least]:
+                former = int(self._rows[least])
+                del self._place[former]
+                self._aside[former] = float(self._sums[least])
+                self._put(least, row, total)
+            else:
+                self._aside[row] = total
+
+    def scale(self, factor: float) -> None:
+        self._sums *= factor
+        self._aside = {row: total * factor for row, total in self._aside.items()}
+
+    def sums(self) -> dict[int, float]:
+        """Of every follower."""
+        return dict(zip(*(column.tolist() for column in self.best), strict=True)) | self._aside
+
+    def _put(self, at: int, row: int, total: float) -> None:
+        self._place[row], self._rows[at], self._sums[at] = at, row, total
 
 
 class Transitions:
@@ -94,19 +132,23 @@ class Transitions:
                     followers = self._next[earlier] = Followers({})
                 followers.add(rows[-1], weight / distance)
 
-    def after(self, rows: Sequence[int], time: float) -> dict[int, float]:
-        """What may follow `rows` (oldest first) at `time`: {row: sum over distance d of M[rows[-d], row] / d}.
+    def after(self, rows: Sequence[int], time: float) -> Heard:
+        """What may follow `rows` (oldest first) at `time`: of a row the sum over distance d of M[rows[-d], row] / d.
 
         Of each of the `rows` the `FOLLOWERS` with the largest sums count: a popular item is followed by thousands.
         """
         scale = 1 / self._weight(time)
-        found: dict[int, float] = {}
-        for distance, earlier in enumerate(reversed(rows[-REACH:]), 1):
-            if followers := self._next.get(earlier):
-                share = scale / distance
-                for row, weight in followers.best.items():
-                    found[row] = found.get(row, 0.0) + weight * share
-        return found
+        found = [
+            (followers.best, scale / distance)
+            for distance, earlier in enumerate(reversed(rows[-REACH:]), 1)
+            if (followers := self._next.get(earlier))
+        ]
+        if not found:
+            return NOTHING
+        return Heard(
+            np.concatenate([best.rows for best, _ in found]),
+            np.concatenate([best.weights * share for best, share in found]),
+        )
 
     def forget(self, user: str) -> None:
         """Forgets where a user's windows stand. Sums over all users can't be told apart by user and stay."""
@@ -121,13 +163,13 @@ class Transitions:
 
     def _rescale(self, former: float, landmark: float) -> None:
         factor = 2.0 ** ((former - landmark) / self.half_life)
-        for earlier, followers in self._next.items():
-            self._next[earlier] = Followers({row: weight * factor for row, weight in followers.sums.items()})
+        for followers in self._next.values():
+            followers.scale(factor)
         self._landmark = landmark
 
     def _entries(self) -> Iterator[tuple[int, int, float]]:
         for earlier, followers in self._next.items():
-            for row, weight in followers.sums.items():
+            for row, weight in followers.sums().items():
                 yield earlier, row, weight
 
     def state(self) -> dict[str, NDArray[np.generic]]:

@@ -17,17 +17,18 @@ from torch import Tensor
 
 from stream_rec.errors import UserError
 from stream_rec.messages import Interest, Item, RankedItem, Recommendation, Window
-from stream_rec.model import audit, scorer
+from stream_rec.model import audit
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
-from stream_rec.model.counters import REACH, Transitions
+from stream_rec.model.counters import REACH, Heard, Transitions
 from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
 from stream_rec.model.incremental import Incremental, Work
 from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.look import look_of
+from stream_rec.model.ranker import Choice, Ranker, Recall
 from stream_rec.model.reader import WindowReader, reader_of
-from stream_rec.model.scorer import Candidates, Memory
+from stream_rec.model.scorer import BARRED, Candidates, Memory, Ranked
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Tokens
 from stream_rec.window import fit
@@ -52,6 +53,15 @@ class Limits(NamedTuple):
     interests_k: int = 5
     audit_share: float = 0.0
     """Of the windows, those that are also encoded whole."""
+    scoring: Literal["auto", "exact", "ann"] = "auto"
+    index_effort: float = 1.0
+    recall_share: float = 0.0
+    """Of the windows, those that are also ranked without the index, where there is one."""
+    exclude_seen: bool = False
+    """Whether items in a user's window are left out."""
+    categories: frozenset[str] = frozenset()
+    """Those that are recommended; none for all."""
+    diversity: float = 0.0
 
 
 class Step(NamedTuple):
@@ -61,6 +71,7 @@ class Step(NamedTuple):
     unknown_items: int
     """Windows whose last item the catalogue doesn't know."""
     audit: Audit
+    recall: Recall
 
 
 class Taken(NamedTuple):
@@ -102,8 +113,9 @@ class Engine:
             self._encoder.body.to(dtype)
             self._encoder.body.compile(dynamic=True)
         self.incremental = Incremental(self._encoder, self._look, cache, limits.token_budget)
-        nothing = torch.zeros(0, self._encoder.width, device=device)
-        self.candidates = Candidates(nothing, torch.zeros(0), torch.zeros(0), ())
+        self._outputs = torch.zeros(len(catalog), self._encoder.width, device=device)
+        self.candidates = Candidates(self._outputs, torch.zeros(0), torch.zeros(0), ())
+        self.ranker = Ranker(self._blend, Choice(limits.top_k, limits.scoring, limits.index_effort, limits.diversity))
         self._embed(np.arange(len(catalog)))
 
     @classmethod
@@ -124,12 +136,15 @@ class Engine:
         windows, rows, tokens = self._take(windows)
         memory = self._remember(windows, rows)
         states, work = self.incremental.encode([window.user_id for window in windows], tokens)
-        ranked = self._rank(states, memory)
+        seen = self._seen(rows)
+        ranked = self.ranker.rank(states, memory, seen)
         if not ranked.scores.isfinite().all():  # as JSON it would be null, which no reader takes for a score
             raise ArithmeticError("the model gave a score that is not a number")
         types = torch.softmax(self._encoder.type_logits(states)[:, UNKNOWN + 1 :], dim=1)
         unknown = sum(one[-1] == UNKNOWN for one in rows)
-        return Step(self._answers(windows, ranked, types), work, unknown, self._audit(tokens, states, memory, ranked))
+        answers = self._answers(windows, ranked, types)
+        audited = self._audit(tokens, states, memory, seen)
+        return Step(answers, work, unknown, audited, self._recall(states, memory, seen))
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many of the leading `windows` a step can answer within the token budget: at least one."""
@@ -191,31 +206,46 @@ class Engine:
 
     def _remember(self, windows: Sequence[Window], rows: Sequence[Rows]) -> Memory:
         """Learns and asks window by window: an answer never depends on how windows fell into batches."""
-        after: list[dict[int, float]] = []
+        after: list[Heard] = []
         for window, read in zip(windows, rows, strict=True):
             self._learn(window, read)
             after.append(self.transitions.after(read[-REACH:], window.events[-1].timestamp))
         return Memory.of(after, [read[-1] for read in rows], self._device)
 
-    def _rank(self, states: Tensor, memory: Memory) -> scorer.Ranked:
-        return scorer.rank(states, memory, self.candidates, self._blend, self._limits.top_k)
+    def _seen(self, rows: Sequence[Rows]) -> Tensor:
+        """The rows that each user is not shown again, (windows, any), padded with the unknown item."""
+        if not self._limits.exclude_seen:
+            return torch.zeros(len(rows), 0, dtype=torch.int64, device=self._device)
+        padded = np.full((len(rows), max(map(len, rows))), UNKNOWN)
+        for at, read in enumerate(rows):
+            padded[at, : len(read)] = read
+        return torch.from_numpy(padded).to(self._device)
 
-    def _audit(self, tokens: Sequence[Tokens], states: Tensor, memory: Memory, ranked: scorer.Ranked) -> Audit:
+    def _share(self, count: int, share: float) -> NDArray[np.int64]:
+        """A random `share` of the numbers below `count`."""
+        return np.flatnonzero(self._draw.random(count) < share)
+
+    def _recall(self, states: Tensor, memory: Memory, seen: Tensor) -> Recall:
+        """What the index finds for a random share of the windows, against ranking everything."""
+        which = torch.from_numpy(self._share(len(states), self._limits.recall_share)).to(self._device)
+        return self.ranker.recall(states[which], memory.pick(which), seen[which]) if len(which) else Recall()
+
+    def _audit(self, tokens: Sequence[Tokens], states: Tensor, memory: Memory, seen: Tensor) -> Audit:
         """Compares the answers of a random share of the windows with what encoding them whole gives."""
-        chosen = np.flatnonzero(self._draw.random(len(tokens)) < self._limits.audit_share)
+        chosen = self._share(len(tokens), self._limits.audit_share)
         if not len(chosen):
             return Audit()
         which = torch.from_numpy(chosen).to(self._device)
         whole = self.incremental.whole([tokens[at] for at in chosen.tolist()])
-        theirs = self._rank(whole, memory.pick(which))
-        return audit.compare(states[which], whole, ranked.pick(which), theirs, self.tolerance)
+        ours, theirs = (self.ranker.exact(of, memory.pick(which), seen[which]) for of in (states[which], whole))
+        return audit.compare(states[which], whole, ours, theirs, self.tolerance)
 
     def _embed(self, rows: NDArray[np.int64]) -> None:
         """Brings what is computed from the catalogue up to date for `rows`, whose vectors are new."""
         encoder, count = self._encoder, len(self.catalog)
-        if (more := count - len(self.candidates.outputs)) > 0:
-            room = torch.zeros(more, encoder.width, device=self._device)
-            self.candidates = self.candidates._replace(outputs=torch.cat([self.candidates.outputs, room]))
+        if count > len(self._outputs):
+            room = self._outputs.new_zeros(max(64, len(self._outputs) // 4, count - len(self._outputs)), encoder.width)
+            self._outputs = torch.cat([self._outputs, room])
         if len(rows):
             where = torch.from_numpy(rows).to(self._device)
             vectors = torch.from_numpy(self.catalog.vectors[rows]).to(self._device)
@@ -223,16 +253,24 @@ class Engine:
             residual = encoder.residual(where.clamp(max=encoder.residual.num_embeddings - 1)) * trained
             items = encoder.items(vectors, residual)
             self._look.update(count, where, items)
-            self.candidates.outputs[where] = torch.nn.functional.normalize(items, dim=1) * encoder.log_scale.exp()
-        self.candidates = self.candidates._replace(
-            barred=torch.from_numpy(~self.catalog.available[:count]).to(self._device),
-            categories=torch.from_numpy(self.catalog.categories[:count]).to(self._device),
-            labels=tuple(self.catalog.labels),
+            self._outputs[where] = torch.nn.functional.normalize(items, dim=1) * encoder.log_scale.exp()
+        labels, categories = tuple(self.catalog.labels), self.catalog.categories[:count]
+        shown = self._limits.categories or frozenset(labels)
+        allowed = self.catalog.available[:count] & np.array([label in shown for label in labels])[categories]
+        self.candidates = Candidates(
+            outputs=self._outputs[:count],
+            barred=torch.from_numpy(~allowed).to(self._device),
+            categories=torch.from_numpy(categories).to(self._device),
+            labels=labels,
         )
+        self.ranker.update(self.candidates, rows)
 
-    def _answers(self, windows: Sequence[Window], ranked: scorer.Ranked, types: Tensor) -> list[Recommendation]:
+    def _answers(self, windows: Sequence[Window], ranked: Ranked, types: Tensor) -> list[Recommendation]:
         best = ranked.interests.topk(min(self._limits.interests_k, ranked.interests.shape[1]), dim=1)
-        columns = (ranked.rows, ranked.scores, ranked.probabilities, best.indices, best.values, types)
+        columns = (
+            *(ranked.rows, _rounded(ranked.scores, 4), _rounded(ranked.probabilities, 6)),
+            *(best.indices, _rounded(best.values, 4), _rounded(types, 4)),
+        )
         return [
             Recommendation(
                 user_id=window.user_id,
@@ -240,12 +278,13 @@ class Engine:
                 offset=window.offset,
                 event_time=window.events[-1].timestamp,
                 items=tuple(
-                    RankedItem(self.catalog.item(row).item_id, round(score, 4), round(probability, 6))
+                    RankedItem(self.catalog.item(row).item_id, score, probability)
                     for row, score, probability in zip(rows, scores, probabilities, strict=True)
+                    if score > BARRED
                 ),
-                next_event={name: round(p, 4) for name, p in zip(self._event_types, next_types, strict=True)},
+                next_event=dict(zip(self._event_types, next_types, strict=True)),
                 interests=tuple(
-                    Interest(self.candidates.labels[at], round(weight, 4))
+                    Interest(self.candidates.labels[at], weight)
                     for at, weight in zip(labels, weights, strict=True)
                     if self.candidates.labels[at]
                 ),
@@ -255,6 +294,11 @@ class Engine:
                 windows, *(column.tolist() for column in columns), strict=True
             )
         ]
+
+
+def _rounded(values: Tensor, digits: int) -> NDArray[np.float64]:
+    """What is worth writing: the shortest decimals within float32's precision."""
+    return values.cpu().numpy().astype(np.float64).round(digits)
 
 
 def _device(name: str) -> torch.device:

@@ -168,6 +168,8 @@ class Host:
         metrics.cache.labels("hit").inc(work.hits)
         metrics.cache.labels("miss").inc(work.misses)
         metrics.unknown_items.inc(step.unknown_items)
+        metrics.index_sampled.inc(step.recall.sampled)
+        metrics.index_recalled.inc(step.recall.recalled)
         metrics.evictions.inc(cache.evictions - self._evicted)
         self._evicted = cache.evictions
         metrics.audited.inc(step.audit.windows)
