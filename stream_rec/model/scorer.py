@@ -41,7 +41,7 @@ class Blend(Struct, frozen=True):
 
 
 class Memory(NamedTuple):
-    """What the online memory says for a batch, as sparse entries: each array (entries,)."""
+    """What the online memory says for a batch, as sparse entries, none twice: each array (entries,)."""
 
     answers: Tensor
     """Ascending."""

@@ -185,6 +185,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         if not self._waiting:
             await self._fetch(0 if self.host.recent else FETCH_MS)
             if 0 < len(self._waiting) < self._settings.batch_windows:
+                await self._published()  # its answers would wait for that anyway: rather let the batch grow
                 await asyncio.sleep(self._settings.linger_ms / 1_000)
         await self._fetch(0)
 
