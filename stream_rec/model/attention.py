@@ -36,6 +36,10 @@ class Way(Protocol):
         Returns (tokens, heads, head_dim).
         """
 
+    @property
+    def read(self) -> int:
+        """Places of the cache that are read."""
+
 
 class Ragged(NamedTuple):
     """What one call writes and reads."""
@@ -92,6 +96,10 @@ class Gathered(NamedTuple):
             groups.append(Group(first, slots[begin:end, None] * placed.capacity + span, visible))
         return cls(groups)
 
+    @property
+    def read(self) -> int:
+        return sum(group.read.numel() for group in self.groups)
+
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         return torch.cat([_attend(query, keys, values, group, scaling) for group in self.groups])
 
@@ -118,6 +126,7 @@ class InPlace(NamedTuple):
     """
 
     mask: BlockMask
+    read: int
 
     @classmethod
     def of(cls, placed: Placed, places: int, device: torch.device) -> "InPlace":
@@ -130,17 +139,16 @@ class InPlace(NamedTuple):
             own = place // placed.capacity == slot[query]
             return own & (place % placed.capacity <= position[query])
 
-        counts, indices = (torch.from_numpy(array).to(device) for array in blocks(placed, places))
-        return cls(
-            BlockMask.from_kv_blocks(
-                counts[None, None],
-                indices[None, None],
-                BLOCK_SIZE=BLOCK,
-                mask_mod=visible,
-                seq_lengths=(len(placed.positions), places),
-                compute_q_blocks=False,
-            )
+        counts, indices = blocks(placed, places)
+        mask = BlockMask.from_kv_blocks(
+            torch.from_numpy(counts)[None, None].to(device),
+            torch.from_numpy(indices)[None, None].to(device),
+            BLOCK_SIZE=BLOCK,
+            mask_mod=visible,
+            seq_lengths=(len(placed.positions), places),
+            compute_q_blocks=False,
         )
+        return cls(mask, int(counts.sum()) * BLOCK)
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         seen, held = (cached.to(query.dtype).transpose(0, 1)[None] for cached in (keys, values))

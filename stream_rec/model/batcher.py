@@ -5,6 +5,8 @@ and computing the rest. Several windows of one user that extend each other share
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -24,7 +26,8 @@ class Row(NamedTuple):
     answers: list[tuple[int, int]]
 
 
-class Placed(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Placed:
     """Where a call's rows stand: their new tokens follow one another. Arrays (rows,)."""
 
     slots: Numbers
@@ -35,22 +38,22 @@ class Placed(NamedTuple):
     capacity: int
     """Places of a slot."""
 
-    @property
+    @cached_property
     def new(self) -> Numbers:
         """Tokens to compute."""
         return self.lengths - self.keep
 
-    @property
+    @cached_property
     def begins(self) -> Numbers:
         """The place of each row's first token in the call."""
         return np.cumsum(self.new) - self.new
 
-    @property
+    @cached_property
     def positions(self) -> Numbers:
         """Where each token stands in its window, (tokens,)."""
         return np.arange(self.new.sum()) - np.repeat(self.begins - self.keep, self.new)
 
-    @property
+    @cached_property
     def write(self) -> Numbers:
         """The cache's place of each token, (tokens,)."""
         return np.repeat(self.slots * self.capacity, self.new) + self.positions

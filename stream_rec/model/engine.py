@@ -5,7 +5,6 @@ cached keys and values are a short cut whose answer equals that of encoding the 
 a function of the windows seen. It is not thread-safe: one thread calls it, except for `read`.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_rec.errors import UserError
 from stream_rec.messages import Interest, Item, RankedItem, Recommendation, Window
 from stream_rec.model import audit
+from stream_rec.model import device as devices
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
 from stream_rec.model.counters import REACH, Heard, Transitions
@@ -75,12 +74,14 @@ class Step(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """Windows as the model reads them."""
+    """A window as the model reads it."""
 
-    windows: list[Window]
+    source: Window
+    """As it came; held here, so that no other window can have its identity meanwhile."""
+    window: Window
     """Cut to the model's capacity."""
-    rows: list[Rows]
-    tokens: list[Tokens]
+    rows: Rows
+    tokens: Tokens
 
 
 class Engine:
@@ -96,25 +97,24 @@ class Engine:
         self._blend = model.config.blend
         self._event_types = model.config.event_types
         self._draw = np.random.default_rng()
-        self._taken: dict[int, tuple[Window, Window, Rows, Tokens]] = {}
-        """What was read last, by the identity of the window, which stands first so that nothing else can have it."""
+        self._taken: dict[int, Taken] = {}
+        """What was read last, by the identity of the window."""
         self._device = device
         self._encoder = model.encoder.to(device).eval()
         words, types = model.config.encoder.words, model.config.event_types
         self._reader = WindowReader(reader_of(catalog, types, words, model.tokenizer), types)
         self._look = look_of(self._encoder.inputs, self._encoder.width, device)
-        dtype = _dtype(limits.dtype, device)
+        dtype = devices.dtype_of(limits.dtype, device)
         self.tolerance = audit.EXACT if dtype == torch.float32 else audit.ROUNDED
         shape = Shape.of(model.encoder.body.config, self.capacity * model.config.encoder.event_tokens, dtype)
         share = limits.kv_cache_share
-        budget = limits.kv_cache_bytes if share is None else share * _memory(device)
+        budget = limits.kv_cache_bytes if share is None else share * devices.memory(device)
         cache = KeyValueCache(shape, budget, device, limits.kv_host_bytes)
         if device.type == "cuda":  # a CPU computes in float32 whatever it stores
             self._encoder.body.to(dtype)
             self._encoder.body.compile(dynamic=True)
         self.incremental = Incremental(self._encoder, self._look, cache, limits.token_budget)
         self._outputs = torch.zeros(len(catalog), self._encoder.width, device=device)
-        self.candidates = Candidates(self._outputs, torch.zeros(0), torch.zeros(0), ())
         self.ranker = Ranker(self._blend, Choice(limits.top_k, limits.scoring, limits.index_effort, limits.diversity))
         self._embed(np.arange(len(catalog)))
 
@@ -125,15 +125,15 @@ class Engine:
         `threads` is process-wide (torch keeps one number): more than 1 only where no other process needs the cores.
         """
         torch.set_num_threads(threads)
-        place = _device(device)
+        place = devices.find(device)
         model = load(folder)
         encoder = TextEncoder(model.config.text_encoder, cache_dir, str(place))
         return cls(model, Catalog(model.items, model.vectors, model.features, encoder), limits, place)
 
     @torch.inference_mode()
     def step(self, windows: Sequence[Window]) -> Step:
-        """Answers each of `windows`, oldest first for each user; each one also teaches the online memory."""
-        windows, rows, tokens = self._take(windows)
+        """Answers each of `windows`, at least one, oldest first for each user; each also teaches the online memory."""
+        _, windows, rows, tokens = zip(*self._take(windows), strict=True)
         memory = self._remember(windows, rows)
         states, work = self.incremental.encode([window.user_id for window in windows], tokens)
         seen = self._seen(rows)
@@ -148,7 +148,7 @@ class Engine:
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many of the leading `windows` a step can answer within the token budget: at least one."""
-        costs = self.incremental.costs([window.user_id for window in windows], self._take(windows).tokens)
+        costs = self.incremental.costs([window.user_id for window in windows], self._tokens(windows))
         return max(1, int((costs.cumsum() <= self._limits.token_budget).sum()))
 
     def learn(self, window: Window) -> None:
@@ -175,11 +175,11 @@ class Engine:
 
     def full(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) by encoding each whole window without the cache: what `step` must equal."""
-        return self.incremental.whole(self._take(windows).tokens)
+        return self.incremental.whole(self._tokens(windows))
 
     def states(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) through the cache, as `step` computes them; learns nothing."""
-        return self.incremental.encode([window.user_id for window in windows], self._take(windows).tokens)[0]
+        return self.incremental.encode([window.user_id for window in windows], self._tokens(windows))[0]
 
     def _fit(self, window: Window) -> Window:
         return fit(window, self.capacity, self._limits.stride)
@@ -188,17 +188,20 @@ class Engine:
         row = self.catalog.row
         return [row(event.item_id) for event in window.events]
 
-    def _take(self, windows: Sequence[Window]) -> Taken:
+    def _tokens(self, windows: Sequence[Window]) -> list[Tokens]:
+        return [taken.tokens for taken in self._take(windows)]
+
+    def _take(self, windows: Sequence[Window]) -> list[Taken]:
         """Reads windows, unless it read them a moment ago: a step takes those that were asked to be affordable."""
-        known = self._taken
-        new = [window for window in windows if id(window) not in known]
-        fitted = [self._fit(window) for window in new]
-        rows = [self._rows(window) for window in fitted]
-        read = zip(fitted, rows, self._reader.read(fitted, rows) if new else [], strict=True)
-        fresh = {id(window): (window, *one) for window, one in zip(new, read, strict=True)}
-        found = [fresh[id(window)] if id(window) in fresh else known[id(window)] for window in windows]
-        self._taken = {id(entry[0]): entry for entry in found}
-        return Taken([entry[1] for entry in found], [entry[2] for entry in found], [entry[3] for entry in found])
+        new = [window for window in windows if id(window) not in self._taken]
+        if new:
+            fitted = [self._fit(window) for window in new]
+            rows = [self._rows(window) for window in fitted]
+            read = zip(new, fitted, rows, self._reader.read(fitted, rows), strict=True)
+            self._taken = self._taken | {id(taken.source): taken for taken in map(Taken._make, read)}
+        found = [self._taken[id(window)] for window in windows]
+        self._taken = {id(taken.source): taken for taken in found}
+        return found
 
     def _learn(self, window: Window, rows: Rows) -> None:
         times = [event.timestamp for event in window.events]
@@ -299,27 +302,3 @@ class Engine:
 def _rounded(values: Tensor, digits: int) -> NDArray[np.float64]:
     """What is worth writing: the shortest decimals within float32's precision."""
     return values.cpu().numpy().astype(np.float64).round(digits)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices; set device to cpu")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """Of the cached keys and values, and of the decoder where it computes on a GPU."""
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def _memory(device: torch.device) -> float:
-    """All the memory of a GPU, or of the machine, bytes."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[1])
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,6 +1,6 @@
 """Windows to user states, each computed behind whatever prefix of it the cache holds: exact to encoding it whole.
 
-It knows tokens, not events, items or users' rights: the same for item tokens and for words.
+It knows tokens and not events, so that item tokens and words are the same to it.
 """
 
 from collections.abc import Callable, Sequence
@@ -110,7 +110,8 @@ class Incremental:
             torch.from_numpy(array).to(self._device) for array in (numbers, placed.positions, placed.write)
         )
         cached = self.cache.first
-        ragged = Ragged(cached.keys, cached.values, write, self._way(placed))
+        way = self._way(placed)
+        ragged = Ragged(cached.keys, cached.values, write, way)
         computed = self._encoder(self._look(look)[None], ragged, positions[None])[0]
         answers = [
             (request, begin + length - kept - 1)
@@ -119,7 +120,7 @@ class Incremental:
         ]
         request, at = torch.tensor(answers, device=self._device).unbind(1)
         states[request] = computed[at]
-        return _work(placed)
+        return _work(placed, way.read)
 
     def _way(self, placed: Placed) -> Way:
         if self._device.type == "cuda":
@@ -128,9 +129,9 @@ class Incremental:
         return Gathered.of(placed, config.num_attention_heads // config.num_key_value_heads, self._device)
 
 
-def _work(placed: Placed) -> Work:
+def _work(placed: Placed, read: int) -> Work:
+    """`read` counts the cache's places that attention read."""
     hit, needed = placed.keep > 0, int(placed.lengths.sum())
-    read = sum((end - begin) * length for begin, end, length in batcher.spans(placed.new, placed.lengths))
     return Work(
         appended=int(placed.new[hit].sum()),
         prefilled=int(placed.new[~hit].sum()),
