@@ -14,51 +14,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from stream_rec import __version__
+from stream_rec.bench.commands import bench
+from stream_rec.command import EVERYWHERE, Command
 from stream_rec.errors import UserError
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
 
-EVERYWHERE = ("log_level",)
 KAFKA = ("bootstrap_servers", *EVERYWHERE)
 TOPICS = ("events_topic", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic")
-
-
-class Command(click.Command):
-    """A command that also takes settings as options, and hands all settings to its function as `settings`."""
-
-    def __init__(self, *args: Any, settings: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._names = tuple(settings)
-        self._options: list[click.Parameter] | None = None
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own parameters, then its settings; those are looked up when somebody asks."""
-        if self._options is None:
-            self._options = [_option(name, (self.name or "").split("-")[0]) for name in self._names]
-        return [*super().get_params(ctx), *self._options]
-
-    def invoke(self, ctx: click.Context) -> Any:
-        from stream_rec import config
-
-        if self._names:
-            given = {name: ctx.params.pop(name) for name in self._names}
-            ctx.params["settings"] = config.load(ctx.find_root().params["config"], **given)
-        return super().invoke(ctx)
-
-
-def _option(name: str, command: str) -> click.Option:
-    """A setting as an option; `agents_group` is --group where the command is `agents`."""
-    from stream_rec.config import Settings, environment_name
-
-    field = Settings.model_fields[name]
-    default = field.get_default(call_default_factory=True, validated_data={})
-    shown = ",".join(default) if isinstance(default, tuple) else default
-    about = field.description or ""
-    if default is not None:
-        about += f" [default: {shown}]"
-    flag = "--" + name.removeprefix(f"{command}_").removeprefix(f"{command.rstrip('s')}_").replace("_", "-")
-    return click.Option([flag, name], help=f"{about} [{environment_name(name)}]", metavar="VALUE")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -301,138 +265,7 @@ def train(settings: "Settings", **given: Any) -> int:
     return session.run(settings, session.Plan(**given))
 
 
-@cli.group()
-def bench() -> None:
-    """Measure this machine; each benchmark prints its figures, and with --json one JSON object as the last line."""
-
-
-@bench.command("engine")
-@click.option("--events", type=click.Path(path_type=Path), help="a log with long histories [default: a simulated shop]")
-@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
-@click.option(
-    "--capacity", type=int, help="events in the longest window; it moves by half of it [default: 128; with --base 32]"
-)
-@click.option("--width", default=256, show_default=True, help="of the decoder")
-@click.option("--layers", type=int, help="of the decoder [default: 4; with --base all]")
-@click.option("--heads", default=4, show_default=True, help="attention heads")
-@click.option("--kv-heads", default=1, show_default=True, help="heads of the keys and values")
-@click.option("--items", default=10_000, show_default=True, help="items in the catalogue, at least the log's own")
-@click.option("--count", type=int, help="events to answer: the last ones of the log [default: 50000; with --base 400]")
-@click.option(
-    "--batch", type=int, help="windows in a step, and whole windows in a batch [default: 256; with --base 32]"
-)
-@click.option("--runs", default=3, show_default=True, help="runs, of which the median counts")
-@click.option("--threads", default=1, show_default=True, help="CPU threads of torch")
-@click.option("--base", help="a pre-trained causal language model in place of the random decoder, read in both ways")
-@click.option("--titles", type=click.Path(path_type=Path), help="with --base: the log's catalogue, for the words")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
-def bench_engine(
-    events: Path | None, columns: str, base: str | None, titles: Path | None, as_json: bool, **given: Any
-) -> None:
-    """Events a second through cached keys and values, against encoding each of the same windows whole.
-
-    The decoder has random weights; both sides go from event vectors to user vectors, in this process. With --base the
-    decoder is a pre-trained language model, which has a shape of its own, and the figures are those of both readings:
-    one token an event, and the event's words.
-    """
-    from stream_rec.cores import share_cores
-
-    share_cores()
-    chosen = {"events" if name == "count" else name: value for name, value in given.items() if value is not None}
-    if base is None:
-        from stream_rec.bench import engine as room
-
-        room.show(events, columns, room.Plan(**chosen), as_json)
-    else:
-        from stream_rec.bench import language_model
-
-        language = language_model.Language(base, chosen.pop("layers", None), titles)
-        language_model.show(events, columns, language, language_model.PLAN._replace(**chosen), as_json)
-
-
-@bench.command("catalog")
-@click.option(
-    "--items",
-    type=click.IntRange(1_000, 20_000_000),
-    multiple=True,
-    default=(10_000, 100_000, 1_000_000),
-    show_default=True,
-    help="items in the catalogue; may be given several times",
-)
-@click.option("--width", default=128, show_default=True, help="of the item vectors")
-@click.option("--batch", default=256, show_default=True, help="answers in a step")
-@click.option("--runs", default=3, show_default=True, help="runs, of which the median counts")
-@click.option("--threads", default=1, show_default=True, help="CPU threads of torch and of the index")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
-def bench_catalog(as_json: bool, **given: Any) -> None:
-    """Answers a second by an index of the catalogue, against scoring all of it; and how many items the index finds.
-
-    User states in, ranked items with probabilities and interests out. Vectors lie as those of trained models do. A
-    million items take 4 GB of memory and some minutes.
-    """
-    from stream_rec.cores import share_cores
-
-    share_cores()
-    from stream_rec.bench import catalog as room
-
-    room.show(room.Plan(**given), as_json)
-
-
-@bench.command("peers")
-@click.option("--events", type=click.Path(path_type=Path), help="a log with long histories [default: a simulated shop]")
-@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
-@click.option("--capacity", default=128, show_default=True, help="events in the longest window; it moves by half of it")
-@click.option("--width", default=256, show_default=True, help="of every model")
-@click.option("--layers", default=4, show_default=True, help="of every model")
-@click.option("--items", default=10_000, show_default=True, help="items in the catalogue, at least the log's own")
-@click.option("--count", default=50_000, show_default=True, help="events that the engine answers: the log's last ones")
-@click.option("--sample", default=1_500, show_default=True, help="of their windows, those that the peers answer")
-@click.option("--batch", default=256, show_default=True, help="windows in a step, and in a peer's batch")
-@click.option("--runs", default=3, show_default=True, help="runs, of which the median counts")
-@click.option("--threads", default=1, show_default=True, help="CPU threads of torch")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
-def bench_peers(events: Path | None, columns: str, count: int, as_json: bool, **given: Any) -> None:
-    """Events a second of this engine, and of peers that compute the whole window again for each event.
-
-    Peers: the decoder of plain transformers, and the SASRec of RecTools, which the extra `bench` installs. All have
-    random weights, the same width, layers and items.
-    """
-    from stream_rec.cores import share_cores
-
-    share_cores()
-    from stream_rec.bench import peers as room
-    from stream_rec.bench.engine import Plan
-
-    room.show(events, columns, Plan(events=count, **given), as_json)
-
-
-@bench.command(
-    "pipeline",
-    cls=Command,
-    settings=("capacity", "partitions", "batch_windows", "linger_ms", "kv_cache_gb", "threads", "store", *EVERYWHERE),
-)
-@click.option("--events", type=click.Path(path_type=Path), help="a log, fed as it stands [default: a simulated shop]")
-@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
-@click.option("--width", default=128, show_default=True, help="of the decoder")
-@click.option("--layers", default=2, show_default=True, help="of the decoder")
-@click.option("--items", default=10_000, show_default=True, help="items in the catalogue, at least the log's own")
-@click.option("--users", default=2_000, show_default=True, help="users of the simulated shop")
-@click.option("--agents", default=1, show_default=True, help="agent processes")
-@click.option("--count", default=15_000, show_default=True, help="events in a run")
-@click.option("--runs", default=3, show_default=True, help="runs at each load, of which the median counts")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
-def bench_pipeline(
-    settings: "Settings", events: Path | None, columns: str, count: int, as_json: bool, **given: Any
-) -> None:
-    """Updates a second of broker, agents, worker and load on this machine; at half of that, the latency.
-
-    Needs the extra `local`: pip install 'stream-rec[local]'. Every event is answered. Full load keeps 2,048 events on
-    their way, so that it is as much as is answered. Latency is from Kafka's timestamp of an event until a consumer of
-    committed records has the recommendation. The decoder has random weights.
-    """
-    from stream_rec.bench import pipeline as room
-
-    room.show(settings, events, columns, room.Plan(events=count, **given), as_json)
+cli.add_command(bench)
 
 
 @cli.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic"))

@@ -4,7 +4,6 @@ Item vectors are drawn to lie as those of trained models do (`catalogue`), becau
 spaces and not to be found in uniform noise. docs/benchmarks.md compares them with real ones.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from stream_rec.bench.figures import show as show_figures
 from stream_rec.model.counters import NOTHING, Heard
 from stream_rec.model.ranker import Choice, Ranker
 from stream_rec.model.scorer import Blend, Candidates, Memory
@@ -60,9 +60,7 @@ def show(plan: Plan, as_json: bool) -> None:
     view = Table(box=None, show_header=False)
     for name in sizes[0]:
         view.add_row(name, *(f"{figures[name]:,}" for figures in sizes))
-    Console().print(view)
-    if as_json:
-        print(json.dumps({"threads": plan.threads, "batch": plan.batch, "sizes": sizes}))  # noqa: T201 - the output
+    show_figures(view, {"threads": plan.threads, "batch": plan.batch, "sizes": sizes}, as_json)
 
 
 @torch.inference_mode()

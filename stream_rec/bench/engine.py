@@ -3,7 +3,6 @@
 The model has random weights: speed does not depend on them, and a trained one of this size would say nothing more.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +15,10 @@ import polars as pl
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
+from stream_rec.bench.figures import listed
+from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.random_model import random_model
 from stream_rec.learn import logs
 from stream_rec.learn.dataset import Dataset, dataset
@@ -83,12 +83,7 @@ def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("runs", total=2 * plan.runs)
         figures = run(frame, plan, lambda done: bar.update(task, completed=done))
-    view = Table(box=None, show_header=False)
-    for name, value in figures.items():
-        view.add_row(name, str(value))
-    Console().print(view)
-    if as_json:
-        print(json.dumps(figures))  # noqa: T201 - the command's output
+    show_figures(listed(figures), figures, as_json)
 
 
 def simulated(count: int) -> pl.DataFrame:

@@ -4,7 +4,6 @@ Both readings of the same events: one token an event over item vectors, and the 
 the model's own; what stands around it (item side, output) is random, for speed does not depend on it.
 """
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from tokenizers import Tokenizer
 
 from stream_rec.bench import engine as ours
 from stream_rec.bench.engine import Plan, Stage
+from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.random_model import random_model
 from stream_rec.learn import logs
 from stream_rec.messages import Item
@@ -57,9 +57,7 @@ def show(events: Path | None, columns: str, language: Language, plan: Plan, as_j
     view = Table("", "items", "words", box=None)
     for name in figures["items"]:
         view.add_row(name, *(str(figures[reading][name]) for reading in ("items", "words")))
-    Console().print(view)
-    if as_json:
-        print(json.dumps({"base": Path(language.base).name, **figures}))  # noqa: T201 - the command's output
+    show_figures(view, {"base": Path(language.base).name, **figures}, as_json)
 
 
 def run(

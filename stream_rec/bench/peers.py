@@ -8,7 +8,6 @@ windows whole, windows of like length together: the best that recomputation can 
 All have random weights and run in one process, in batches of one size, with the same threads, over the same windows.
 """
 
-import json
 import logging
 import statistics
 import time
@@ -30,6 +29,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from stream_rec.bench import engine as ours
 from stream_rec.bench.engine import Asked, Plan, Stage
+from stream_rec.bench.figures import show as show_figures
 from stream_rec.learn import logs
 
 TOP = 20
@@ -63,9 +63,7 @@ def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
     for name in ("stream_rec", "whole_windows", "transformers", "rectools"):
         if found := figures[name]:
             view.add_row(name, *(str(found[what]) for what in ("encoded_per_s", "ranked_per_s", "ratio")))
-    Console().print(view)
-    if as_json:
-        print(json.dumps(figures))  # noqa: T201 - the command's output
+    show_figures(view, figures, as_json)
 
 
 def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dict[str, Any]:

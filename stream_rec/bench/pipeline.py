@@ -5,7 +5,6 @@ written it, the worker has answered them all once, its memory has learnt the log
 """
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -22,9 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from stream_rec import config, window
+from stream_rec.bench.figures import listed
+from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.load import Load, Turn, at_most, steady
 from stream_rec.bench.random_model import random_model
 from stream_rec.config import Settings
@@ -120,9 +120,7 @@ def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_j
             plan,
             lambda what, share: bar.update(task, description=what, completed=share),
         )
-    Console().print(table(figures))
-    if as_json:
-        print(json.dumps(figures))  # noqa: T201 - the command's output
+    show_figures(listed(figures), figures, as_json)
 
 
 def run(settings: Settings, traffic: Traffic, plan: Plan, progress: Progressed) -> dict[str, Any]:
@@ -141,15 +139,6 @@ def run(settings: Settings, traffic: Traffic, plan: Plan, progress: Progressed) 
         _save_model(traffic, own, plan, past.memory)
         parts = stack.enter_context(Parts(home, own))
         return asyncio.run(_measure(own, traffic, plan, past, parts, broker.pid, progress))
-
-
-def table(figures: dict[str, Any]) -> Table:
-    """The figures for a person."""
-    view = Table(box=None, show_header=False)
-    for name, value in figures.items():
-        shown = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
-        view.add_row(name, shown)
-    return view
 
 
 def _simulated(plan: Plan) -> Traffic:

@@ -1,0 +1,45 @@
+"""Commands that take settings: the options of a command that stand in `config.py`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+EVERYWHERE = ("log_level",)
+
+
+class Command(click.Command):
+    """A command that also takes settings as options, and hands all settings to its function as `settings`."""
+
+    def __init__(self, *args: Any, settings: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._names = tuple(settings)
+        self._options: list[click.Parameter] | None = None
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own parameters, then its settings; those are looked up when somebody asks."""
+        if self._options is None:
+            self._options = [_option(name, (self.name or "").split("-")[0]) for name in self._names]
+        return [*super().get_params(ctx), *self._options]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from stream_rec import config
+
+        if self._names:
+            given = {name: ctx.params.pop(name) for name in self._names}
+            ctx.params["settings"] = config.load(ctx.find_root().params["config"], **given)
+        return super().invoke(ctx)
+
+
+def _option(name: str, command: str) -> click.Option:
+    """A setting as an option; `agents_group` is --group where the command is `agents`."""
+    from stream_rec.config import Settings, environment_name
+
+    field = Settings.model_fields[name]
+    default = field.get_default(call_default_factory=True, validated_data={})
+    shown = ",".join(default) if isinstance(default, tuple) else default
+    about = field.description or ""
+    if default is not None:
+        about += f" [default: {shown}]"
+    flag = "--" + name.removeprefix(f"{command}_").removeprefix(f"{command.rstrip('s')}_").replace("_", "-")
+    return click.Option([flag, name], help=f"{about} [{environment_name(name)}]", metavar="VALUE")
