@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +26,10 @@ from stream_rec.bench.figures import listed
 from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.load import Load, Turn, at_most, steady
 from stream_rec.bench.random_model import random_model
+from stream_rec.bench.traffic import Traffic, logged, simulated
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.learn import logs
-from stream_rec.learn.simulate import Storefront
-from stream_rec.messages import Event, Item, Window, encode
+from stream_rec.messages import Window, encode
 from stream_rec.model import folder
 from stream_rec.model.counters import REACH, Transitions
 from stream_rec.model.encoder import EncoderConfig
@@ -79,15 +77,6 @@ class Plan(NamedTuple):
         return (2 * self.runs + 1) * self.events + 3 * WAITING
 
 
-class Traffic(NamedTuple):
-    """A log, cut in two, and its catalogue."""
-
-    past: Sequence[Event]
-    live: Sequence[Event]
-    items: Sequence[Item]
-    event_types: tuple[str, ...]
-
-
 class Past(NamedTuple):
     """What the events before the first one fed have left behind."""
 
@@ -116,7 +105,9 @@ def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_j
         task = bar.add_task("the log", total=1)
         figures = run(
             settings,
-            _logged(events, columns, plan) if events else _simulated(plan),
+            logged(events, columns, plan.items, plan.fed)
+            if events
+            else simulated(plan.items, plan.users, plan.history, plan.fed),
             plan,
             lambda what, share: bar.update(task, description=what, completed=share),
         )
@@ -139,35 +130,6 @@ def run(settings: Settings, traffic: Traffic, plan: Plan, progress: Progressed) 
         _save_model(traffic, own, plan, past.memory)
         parts = stack.enter_context(Parts(home, own))
         return asyncio.run(_measure(own, traffic, plan, past, parts, broker.pid, progress))
-
-
-def _simulated(plan: Plan) -> Traffic:
-    """A simulated shop at rush hour: everybody is there, so that a step holds many users and few events of each."""
-    shop = Storefront(products=plan.items, shoppers=plan.users)
-    events = _interleaved(list(islice(shop.events(), plan.history + plan.fed)))
-    return Traffic(events[: plan.history], events[plan.history :], shop.items, ("cart", "purchase", "view"))
-
-
-def _interleaved(events: Sequence[Event]) -> list[Event]:
-    """Each user's events in their order, the users in a random one."""
-    queues: dict[str, list[Event]] = {}
-    for event in reversed(events):
-        queues.setdefault(event.user_id, []).append(event)
-    turns = np.random.default_rng(0).permutation([event.user_id for event in events]).tolist()
-    return [queues[user].pop() for user in turns]
-
-
-def _logged(path: Path, columns: str, plan: Plan) -> Traffic:
-    """A log as it stands; its items, filled up with some that nobody meets."""
-    log = logs.read_events(path, logs.parse_columns(columns))
-    if len(log.frame) < plan.fed:
-        raise UserError(f"{path} has {len(log.frame)} events and {plan.fed} are fed: lower --count or --runs")
-    events = list(logs.to_events(log))
-    names = log.frame["item"].unique(maintain_order=True).to_list()
-    names += [f"unmet {number}" for number in range(plan.items - len(names))]
-    items = [Item(name, category=f"category {number % 20}") for number, name in enumerate(names)]
-    types = tuple(log.frame["event"].unique().sort().to_list())
-    return Traffic(events[: -plan.fed], events[-plan.fed :], items, types)
 
 
 def _past(traffic: Traffic, settings: Settings) -> Past:
