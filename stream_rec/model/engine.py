@@ -269,6 +269,7 @@ class Engine:
         self.ranker.update(self.candidates, rows)
 
     def _answers(self, windows: Sequence[Window], ranked: Ranked, types: Tensor) -> list[Recommendation]:
+        named = self.candidates.labels
         best = ranked.interests.topk(min(self._limits.interests_k, ranked.interests.shape[1]), dim=1)
         columns = (
             *(ranked.rows, _rounded(ranked.scores, 4), _rounded(ranked.probabilities, 6)),
@@ -287,9 +288,7 @@ class Engine:
                 ),
                 next_event=dict(zip(self._event_types, next_types, strict=True)),
                 interests=tuple(
-                    Interest(self.candidates.labels[at], weight)
-                    for at, weight in zip(labels, weights, strict=True)
-                    if self.candidates.labels[at]
+                    Interest(name, weight) for at, weight in zip(labels, weights, strict=True) if (name := named[at])
                 ),
                 model=self.version,
             )

@@ -1,8 +1,9 @@
 import asyncio
 
+import pytest
 from mode.utils.queues import ThrowableQueue
 
-from stream_rec.pipeline.faust_kafka import FlowControl
+from stream_rec.pipeline.faust_kafka import FlowControl, _Rest
 
 
 async def test_going_on_keeps_what_waits_in_the_queues() -> None:
@@ -12,3 +13,42 @@ async def test_going_on_keeps_what_waits_in_the_queues() -> None:
     flow.resume()
     assert flow.is_active()
     assert queue.qsize() == 1
+
+
+async def test_a_coroutine_that_was_begun_goes_on_where_it_waits() -> None:
+    """What a full queue makes of a message's hand-over."""
+    room: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def hand_over() -> str:
+        return await room
+
+    begun = hand_over()
+    rest = asyncio.ensure_future(_waited(_Rest(begun, begun.send(None))))
+    await asyncio.sleep(0)
+    assert not rest.done()
+    room.set_result("handed over")
+    assert await rest == "handed over"
+
+
+async def test_a_coroutine_that_was_begun_hears_of_its_cancellation() -> None:
+    room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    heard = []
+
+    async def hand_over() -> None:
+        try:
+            await room
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+
+    begun = hand_over()
+    rest = asyncio.ensure_future(_waited(_Rest(begun, begun.send(None))))
+    await asyncio.sleep(0)
+    rest.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await rest
+    assert heard == ["cancelled"]
+
+
+async def _waited(rest: _Rest) -> object:
+    return await rest
