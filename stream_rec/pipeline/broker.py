@@ -234,7 +234,7 @@ def _properties(home: Path, port: int, controller: int) -> str:
 def _format(server: list[str], properties: Path, sink: IO[bytes]) -> int:
     """Makes the folder Kafka's, with a new cluster id; returns the exit code."""
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    command = [*server[:-1], "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
+    command = [*server[:-1], "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
     return subprocess.run(  # noqa: S603 - our own command
         command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, check=False
     ).returncode
