@@ -62,9 +62,10 @@ def test_every_command_of_the_product_is_there() -> None:
         "version",
         "items",
         "settings",
+        "evaluate",
     ]
     grouped = {("topics", name) for name in ("create", "check")} | {
-        ("bench", name) for name in ("engine", "catalog", "peers", "pipeline")
+        ("bench", name) for name in ("engine", "catalog", "blend", "peers", "pipeline")
     }
     assert {(name,) for name in wanted} | grouped == set(commands())
 

@@ -4,14 +4,34 @@ import numpy as np
 import torch
 
 from stream_rec.messages import Item, Window, WindowEvent
+from stream_rec.model.counters import Horizons, Memory
 from stream_rec.model.encoder import EncoderConfig, UserEncoder, new_body
-from stream_rec.model.features import ItemFeatures, prices_of
+from stream_rec.model.features import ItemFeatures, prices_of, unit
 from stream_rec.model.folder import FORMAT, Model, ModelConfig
+from stream_rec.model.lexicon import Lexicon
+from stream_rec.model.likeness import Alike, Likeness, by_direction, by_words
 from stream_rec.model.scorer import Blend
+from stream_rec.model.text import text_of
 
 ITEMS, TEXT_DIM, CAPACITY, STRIDE = 40, 12, 8, 4
 PER_USER = 2 * 2 * 2 * CAPACITY * 4 * 4
 """Bytes of a user's keys and values: two layers, two heads of four float32 numbers a token."""
+BLEND = Blend(
+    decoder=0.9,
+    transitions=0.8,
+    reverse=-0.1,
+    together=0.5,
+    text=0.2,
+    words=0.3,
+    popularity=0.1,
+    recency=0.2,
+    session=0.4,
+    again=0.3,
+    category=0.4,
+    price=0.3,
+    repeat=-1.5,
+)
+HORIZONS = Horizons(lasting=3_600.0, recent=600.0)
 
 
 def items(count: int = ITEMS) -> list[Item]:
@@ -34,8 +54,20 @@ def tiny_model() -> Model:
     torch.manual_seed(0)
     config = EncoderConfig(width=16, layers=2, heads=4, kv_heads=2, inner=32, dropout=0.1)
     catalogue = items()
-    texts = np.array([item.vector for item in catalogue], np.float32)
+    told = [text_of(item) for item in catalogue]
+    lexicon = Lexicon.fit(told)
+    lexical = lexicon.rows(["", *told])
+    meaning = unit(np.array([item.vector for item in catalogue], np.float32))
+    texts = np.concatenate([meaning, lexicon.vectors(lexical[1:])], axis=1)
     features = ItemFeatures.fit(texts, prices_of(catalogue))
+    vectors = features.transform(texts, prices_of(catalogue))
+    directions = np.concatenate([np.zeros((1, features.components), np.float32), vectors[:, : features.components]])
+    every = np.arange(1, ITEMS + 1)
+    alike = Alike(
+        lexicon,
+        Likeness.empty(ITEMS + 1).updated(ITEMS + 1, every, by_direction(directions)),
+        Likeness.empty(ITEMS + 1).updated(ITEMS + 1, every, by_words(lexical)),
+    )
     encoder = UserEncoder(config, new_body(config), items=ITEMS + 1, item_dim=features.dim, types=3)
     with torch.no_grad():
         for weight in encoder.parameters():
@@ -48,17 +80,24 @@ def tiny_model() -> Model:
             event_types=("cart", "view"),
             capacity=CAPACITY,
             text_encoder="sentence-transformers/all-MiniLM-L6-v2",
-            blend=Blend(decoder=0.9, transitions=0.8, repeat=-1.5),
-            half_life=3_600.0,
+            blend=BLEND,
+            horizons=HORIZONS,
             trained_until=0.0,
         ),
         encoder.eval(),
         features,
         catalogue,
-        features.transform(texts, prices_of(catalogue)),
-        {"pairs": np.zeros((0, 2), np.int64), "weights": np.zeros(0), "landmark": np.array([np.nan])},
+        vectors,
+        Memory(HORIZONS).state(),
+        alike,
         version="test",
     )
+
+
+def copied(alike: Alike) -> Alike:
+    """For one more catalogue: it changes the arrays that it is given."""
+    text, words = (Likeness(one.rows.copy(), one.cosines.copy()) for one in (alike.text, alike.words))
+    return Alike(alike.lexicon, text, words)
 
 
 def window(user: str, n: int, names: list[str], *, offset: int | None = None, start: int = 0) -> Window:

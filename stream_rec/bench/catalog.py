@@ -12,21 +12,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
 from stream_rec.bench.figures import show as show_figures
-from stream_rec.model.counters import NOTHING, Heard
-from stream_rec.model.ranker import Choice, Ranker
-from stream_rec.model.scorer import Blend, Candidates, Memory
+from stream_rec.model.nearest import Near
+from stream_rec.model.parts import PARTS, TRANSITIONS, Found
+from stream_rec.model.ranker import Ask, Choice, Ranker
+from stream_rec.model.scorer import Blend, ItemSide
+from stream_rec.model.tokens import Numbers
 
 SCALE = 14.0
 """What a trained model multiplies its cosines with: that of the README's is 13.8."""
-BLEND = Blend(decoder=0.9, transitions=0.8, repeat=-1.0)
+BLEND = Blend(decoder=0.9, transitions=0.8)
 REMEMBERED = 50
-"""Rows that the online memory names for each answer."""
+"""Rows that the online memory names for each answer, beside the decoder's."""
 STEPS = 5
 """Of the progress bar, for each size."""
 
@@ -47,7 +50,7 @@ class Plan(NamedTuple):
 class World(NamedTuple):
     """A catalogue, and user states (any, width) to answer."""
 
-    items: Candidates
+    items: ItemSide
     states: Tensor
 
 
@@ -67,22 +70,19 @@ def show(plan: Plan, as_json: bool) -> None:
 def measure(count: int, plan: Plan, progress: Callable[[], None]) -> dict[str, Any]:
     """The figures of a catalogue of `count` items; rates are answers a second, medians over the runs."""
     world = catalogue(count, plan.width, max(plan.batch * plan.runs, plan.recalled))
-    memory = [remembered(count, plan.batch, seed) for seed in range(plan.runs)]
+    asks = [remembering(count, plan.batch, seed) for seed in range(plan.runs)]
     progress()
     exact, indexed = Ranker(BLEND, Choice(scoring="exact")), Ranker(BLEND, Choice(scoring="ann"))
     exact.update(world.items, np.arange(count))
     build_s = _seconds(lambda: indexed.update(world.items, np.arange(count)))
     progress()
-    seen = torch.zeros(plan.batch, 0, dtype=torch.int64)
     rates: dict[str, list[float]] = {"exact": [], "indexed": []}
-    errors = []
-    for states, known in zip(torch.split(world.states, plan.batch), memory, strict=False):
-        whole, near = exact.rank(states, known, seen), indexed.rank(states, known, seen)
-        errors.append((near.probabilities[:, 0] / whole.probabilities[:, 0] - 1).abs().median().item())
+    for states, ask in zip(torch.split(world.states, plan.batch), asks, strict=False):
         for name, ranker in (("exact", exact), ("indexed", indexed)):
-            rates[name].append(len(states) / _seconds(partial(ranker.rank, states, known, seen)))
+            ranker.rank(states, ask)
+            rates[name].append(len(states) / _seconds(partial(ranker.rank, states, ask)))
     progress()
-    found = indexed.recall(world.states[: plan.recalled], nothing(plan.recalled), seen.new_zeros(plan.recalled, 0))
+    found = indexed.recall(world.states[: plan.recalled], remembering(count, plan.recalled, 0, rows=0))
     progress()
     changed = np.arange(1, 1 + min(256, count // 10))
     upsert_s = _seconds(lambda: indexed.update(world.items, changed))
@@ -94,7 +94,6 @@ def measure(count: int, plan: Plan, progress: Callable[[], None]) -> dict[str, A
         "indexed_per_s": round(median["indexed"], 1),
         "ratio": round(median["indexed"] / median["exact"], 2),
         "recall_at_20": round(found.recalled / found.sampled, 4),
-        "probability_error": round(statistics.median(errors), 4),
         "build_s": round(build_s, 1),
         "upsert_ms": round(1_000 * upsert_s, 1),
         "index_mb": round(indexed.index_bytes / 1e6, 2),
@@ -135,22 +134,31 @@ def catalogue(count: int, width: int, states: int) -> World:
     meant = vectors[torch.from_numpy(draw.integers(1, count, states))]
     barred = torch.zeros(count, dtype=torch.bool)
     barred[0] = True
-    items = Candidates(
-        vectors.mul_(SCALE), barred, torch.from_numpy(category[family]), tuple(map(str, range(categories)))
-    )
+    labels = tuple(map(str, range(categories)))
+    items = ItemSide(vectors.mul_(SCALE), barred, torch.from_numpy(category[family]), labels)
     return World(items, torch.nn.functional.normalize(meant, dim=1) + noise(states, 1.0))
 
 
-def remembered(count: int, answers: int, seed: int) -> Memory:
-    """An online memory that names some rows of `count` for each answer."""
+def remembering(count: int, answers: int, seed: int, rows: int = REMEMBERED) -> Ask:
+    """Adds some `rows` of `count` to the decoder's candidates of each answer, as an online memory would.
+
+    With 0 of them nothing but the decoder's is there: the memory can't help to recall anything.
+    """
     draw = np.random.default_rng(seed)
-    after = [Heard(draw.integers(1, count, REMEMBERED), draw.random(REMEMBERED)) for _ in range(answers)]
-    return Memory.of(after, draw.integers(1, count, answers).tolist(), torch.device("cpu"))
+    known = draw.integers(1, count, (answers, rows))
+    weights = draw.random((answers, rows), np.float32)
+
+    def ask(near: Near) -> list[Found]:
+        return [_found(*one) for one in zip(near.rows.numpy(), known, weights, strict=False)]
+
+    return ask
 
 
-def nothing(answers: int) -> Memory:
-    """An empty online memory, which can't help to recall anything."""
-    return Memory.of([NOTHING] * answers, [0] * answers, torch.device("cpu"))
+def _found(near: Numbers, known: Numbers, weights: NDArray[np.float32]) -> Found:
+    rows, place = np.unique(np.concatenate([known, near]), return_inverse=True)
+    columns = np.zeros((len(rows), len(PARTS)), np.float32)
+    columns[place[: len(known)], TRANSITIONS] = weights
+    return Found(rows, columns)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -149,3 +149,25 @@ def bench_pipeline(
     from stream_rec.bench import pipeline as room
 
     room.show(settings, events, columns, room.Plan(events=count, **given), as_json)
+
+
+@bench.command("blend", cls=Command, settings=("capacity", "stride", "cache_dir", *EVERYWHERE))
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("events", type=click.Path(path_type=Path))
+@COLUMNS
+@click.option("--answers", default=4_096, show_default=True, help="in a run")
+@click.option("--batch", default=256, show_default=True, help="answers in a step")
+@click.option("--sample", default=256, show_default=True, help="answers that are also made from the whole catalogue")
+@RUNS
+@THREADS
+@JSON
+def bench_blend(settings: "Settings", as_json: bool, **given: Any) -> None:
+    """Milliseconds an answer from user states to ranked items, of a trained model on what it has not seen of a log.
+
+    All parts of the score, the learning of the online memory included. And which share of the 20 best items of the
+    whole catalogue are among the candidates.
+    """
+    share_cores()
+    from stream_rec.bench import blend as room
+
+    room.show(room.Plan(**given), settings.move, settings.cache_dir, as_json)

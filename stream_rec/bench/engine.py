@@ -24,14 +24,15 @@ from stream_rec.learn import logs
 from stream_rec.learn.dataset import Dataset, dataset
 from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import Item
-from stream_rec.model import audit, scorer
+from stream_rec.model import audit
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
-from stream_rec.model.counters import NOTHING
 from stream_rec.model.encoder import EncoderConfig
 from stream_rec.model.engine import Engine, Limits
+from stream_rec.model.nearest import Near
+from stream_rec.model.parts import PARTS, Found
 from stream_rec.model.reader import Events, ItemReader, Reader
-from stream_rec.model.scorer import Blend, Memory
+from stream_rec.model.scorer import Ranked
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import Tokens, event_type_numbers
 from stream_rec.window import start_of
@@ -163,7 +164,7 @@ def _engine(frame: pl.DataFrame, plan: Plan) -> Engine:
     )
     model = random_model(config, items, tuple(frame["event"].unique().sort().to_list()), plan.capacity)
     limits = Limits(stride=plan.capacity // 2, kv_cache_bytes=plan.kv_cache_gb * 1e9)
-    catalog = Catalog(items, model.vectors, model.features, TextEncoder("none", Path("none")))
+    catalog = Catalog(items, model.vectors, model.features, model.alike, TextEncoder("none", Path("none")))
     return Engine(model, catalog, limits, torch.device("cpu"))
 
 
@@ -232,9 +233,13 @@ def timed_full(engine: Engine, sample: Sequence[Asked], plan: Plan, score: bool)
 
 
 @torch.inference_mode()
-def _rank(engine: Engine, states: Tensor) -> scorer.Ranked:
-    nothing = Memory.of([NOTHING] * len(states), [0] * len(states), states.device)
-    return scorer.rank(states, nothing, engine.candidates, Blend(), 20)
+def _rank(engine: Engine, states: Tensor) -> Ranked:
+    return engine.ranker.by_score(states, _decoders)
+
+
+def _decoders(near: Near) -> list[Found]:
+    """The decoder's candidates alone: the other parts cost the same on both sides, and say nothing of either."""
+    return [Found(rows, np.zeros((len(rows), len(PARTS)), np.float32)) for rows in near.rows.numpy()]
 
 
 def _append_rate(engine: Engine, sample: Sequence[Asked], plan: Plan) -> float:

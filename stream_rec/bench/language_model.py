@@ -94,7 +94,7 @@ def _stage(
     encoder = UserEncoder(shape, base.body, len(items) + 1, ITEM_DIM, len(types) + 1, table)
     config = msgspec.structs.replace(around.config, encoder=shape)
     model = around._replace(encoder=encoder, config=config, tokenizer=tokenizer)
-    catalog = Catalog(items, model.vectors, model.features, TextEncoder("none", Path("none")))
+    catalog = Catalog(items, model.vectors, model.features, model.alike, TextEncoder("none", Path("none")))
     limits = Limits(stride=plan.capacity // 2, kv_cache_bytes=plan.kv_cache_gb * 1e9)
     engine = Engine(model, catalog, limits, torch.device("cpu"))
     return ours.stage(engine, frame, plan, reader_of(catalog, types, words, tokenizer))

@@ -31,7 +31,7 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import Window, encode
 from stream_rec.model import folder
-from stream_rec.model.counters import REACH, Transitions
+from stream_rec.model.counters import REACH, Horizons, Memory
 from stream_rec.model.encoder import EncoderConfig
 from stream_rec.model.scorer import Blend
 from stream_rec.pipeline import topics
@@ -39,8 +39,23 @@ from stream_rec.pipeline.broker import Broker
 from stream_rec.pipeline.parts import Parts
 from stream_rec.pipeline.publish import Publisher
 
-BLEND = Blend(decoder=1.0, transitions=0.5, repeat=-1.0)
-HALF_LIFE_S = 14 * 86_400.0
+BLEND = Blend(
+    decoder=0.5,
+    transitions=0.3,
+    reverse=-0.1,
+    together=0.8,
+    text=0.1,
+    words=0.3,
+    popularity=0.1,
+    recency=0.2,
+    session=0.5,
+    again=0.3,
+    category=0.5,
+    price=0.3,
+    repeat=-2.0,
+)
+"""All parts, as a trained model has them."""
+HORIZONS = Horizons(lasting=14 * 86_400.0, recent=86_400.0)
 HEAD = 32
 """Width of an attention head, as `stream-rec train` has it."""
 WAITING = 2_048
@@ -81,7 +96,7 @@ class Past(NamedTuple):
     """What the events before the first one fed have left behind."""
 
     windows: dict[str, Window]
-    memory: Transitions
+    memory: Memory
 
 
 class Run(NamedTuple):
@@ -139,7 +154,7 @@ def _past(traffic: Traffic, settings: Settings) -> Past:
     """
     row_of = {item.item_id: row for row, item in enumerate(traffic.items, 1)}
     windows: dict[str, Window] = {}
-    memory = Transitions(HALF_LIFE_S)
+    memory = Memory(HORIZONS)
     for event in traffic.past:
         held = windows[event.user_id] = window.append(
             windows.get(event.user_id),
@@ -153,7 +168,7 @@ def _past(traffic: Traffic, settings: Settings) -> Past:
     return Past(windows, memory)
 
 
-def _save_model(traffic: Traffic, settings: Settings, plan: Plan, memory: Transitions) -> None:
+def _save_model(traffic: Traffic, settings: Settings, plan: Plan, memory: Memory) -> None:
     heads = plan.width // HEAD
     shape = EncoderConfig(
         width=plan.width, layers=plan.layers, heads=heads, kv_heads=heads, inner=2 * plan.width, residual_dropout=0

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 
 from stream_rec.messages import Item
-from stream_rec.model.counters import Transitions
+from stream_rec.model.counters import Horizons, Memory
 from stream_rec.model.encoder import EncoderConfig, UserEncoder, new_body
 from stream_rec.model.features import ItemFeatures, Vectors
 from stream_rec.model.folder import FORMAT, Model, ModelConfig
+from stream_rec.model.lexicon import Lexicon
+from stream_rec.model.likeness import Alike, Likeness, by_direction
 from stream_rec.model.scorer import Blend
 
 
@@ -20,15 +22,22 @@ def random_model(
     capacity: int,
     *,
     blend: Blend = Blend(),  # noqa: B008 - frozen
-    memory: Transitions | None = None,
+    memory: Memory | None = None,
 ) -> Model:
-    """A model over `items`, whose vectors are noise; `memory` is what it has learnt online, by default nothing."""
+    """A model over `items`, whose vectors are noise and whose texts have no words.
+
+    `memory` is what it has learnt online, by default nothing.
+    """
     torch.manual_seed(0)
-    memory = memory or Transitions(half_life=1.0)
+    memory = memory or Memory(Horizons(1.0, 1.0))
     encoder = UserEncoder(
         config, new_body(config), items=len(items) + 1, item_dim=config.width, types=len(event_types) + 1
     )
     none: Vectors = np.zeros(0, np.float32)
+    vectors: Vectors = np.random.default_rng(0).normal(size=(len(items), config.width)).astype(np.float32)
+    every = np.concatenate([np.zeros((1, config.width), np.float32), vectors])
+    likeness = Likeness.empty(len(every)).updated(len(every), np.arange(1, len(every)), by_direction(every))
+    lexicon = Lexicon((), none, np.zeros((0, 0), np.float32))
     one: Vectors = np.ones((), np.float32)
     features = ItemFeatures(np.zeros(config.width, np.float32), np.eye(config.width, dtype=np.float32), none, none, one)
     return Model(
@@ -40,13 +49,14 @@ def random_model(
             capacity=capacity,
             text_encoder="none",
             blend=blend,
-            half_life=memory.half_life,
+            horizons=memory.horizons,
             trained_until=0.0,
         ),
         encoder.eval(),
         features,
         items,
-        np.random.default_rng(0).normal(size=(len(items), config.width)).astype(np.float32),
+        vectors,
         memory.state(),
+        Alike(lexicon, likeness, Likeness.empty(len(items) + 1)),
         version="benchmark",
     )

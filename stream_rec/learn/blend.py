@@ -1,57 +1,51 @@
-"""Fits the weights of the blend: a softmax regression on validation predictions, through the scorer's own formula."""
+"""Fits the weights of the blend: a softmax regression over the candidates of validation predictions."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stream_rec.learn.convex import minimise
-from stream_rec.learn.dataset import Dataset, history
-from stream_rec.model import scorer
-from stream_rec.model.counters import REACH, Heard, Transitions
-from stream_rec.model.scorer import Blend, Memory
+from stream_rec.model.parts import PARTS
+from stream_rec.model.scorer import Blend, Table
 
 RIDGE = 1e-4
-BOUNDS = ((0.0, 5.0), (0.0, 5.0), (-10.0, 10.0))
-"""Of the weights, in the order of `Blend`."""
+BOUNDS = {"decoder": (0.0, 5.0)}
+START = Blend(**dict.fromkeys(PARTS, 0.3))
+WIDEST = (-10.0, 10.0)
+"""Of a weight, where a log tells things apart perfectly."""
 
 
-class Asked(NamedTuple):
-    """What was known before each of some events: `places` in the dataset, (n,), and the memory then."""
+def fit(table: Table, truth: Tensor, parts: Collection[str] = PARTS, start: Blend = START) -> Blend:
+    """Weights of `parts` that make the `truth` (n,) likeliest; the other parts weigh nothing.
 
-    places: Tensor
-    memory: Memory
-
-
-def learn(data: Dataset, transitions: Transitions, ask: frozenset[int] = frozenset()) -> Asked:
-    """Teaches `transitions` the whole log, one event after the other; before each event in `ask` it is asked first."""
-    places: list[int] = []
-    after: list[Heard] = []
-    last: list[int] = []
-    for place, rows in history(data, REACH + 1):
-        known = rows.tolist()
-        if place in ask and len(known) > 1:
-            places.append(place)
-            after.append(transitions.after(known[:-1][-REACH:], float(data.times[place - 1])))
-            last.append(known[-2])
-        transitions.learn_last(known, float(data.times[place]))
-    return Asked(torch.tensor(places, dtype=torch.int64), Memory.of(after, last, torch.device("cpu")))
-
-
-def fit(logits: Tensor, memory: Memory, truth: Tensor) -> Blend:
-    """Weights that make `truth` (n,) likeliest, given the decoder's `logits` (n, rows) and the memory."""
+    `truth` is a place in the table for each answer, -1 where the right item is no candidate: that tells nothing of
+    the weights, and says how often it happens. Weights near those of `start` are found soonest.
+    """
+    covered = truth >= 0
+    used = [at for at, part in enumerate(PARTS) if part in parts]
+    columns, right = table.columns[:, used], truth[covered]
 
     def loss(weights: Tensor) -> Tensor:
-        scores = scorer.add(logits, memory, weights)
-        return torch.nn.functional.cross_entropy(scores, truth) + RIDGE * weights.square().sum()
+        values = columns @ weights
+        return (
+            log_mass(values, table.answers, len(truth))[covered] - values[right]
+        ).mean() + RIDGE * weights.square().sum()
 
-    return Blend(*(round(weight, 4) for weight in minimise(loss, torch.tensor([0.5, 0.5, 0.0]), BOUNDS).tolist()))
+    bounds = [BOUNDS.get(PARTS[at], WIDEST) for at in used]
+    with torch.inference_mode(False):
+        found = minimise(loss, start.weights[used], bounds).tolist()
+    named = {PARTS[at]: round(weight, 4) for at, weight in zip(used, found, strict=True)}
+    return Blend(**{"decoder": 0.0, **named}, covered=round(covered.float().mean().item(), 4))
 
 
-def sample(places: Sequence[int], count: int, seed: int) -> frozenset[int]:
-    """At most `count` of `places`, without replacement."""
-    if len(places) <= count:
-        return frozenset(places)
-    return frozenset(np.random.default_rng(seed).choice(places, count, replace=False).tolist())
+def alone(part: str) -> Blend:
+    """A part by itself."""
+    return Blend(**{"decoder": 0.0, part: 1.0})
+
+
+def log_mass(values: Tensor, answers: Tensor, count: int) -> Tensor:
+    """The logarithm of the sum of exp(values) of each answer, (count,); `values` and `answers` (candidates,)."""
+    highest = values.detach().new_full((count,), -torch.inf).scatter_reduce(0, answers, values.detach(), "amax")
+    masses = values.new_zeros(count).index_add(0, answers, (values - highest[answers]).exp())
+    return highest + masses.log()

@@ -1,11 +1,13 @@
 """What training measured, and the model card made of it."""
 
-import msgspec
 from msgspec import Struct
 
 from stream_rec.learn.evaluate import Figures
+from stream_rec.learn.protocol import ABOUT as PROTOCOL
+from stream_rec.learn.protocol import Protocol
 from stream_rec.learn.tune import ABOUT, Tune
 from stream_rec.model.folder import Model
+from stream_rec.model.parts import PARTS
 from stream_rec.model.words import Words
 
 CARD = """# A stream_rec model
@@ -21,13 +23,12 @@ Predicts the next item of a user from the user's recent events. Version `{versio
 | catalogue | {items:,} items |
 | training log | {events:,} events of {users:,} users, types {event_types} |
 | window | {capacity} events |
-| blend | decoder {decoder:.3f}, transitions {transitions:.3f}, repeat {repeat:.3f} |
+| blend | {blend} |
 
 ## Measured on held-out time
 
-The last part of the training log, predicted by the model before it was trained on it; the online memory learns on.
-{predictions:,} predictions that fitted no weight, ranked against the whole catalogue, seen items not filtered, ties in
-the middle.
+{protocol}. {predictions:,} predictions by a model that had not seen them, which fitted no weight; the whole catalogue
+is ranked, seen items are not filtered, a tie counts against the prediction.
 
 | score | HR@10 | NDCG@10 | MRR |
 |---|---|---|---|
@@ -45,20 +46,25 @@ not been measured. Trained on one shop's log, the model knows nothing of another
 class Measured(Struct, frozen=True):
     """metrics.json: figures on validation, of each part alone and of the blend."""
 
-    decoder: Figures
-    transitions: Figures
     blend: Figures
+    alone: dict[str, Figures]
+    """Each part by itself."""
+    left_out: dict[str, Figures]
+    """The blend fitted without it."""
     type_log_loss: float
     type_log_loss_of_frequency: float
 
 
-def card(model: Model, measured: Measured, tune: Tune, events: int, users: int) -> str:
+def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, events: int, users: int) -> str:
     """The model card, as Markdown; `tune` says what of the body was trained."""
     body = model.encoder.body.config
+    ablation = {
+        "blend": measured.blend,
+        **{f"{part} alone": found for part, found in measured.alone.items()},
+        **{f"without {part}": found for part, found in measured.left_out.items()},
+    }
     rows = "\n".join(
-        f"| {name} | {f.hit_rate_at_10:.4f} | {f.ndcg_at_10:.4f} | {f.mrr:.4f} |"
-        for name in ("decoder", "transitions", "blend")
-        if (f := getattr(measured, name))
+        f"| {name} | {f.hit_rate_at_10:.4f} | {f.ndcg_at_10:.4f} | {f.mrr:.4f} |" for name, f in ablation.items()
     )
     return CARD.format(
         version=model.version,
@@ -74,11 +80,12 @@ def card(model: Model, measured: Measured, tune: Tune, events: int, users: int) 
         users=users,
         event_types=", ".join(model.config.event_types),
         capacity=model.config.capacity,
+        protocol=PROTOCOL[protocol].capitalize(),
         predictions=measured.blend.predictions,
         rows=rows,
         type_log_loss=measured.type_log_loss,
         type_log_loss_of_frequency=measured.type_log_loss_of_frequency,
-        **msgspec.structs.asdict(model.config.blend),
+        blend=", ".join(f"{part} {getattr(model.config.blend, part):.2f}" for part in PARTS),
     )
 
 

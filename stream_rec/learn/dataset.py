@@ -1,6 +1,7 @@
 """A log as the windows that serving will see: the same starts, the same tokens, each event a target once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -57,13 +58,18 @@ def dataset(frame: pl.DataFrame, row_of: Mapping[str, int], type_of: Mapping[str
     )
 
 
-def slices(data: Dataset, capacity: int, stride: int, low: int, high: int) -> list[Slice]:
-    """Windows whose targets stand at `low <= order < high` in the log; each such event is the target of one of them."""
+def slices(data: Dataset, capacity: int, stride: int, wanted: NDArray[np.bool_]) -> list[Slice]:
+    """Windows whose targets are the `wanted` (events,) events; each of them is the target of one window.
+
+    What is wanted of a user must stand together. A user's first event has no window before it.
+    """
     found = []
     for begin, end in zip(data.begins[:-1].tolist(), data.begins[1:].tolist(), strict=True):
-        order = data.order[begin:end]
-        from_, until = (int(place) for place in np.searchsorted(order, (low, high)))
-        for start in range(0, max(1, end - begin - capacity + stride), stride):
+        own = np.flatnonzero(wanted[begin:end])
+        if not len(own):
+            continue
+        from_, until = int(own[0]), int(own[-1]) + 1
+        for start in range(0, max(1, until - capacity + stride), stride):
             first = max(1 if start == 0 else start + capacity - stride + 1, from_)
             last = min(start + capacity, until - 1)
             if first <= last:
@@ -116,11 +122,27 @@ def batch(data: Dataset, chosen: Sequence[Slice], read: Reader) -> Batch:
     return out
 
 
-def history(data: Dataset, reach: int) -> Iterator[tuple[int, Numbers]]:
-    """Each event in the log's order: its place, and the rows of its user's last `reach` events up to and with it."""
-    first = np.repeat(data.begins[:-1], np.diff(data.begins))
-    for place in data.in_log_order().tolist():
-        yield place, data.rows[max(int(first[place]), place - reach + 1) : place + 1]
+def crops(data: Dataset, capacity: int, known: NDArray[np.bool_], rng: np.random.Generator) -> list[Slice]:
+    """What one epoch trains on: each user's `known` (events,) events, from the first on, in pieces of a window.
+
+    A history longer than a window is cut at other places each time, so that an event is seen behind contexts of all
+    lengths. Each event but a user's first is a target once: where one piece ends the next one begins.
+    """
+    found = []
+    for begin, end in zip(data.begins[:-1].tolist(), data.begins[1:].tolist(), strict=True):
+        length = int(known[begin:end].sum())
+        phase = int(rng.integers(capacity)) if length > capacity + 1 else 0
+        cuts = [0, *range(phase or capacity, length - 1, capacity), length - 1]
+        found += [Slice(begin + start, stop - start + 1, 1) for start, stop in pairwise(cuts) if stop > start]
+    return found
+
+
+def served(data: Dataset, place: int, capacity: int, stride: int) -> slice:
+    """The places of the window that is served before the event at `place`."""
+    begin = int(data.begins[np.searchsorted(data.begins, place, side="right") - 1])
+    length = place - begin
+    moved = 0 if length <= capacity else -(-(length - capacity) // stride) * stride
+    return slice(begin + moved, place)
 
 
 def _numbers(column: pl.Series, number_of: Mapping[str, int]) -> Numbers:

@@ -1,4 +1,4 @@
-"""Ranks of what really came next, among the whole catalogue, and the figures made of them."""
+"""Ranks of what really came next, and the figures made of them."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from stream_rec.model.scorer import BARRED, Table
+
+MISSED = 1 << 30
+"""The rank of an item that was no candidate."""
 
 
 class Figures(NamedTuple):
@@ -17,12 +22,14 @@ class Figures(NamedTuple):
     predictions: int
 
 
-def ranks(scores: Tensor, truth: Tensor) -> Tensor:
-    """0-based rank of `truth` (n,) in each row of `scores` (n, rows); among equals the middle, so ties gain nothing."""
-    own = scores.gather(1, truth[:, None])
-    above = (scores > own).sum(1)
-    equal = (scores == own).sum(1) - 1
-    return above + (equal + 1) // 2
+def ranks(table: Table, values: Tensor, of: Tensor, truth: Tensor) -> Tensor:
+    """0-based rank of each `truth` (right,) by `values` (candidates,), (right,); a tie counts against it.
+
+    A truth is a place in the table; `MISSED` where it is -1, or its value `BARRED`. `of` (right,) are its answers.
+    """
+    own = values[truth.clamp(min=0)]
+    found = (table.spread(values, -torch.inf)[of] >= own[:, None]).sum(dim=1) - 1
+    return found.masked_fill((truth < 0) | (own <= BARRED), MISSED)
 
 
 def figures(found: Tensor) -> Figures:

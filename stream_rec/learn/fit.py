@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
@@ -28,14 +29,14 @@ TYPE_RIDGE = 1e-4
 
 
 def fit(
-    prepared: Prepared, config: TrainConfig, until: int, stage: checkpoint.Stage, progress: Progress
+    prepared: Prepared, config: TrainConfig, known: NDArray[np.bool_], stage: checkpoint.Stage, progress: Progress
 ) -> UserEncoder:
-    """An encoder trained on the events before the log's place `until`, for all epochs, going on from a checkpoint."""
+    """An encoder trained on the `known` (events,) events, for all epochs, going on from a checkpoint."""
     torch.manual_seed(config.seed)
     encoder = new_encoder(prepared, config)
-    windows = dataset.slices(prepared.data, config.capacity, config.stride, 0, until)
     with tuning(encoder.body, config.tune):
-        _epochs(encoder, prepared, config, windows, until, stage, progress)
+        _epochs(encoder, prepared, config, known, stage, progress)
+    windows = dataset.slices(prepared.data, config.capacity, config.stride, known)
     fit_types(encoder, prepared, windows, config)
     return encoder
 
@@ -57,20 +58,21 @@ def _epochs(
     encoder: UserEncoder,
     prepared: Prepared,
     config: TrainConfig,
-    windows: Sequence[Slice],
-    until: int,
+    known: NDArray[np.bool_],
     stage: checkpoint.Stage,
     progress: Progress,
 ) -> None:
     """Trains what takes gradients, a step a batch, from the last checkpoint on."""
     optimiser = torch.optim.AdamW(groups(encoder, config), betas=(0.9, 0.98))
-    counts = dataset.sizes(prepared.data, windows, prepared.reader)
-    seen = torch.from_numpy(np.unique(prepared.data.rows[prepared.data.order < until]))
+    seen = torch.from_numpy(np.unique(prepared.data.rows[known]))
     whole = len(seen) <= 4 * config.negatives
     begun = stage.restore(encoder, optimiser)
     for epoch in range(begun, config.epochs):
         torch.manual_seed(config.seed * 10_007 + epoch)
-        batches = dataset.batches(windows, counts, config.batch_tokens, np.random.default_rng((config.seed, epoch)))
+        rng = np.random.default_rng((config.seed, epoch))
+        windows = dataset.crops(prepared.data, config.capacity, known, rng)
+        counts = dataset.sizes(prepared.data, windows, prepared.reader)
+        batches = dataset.batches(windows, counts, config.batch_tokens, rng)
         steps = config.epochs * len(batches)
         encoder.train()
         for number, chosen in enumerate(batches):

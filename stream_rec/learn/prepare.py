@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
 from tokenizers import Tokenizer
@@ -14,9 +15,12 @@ from stream_rec.learn.recipe import TrainConfig
 from stream_rec.messages import Item
 from stream_rec.model.catalog import Catalog, text_vectors
 from stream_rec.model.features import ItemFeatures, Vectors, prices_of
+from stream_rec.model.folder import Model
+from stream_rec.model.lexicon import Lexicon
+from stream_rec.model.likeness import Alike, Likeness, by_direction, by_words
 from stream_rec.model.pretrained import Base, load_base, load_tokenizer
 from stream_rec.model.reader import Reader, reader_of
-from stream_rec.model.text import TextEncoder
+from stream_rec.model.text import TextEncoder, text_of
 from stream_rec.model.tokens import UNKNOWN, event_type_numbers
 
 Progress = Callable[[str, float, float], None]
@@ -29,6 +33,8 @@ class Prepared(NamedTuple):
     data: Dataset
     items: Sequence[Item]
     features: ItemFeatures
+    alike: Alike
+    catalog: Catalog
     vectors: Tensor
     """(rows, dim); row 0 is the unknown item."""
     event_types: tuple[str, ...]
@@ -37,6 +43,28 @@ class Prepared(NamedTuple):
     """Of a model that reads words."""
     base: Base | None
     """The pre-trained body, as it came."""
+
+
+def reopen(model: Model, frame: pl.DataFrame, texts: TextEncoder) -> Prepared:
+    """A log, made ready for a finished model; items that the model does not know are the unknown one."""
+    config = model.config
+    catalog = Catalog(model.items, model.vectors, model.features, model.alike, texts)
+    row_of = {item.item_id: row for row, item in enumerate(model.items, UNKNOWN + 1)}
+    data = dataset.dataset(frame, row_of, event_type_numbers(config.event_types))
+    read = reader_of(catalog, config.event_types, config.encoder.words, model.tokenizer)
+    vectors = torch.from_numpy(catalog.vectors)
+    return Prepared(
+        data,
+        model.items,
+        model.features,
+        model.alike,
+        catalog,
+        vectors,
+        config.event_types,
+        read,
+        model.tokenizer,
+        base=None,
+    )
 
 
 def prepare(
@@ -56,16 +84,28 @@ def prepare(
         *(Item(name) for name in frame["item"].unique(maintain_order=True).to_list() if name not in known),
     ]
     event_types = tuple(frame["event"].unique().sort().to_list())
-    read = text_vectors(catalogue, texts, lambda done, total: progress("reading item texts", done, total))
+    told = [text_of(item) for item in catalogue]
+    lexicon = Lexicon.fit(told)
+    read = text_vectors(catalogue, texts, lexicon, lambda done, total: progress("reading item texts", done, total))
     features = ItemFeatures.fit(read, prices_of(catalogue))
     vectors: Vectors = features.transform(read, prices_of(catalogue))
-    catalog = Catalog(catalogue, vectors, features, texts)
+    progress("comparing item texts", 0, 2)
+    count, every = len(catalogue) + 1, np.arange(1, len(catalogue) + 1)
+    meaning = np.concatenate([np.zeros((1, features.components), np.float32), vectors[:, : features.components]])
+    text = Likeness.empty(count).updated(count, every, by_direction(meaning))
+    progress("comparing item texts", 1, 2)
+    words = Likeness.empty(count).updated(count, every, by_words(lexicon.rows(["", *told])))
+    progress("comparing item texts", 2, 2)
+    alike = Alike(lexicon, text, words)
+    catalog = Catalog(catalogue, vectors, features, alike, texts)
     row_of = {item.item_id: row for row, item in enumerate(catalogue, UNKNOWN + 1)}
     data = dataset.dataset(frame, row_of, event_type_numbers(event_types))
     return Prepared(
         data,
         catalogue,
         features,
+        alike,
+        catalog,
         torch.from_numpy(catalog.vectors),
         event_types,
         reader_of(catalog, event_types, shape.words, tokenizer),

@@ -1,9 +1,28 @@
 """What a person may choose about a training."""
 
+from typing import NamedTuple
+
 from msgspec import Struct
 
+from stream_rec.learn.protocol import Protocol
 from stream_rec.learn.tune import Tune
 from stream_rec.model.encoder import EncoderConfig
+
+LONG = 300_000
+"""Events of a long log."""
+
+
+class Size(NamedTuple):
+    """What follows from how many events a log has."""
+
+    epochs: int
+    dropout: float
+    batch_tokens: int
+
+    @classmethod
+    def of(cls, events: int) -> "Size":
+        """A long log tells more of each item: it needs less dropout, and larger steps take less time."""
+        return cls(12, 0.3, 1_000) if events < LONG else cls(20, 0.2, 6_400)
 
 
 class TrainConfig(Struct, frozen=True):
@@ -27,6 +46,6 @@ class TrainConfig(Struct, frozen=True):
     """Share of the events, the last ones, that fit the blend and give the figures."""
     refit: bool = True
     """Train once more on the whole log, validation included, with the weights found."""
-    half_life: float = 14 * 86_400.0
-    """Of the online memory, seconds of event time."""
+    protocol: Protocol = "prequential"
+    """What the blend's weights and the figures are for; and with leave-one-out each user's last event is never seen."""
     seed: int = 0

@@ -19,12 +19,14 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.learn import logs
 from stream_rec.learn.logs import Log
+from stream_rec.learn.protocol import Protocol
 from stream_rec.messages import Item
 from stream_rec.model.words import Words
 
 if TYPE_CHECKING:
     from stream_rec.learn.card import Measured
-    from stream_rec.learn.recipe import TrainConfig
+    from stream_rec.learn.evaluate import Figures
+    from stream_rec.learn.recipe import Size, TrainConfig
     from stream_rec.learn.train import Trained
     from stream_rec.learn.tune import Tune
     from stream_rec.model.encoder import EncoderConfig
@@ -44,7 +46,7 @@ class Plan(NamedTuple):
     out: Path
     columns: str = ""
     first: float = 1.0
-    epochs: int = 12
+    epochs: int | None = None
     width: int = 128
     layers: int | None = None
     base: str | None = None
@@ -55,7 +57,7 @@ class Plan(NamedTuple):
     learning_rate: float = 2e-3
     validation: float = 0.1
     refit: bool = True
-    half_life_days: float = 14.0
+    protocol: Protocol = "prequential"
     seed: int = 0
     threads: int | None = None
     overwrite: bool = False
@@ -79,7 +81,7 @@ def run(settings: Settings, plan: Plan) -> int:
     except KeyboardInterrupt:
         console.print("interrupted: the same command goes on from the last whole epoch")
         return 130
-    version = _save(trained, plan.out, log)
+    version = _save(trained, plan.out, plan.protocol, log)
     checkpoints.remove()
     Console().print(_table(trained.measured))
     Console().print(f"model {version} in {plan.out}", highlight=False)
@@ -91,10 +93,9 @@ def _check(plan: Plan) -> None:
     for name, value, low, high in (
         ("--first", plan.first, 0.01, 1.0),
         ("--validation", plan.validation, 0.01, 0.5),
-        ("--epochs", plan.epochs, 1, 10_000),
+        ("--epochs", 1 if plan.epochs is None else plan.epochs, 1, 10_000),
         ("--width", plan.width, 16, 8_192),
         ("--learning-rate", plan.learning_rate, 1e-6, 1.0),
-        ("--half-life-days", plan.half_life_days, 1e-3, 1e6),
     ):
         if not low <= value <= high:
             raise UserError(f"{name} is {value}: give {low:g} to {high:g}")
@@ -122,6 +123,7 @@ def _train(settings: Settings, plan: Plan, log: Log, items: Sequence[Item], cons
     import torch
 
     from stream_rec.learn import train
+    from stream_rec.learn.recipe import Size
     from stream_rec.model.text import TextEncoder
 
     torch.set_num_threads(plan.threads or os.cpu_count() or 1)
@@ -137,33 +139,38 @@ def _train(settings: Settings, plan: Plan, log: Log, items: Sequence[Item], cons
             bar.update(tasks[stage], description=what, completed=done, total=total)
 
         texts = TextEncoder(settings.text_encoder, settings.cache_dir)
-        trained = train.train(log.frame, items, _config(settings, plan), texts, plan.out, progress)
+        trained = train.train(
+            log.frame, items, _config(settings, plan, Size.of(len(log.frame))), texts, plan.out, progress
+        )
     console.print(f"trained in {time.monotonic() - began:.0f} s")
     return trained
 
 
-def _config(settings: Settings, plan: Plan) -> "TrainConfig":
+def _config(settings: Settings, plan: Plan, size: "Size") -> "TrainConfig":
     from stream_rec.learn.recipe import TrainConfig
 
     return TrainConfig(
-        encoder=_scratch(plan) if plan.base is None else _pretrained(plan, plan.base),
+        encoder=_scratch(plan, size) if plan.base is None else _pretrained(plan, plan.base),
         tune=cast("Tune", plan.tune or ("full" if plan.base is None else "lora")),
         capacity=settings.capacity,
         stride=settings.move,
-        epochs=plan.epochs,
+        epochs=plan.epochs or size.epochs,
+        batch_tokens=size.batch_tokens,
         learning_rate=plan.learning_rate,
         validation=plan.validation,
         refit=plan.refit,
-        half_life=plan.half_life_days * 86_400,
+        protocol=plan.protocol,
         seed=plan.seed,
     )
 
 
-def _scratch(plan: Plan) -> "EncoderConfig":
+def _scratch(plan: Plan, size: "Size") -> "EncoderConfig":
     from stream_rec.model.encoder import EncoderConfig
 
     heads = plan.width // HEAD
-    return EncoderConfig(width=plan.width, layers=plan.layers, heads=heads, kv_heads=heads, inner=2 * plan.width)
+    return EncoderConfig(
+        width=plan.width, layers=plan.layers, heads=heads, kv_heads=heads, inner=2 * plan.width, dropout=size.dropout
+    )
 
 
 def _pretrained(plan: Plan, base: str) -> "EncoderConfig":
@@ -186,7 +193,7 @@ def _words(plan: Plan) -> Words:
         raise UserError(f"--template, --event-tokens: {error}") from None
 
 
-def _save(trained: "Trained", out: Path, log: Log) -> str:
+def _save(trained: "Trained", out: Path, protocol: Protocol, log: Log) -> str:
     """Writes the whole folder; returns the model's version."""
     from stream_rec.learn.card import card
     from stream_rec.model import folder
@@ -196,7 +203,7 @@ def _save(trained: "Trained", out: Path, log: Log) -> str:
     measured = msgspec.json.encode(trained.measured)
     (out / "metrics.json").write_bytes(msgspec.json.format(measured, indent=2) + b"\n")
     (out / "README.md").write_text(
-        card(model, trained.measured, trained.tune, len(log.frame), log.frame["user"].n_unique())
+        card(model, trained.measured, trained.tune, protocol, len(log.frame), log.frame["user"].n_unique())
     )
     return version
 
@@ -205,8 +212,14 @@ def _table(measured: "Measured") -> Table:
     view = Table(title="Held-out time, the whole catalogue ranked")
     for heading in ("score", "HR@10", "NDCG@10", "MRR", "predictions"):
         view.add_column(heading, justify="left" if heading == "score" else "right")
-    for name in ("decoder", "transitions", "blend"):
-        found = getattr(measured, name)
-        figures = (found.hit_rate_at_10, found.ndcg_at_10, found.mrr)
-        view.add_row(name, *(f"{value:.4f}" for value in figures), f"{found.predictions:,}")
+    view.add_row("blend", *_cells(measured.blend))
+    for part, alone in measured.alone.items():
+        view.add_row(f"{part} alone", *_cells(alone))
+    for part, without in measured.left_out.items():
+        view.add_row(f"without {part}", *_cells(without))
     return view
+
+
+def _cells(found: "Figures") -> tuple[str, ...]:
+    figures = (found.hit_rate_at_10, found.ndcg_at_10, found.mrr)
+    return *(f"{value:.4f}" for value in figures), f"{found.predictions:,}"

@@ -1,8 +1,8 @@
 """Training: a log and its items in, a model folder out.
 
 The recipe: whitened item vectors, tied cosine output, softmax over sampled negatives (the whole catalogue where it is
-small). Validation is by time: the last share of the log is predicted by a model that hasn't seen it, and fits the
-blend's weights. Then, by default, the same training runs once more over the whole log.
+small). Validation is what the protocol says: by default the last share of the log is predicted by a model that hasn't
+seen it, and fits the blend's weights. Then, by default, the same training runs once more over the whole log.
 """
 
 from collections.abc import Sequence
@@ -12,26 +12,34 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import torch
+from msgspec import structs
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_rec.learn import blend, checkpoint, dataset, evaluate, fit
+from stream_rec.learn import blend, checkpoint, evaluate, fit
 from stream_rec.learn.card import Measured
+from stream_rec.learn.dataset import Dataset
 from stream_rec.learn.evaluate import Figures
+from stream_rec.learn.predict import Predicted, everything, find, joined, predict, states_at, teach
 from stream_rec.learn.prepare import Prepared, Progress, prepare
+from stream_rec.learn.protocol import Split, in_log_order
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.tune import Tune
 from stream_rec.messages import Item
-from stream_rec.model import scorer
-from stream_rec.model.counters import Transitions
-from stream_rec.model.encoder import UserEncoder
+from stream_rec.model.counters import Horizons, Memory
+from stream_rec.model.encoder import EncoderConfig, UserEncoder
 from stream_rec.model.folder import FORMAT, Model, ModelConfig
-from stream_rec.model.scorer import Blend
+from stream_rec.model.nearest import NEAREST
+from stream_rec.model.parts import PARTS
+from stream_rec.model.scorer import Blend, Table
 from stream_rec.model.text import TextEncoder
-from stream_rec.model.tokens import UNKNOWN
+from stream_rec.model.tokens import Numbers
 
 VALIDATION_PREDICTIONS = 4_000
-FLOATS = 60_000_000
-"""Scores held at once while the blend is fitted."""
+MOST_LEFT_OUT = 0.3
+"""Of items' residuals."""
+RECENT = 0.055
+"""Share of the events within which what is recent loses half its weight."""
 
 
 class Trained(NamedTuple):
@@ -49,17 +57,15 @@ def train(
     """
     checkpoints = checkpoint.Checkpoints(out, checkpoint.fingerprint(config, frame, items))
     prepared = prepare(frame, items, config, texts, progress)
-    data, events = prepared.data, len(prepared.data.rows)
-    cut = max(1, int(events * (1 - config.validation)))
-    fitted = fit.fit(prepared, config, cut, checkpoints.stage("fit"), progress)
-    transitions = Transitions(config.half_life)
-    ask = blend.sample([int(p) for p in np.flatnonzero(data.order >= cut)], VALIDATION_PREDICTIONS, config.seed)
-    progress("fitting the blend", 0, 2)
-    asked = blend.learn(data, transitions, ask)
-    progress("fitting the blend", 1, 2)
-    weights, measured = validate(fitted, prepared, cut, asked, config)
-    progress("fitting the blend", 2, 2)
-    encoder = fit.fit(prepared, config, events, checkpoints.stage("refit"), progress) if config.refit else fitted
+    data = prepared.data
+    validation, whole = splits(data, config)
+    horizons = horizons_of(data.times[whole])
+    config = structs.replace(config, encoder=for_new_items(config.encoder, data, validation))
+    fitted = fit.fit(prepared, config, validation.known, checkpoints.stage("fit"), progress)
+    weights, measured = validate(fitted, prepared, validation, Memory(horizons), config, progress)
+    encoder = fit.fit(prepared, config, whole, checkpoints.stage("refit"), progress) if config.refit else fitted
+    memory = Memory(horizons)
+    teach(prepared, memory, in_log_order(data, whole))
     model = Model(
         ModelConfig(
             format=FORMAT,
@@ -69,60 +75,106 @@ def train(
             capacity=config.capacity,
             text_encoder=texts.name,
             blend=weights,
-            half_life=config.half_life,
-            trained_until=float(data.times.max()),
+            horizons=horizons,
+            trained_until=float(data.times[whole].max()),
         ),
         encoder.eval(),
         prepared.features,
         prepared.items,
         prepared.vectors[1:].numpy(),
-        transitions.state(),
+        memory.state(),
+        prepared.alike,
         version="",
         tokenizer=prepared.tokenizer,
     )
     return Trained(model, measured, config.tune)
 
 
-@torch.inference_mode()
+def splits(data: Dataset, config: TrainConfig) -> tuple[Split, NDArray[np.bool_]]:
+    """What is validated, and what the finished model knows, (events,)."""
+    if config.protocol == "leave-one-out":
+        return Split.leaving(data, 2), Split.leaving(data, 1).known
+    events = len(data.rows)
+    cut = max(1, int(events * (1 - config.validation)))
+    return Split.at(data, cut, events, online=config.protocol == "prequential"), np.ones(events, np.bool_)
+
+
+def for_new_items(encoder: EncoderConfig, data: Dataset, validation: Split) -> EncoderConfig:
+    """Where many items will be new, their texts must do: the share of residuals that training leaves out follows."""
+    if encoder.item_dropout is not None:
+        return encoder
+    new = np.isin(data.rows[validation.targets], data.rows[validation.known], invert=True).mean()
+    return structs.replace(encoder, item_dropout=min(MOST_LEFT_OUT, 1.5 * float(new)))
+
+
+def horizons_of(times: NDArray[np.float64]) -> Horizons:
+    """Half-lives by the log's own pace: its whole span, and the span of its last `RECENT` events."""
+    times = np.sort(times)
+    span, recent = times[-1] - times[0], times[-1] - times[int(len(times) * (1 - RECENT))]
+    return Horizons(lasting=max(1.0, float(span)), recent=max(1.0, float(recent)))
+
+
 def validate(
-    encoder: UserEncoder, prepared: Prepared, held_out_from: int, asked: blend.Asked, config: TrainConfig
+    encoder: UserEncoder, prepared: Prepared, validation: Split, memory: Memory, config: TrainConfig, progress: Progress
 ) -> tuple[Blend, Measured]:
-    """The blend's weights from one half of the asked validation events, and every part's figures on the other."""
-    encoder.eval()
-    events = len(prepared.data.rows)
-    held_out = dataset.slices(prepared.data, config.capacity, config.stride, held_out_from, events)
-    state_at = torch.zeros(events, encoder.width)
-    for chosen in fit.plan(prepared, held_out, config):
-        states, places = fit.states_of(encoder, prepared, chosen)
-        state_at[torch.from_numpy(places)] = states
-    table = encoder.items(prepared.vectors, encoder.residual.weight)
-    count = min(len(asked.places), max(2, FLOATS // len(table)))
-    halves = (torch.arange(0, count, 2), torch.arange(1, count, 2))
-    truth = torch.from_numpy(prepared.data.rows)[asked.places]
-    types = torch.from_numpy(prepared.data.types)[asked.places]
-
-    def logits(which: Tensor) -> Tensor:
-        scores = encoder.score(state_at[asked.places[which]], table)
-        scores[:, UNKNOWN] = -1e9
-        return scores
-
-    first, second = halves
-    with torch.inference_mode(False), torch.enable_grad():
-        weights = blend.fit(logits(first).clone().detach(), asked.memory.pick(first), truth[first].clone())
-    scores, memory = logits(second), asked.memory.pick(second)
-
-    def figures(*parts: float) -> Figures:
-        return evaluate.figures(
-            evaluate.ranks(scorer.add(scores, memory, torch.tensor(parts, dtype=torch.float32)), truth[second])
-        )
-
-    trained = prepared.data.types[prepared.data.order < held_out_from]
-    frequency = np.bincount(trained, minlength=len(prepared.event_types) + 1) / len(trained)
-    type_loss = evaluate.type_log_loss(encoder.type_logits(state_at[asked.places[second]]), types[second], frequency)
+    """The blend's weights from one half of some validation predictions, and every part's figures on the other."""
+    split = validation.sample(VALIDATION_PREDICTIONS, config.seed)
+    data, count = prepared.data, len(split.targets)
+    states = states_at(encoder, prepared, split.targets, config)
+    nearest = everything(encoder, prepared)
+    teach(prepared, memory, in_log_order(data, validation.known))
+    asked = predict(
+        *(prepared, split, memory, lambda which: nearest(states[which], NEAREST), config),
+        lambda done: progress("predicting", done, count),
+    )
+    predicted = joined(list(asked))
+    truth = find(predicted.table, np.arange(count), data.rows[predicted.places])
+    order = np.random.default_rng(config.seed).permutation(count)
+    first, second = (Half.of(predicted, truth, np.sort(half)) for half in np.array_split(order, 2))
+    weights = blend.fit(first.table, first.truth)
+    left_out = {}
+    for at, part in enumerate(PARTS):
+        progress("leaving out each part", at + 1, len(PARTS))
+        left_out[part] = second.figures(blend.fit(first.table, first.truth, set(PARTS) - {part}, weights))
+    types = torch.from_numpy(data.types)[second.places]
+    frequency = np.bincount(data.types[validation.known], minlength=len(prepared.event_types) + 1)
+    type_loss = evaluate.type_log_loss(
+        encoder.type_logits(states[second.which]).detach(), types, frequency / validation.known.sum()
+    )
     return weights, Measured(
-        decoder=figures(1, 0, 0),
-        transitions=figures(0, 1, 0),
-        blend=figures(weights.decoder, weights.transitions, weights.repeat),
+        blend=second.figures(weights),
+        alone={part: second.figures(blend.alone(part)) for part in PARTS},
+        left_out=left_out,
         type_log_loss=type_loss[0],
         type_log_loss_of_frequency=type_loss[1],
     )
+
+
+class Half(NamedTuple):
+    """Some predictions."""
+
+    which: Tensor
+    places: Tensor
+    table: Table
+    truth: Tensor
+
+    @classmethod
+    def of(cls, predicted: Predicted, truth: Tensor, which: Numbers) -> "Half":
+        """Those numbered `which` (n,), ascending."""
+        chosen = torch.from_numpy(which)
+        number = torch.full((len(predicted.places),), -1)
+        number[chosen] = torch.arange(len(which))
+        table = predicted.table
+        kept = number[table.answers] >= 0
+        place = kept.cumsum(0) - 1
+        wanted = truth[chosen]
+        return cls(
+            chosen,
+            torch.from_numpy(predicted.places)[chosen],
+            Table(number[table.answers[kept]], table.rows[kept], table.columns[kept]),
+            torch.where(wanted >= 0, place[wanted.clamp(min=0)], -1),
+        )
+
+    def figures(self, weights: Blend) -> Figures:
+        values = self.table.columns @ weights.weights
+        return evaluate.figures(evaluate.ranks(self.table, values, torch.arange(len(self.truth)), self.truth))

@@ -7,26 +7,38 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from stream_rec.messages import Item, Rejected
-from stream_rec.model.features import ItemFeatures, Vectors, prices_of
+from stream_rec.model.features import ItemFeatures, Vectors, prices_of, unit
+from stream_rec.model.lexicon import Lexicon
+from stream_rec.model.likeness import Alike, by_direction, by_words, replaced
 from stream_rec.model.text import Progress, TextEncoder, text_of
 from stream_rec.model.tokens import UNKNOWN, Numbers
 
 
-def text_vectors(items: Sequence[Item], encoder: TextEncoder, progress: Progress | None = None) -> Vectors:
-    """The text vector of each item, (len(items), text_dim); an item's own vector stands in for its text's."""
-    texts = [text_of(item) for item in items if item.vector is None]
-    encoded = iter(encoder.encode(texts, progress))
-    return np.stack([np.array(item.vector or next(encoded), np.float32) for item in items])
+def text_vectors(
+    items: Sequence[Item], encoder: TextEncoder, lexicon: Lexicon, progress: Progress | None = None
+) -> Vectors:
+    """What the text of each item means, and its words: two vectors of unit length in one, (len(items), text_dim).
+
+    An item's own vector stands in for the meaning.
+    """
+    encoded = iter(encoder.encode([text_of(item) for item in items if item.vector is None], progress))
+    meaning = np.stack([np.array(item.vector or next(encoded), np.float32) for item in items])
+    return np.concatenate([unit(meaning), lexicon.vectors(lexicon.rows([text_of(item) for item in items]))], axis=1)
 
 
 class Catalog:
     """`items` and their `vectors` (len(items), dim), in the order of their rows 1, 2, ..."""
 
-    def __init__(self, items: Sequence[Item], vectors: Vectors, features: ItemFeatures, encoder: TextEncoder) -> None:
+    def __init__(
+        self, items: Sequence[Item], vectors: Vectors, features: ItemFeatures, alike: Alike, encoder: TextEncoder
+    ) -> None:
         self._features = features
         self._encoder = encoder
+        self._lexicon = alike.lexicon
+        self.text, self.words = alike.text, alike.words
         self._items: list[Item] = [Item(item_id="?", title="(unknown item)", available=False), *items]
         self._row_of = {item.item_id: row for row, item in enumerate(self._items) if row != UNKNOWN}
         self._number_of: dict[str, int] = {}
@@ -38,7 +50,10 @@ class Catalog:
         """Which rows may be recommended."""
         self.categories: Numbers = np.array([self._category(item) for item in self._items], np.int64)
         """The category of each row, as its place in `labels`."""
+        self.prices: Vectors = np.log1p(prices_of(self._items))
+        """The logarithm of each row's price; NaN for none."""
         self._next_stamp = len(self._items)
+        self._lexical: csr_matrix | None = None
 
     def __len__(self) -> int:
         """Rows, the unknown item included."""
@@ -69,14 +84,14 @@ class Catalog:
 
     def read(self, items: Sequence[Item]) -> Vectors:
         """The vectors of `items`, (len(items), dim). Slow where a text is new: keep it off the thread that serves."""
-        return self._features.transform(text_vectors(items, self._encoder), prices_of(items))
+        return self._features.transform(text_vectors(items, self._encoder, self._lexicon), prices_of(items))
 
     def admit(self, item: Item) -> None:
         """Raises `Rejected` for an item whose own vector can't stand in for a text vector."""
         if item.vector is None:
             return
-        if len(item.vector) != self._features.text_dim:
-            raise Rejected("invalid field", f"vector has {len(item.vector)} numbers, not {self._features.text_dim}")
+        if len(item.vector) != (wanted := self._features.text_dim - self._lexicon.dim):
+            raise Rejected("invalid field", f"vector has {len(item.vector)} numbers, not {wanted}")
         if not np.isfinite(item.vector).all():
             raise Rejected("invalid field", "vector has a number that is not finite")
 
@@ -101,12 +116,29 @@ class Catalog:
             self.stamps[row] = self._next_stamp
             self._next_stamp += 1
             changed.append(row)
-        return np.array(changed, np.int64)
+        rows = np.unique(np.array(changed, np.int64))
+        self._compare(rows)
+        return rows
+
+    def _compare(self, changed: Numbers) -> None:
+        """Finds what the rows `changed` (n,) are like, and what is like them."""
+        if not len(changed):
+            return
+        count = len(self)
+        if self._lexical is None:  # until then nothing has asked for words
+            self._lexical = self._lexicon.rows([text_of(item) for item in self._items])
+        else:
+            read = self._lexicon.rows([text_of(self._items[row]) for row in changed.tolist()])
+            self._lexical = replaced(self._lexical, count, changed, read)
+        meaning = by_direction(self.vectors[:count, : self._features.components])
+        self.text = self.text.updated(count, changed, meaning)
+        self.words = self.words.updated(count, changed, by_words(self._lexical))
 
     def _describe(self, row: int, item: Item) -> None:
         self._items[row] = item
         self.available[row] = item.available
         self.categories[row] = self._category(item)
+        self.prices[row] = np.nan if item.price is None else np.log1p(item.price)
 
     def _category(self, item: Item) -> int:
         return self._number_of.setdefault(item.category, len(self._number_of))
@@ -119,3 +151,4 @@ class Catalog:
             self.stamps = np.concatenate([self.stamps, np.zeros(room, np.int64)])
             self.available = np.concatenate([self.available, np.zeros(room, np.bool_)])
             self.categories = np.concatenate([self.categories, np.zeros(room, np.int64)])
+            self.prices = np.concatenate([self.prices, np.full(room, np.nan, np.float32)])

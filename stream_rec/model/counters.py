@@ -1,16 +1,19 @@
-"""Online memory: what has followed what, learned from every event as it passes, with exponential decay in event time.
+"""Online memory: what has followed what, and how often, learned from every event as it passes.
 
-Decay is kept forward (Cormode et al., "Forward decay", ICDE 2009): an event's weight grows with its time and is divided
-out when it is read, so learning is one addition, the order of partitions doesn't matter, and nothing is ever swept.
+Sums decay exponentially in event time, and decay is kept forward (Cormode et al., "Forward decay", ICDE 2009): an
+event's weight grows with its time and is divided out when it is read. So learning is an addition, the order of
+partitions doesn't matter, and nothing is ever swept.
 """
 
 import heapq
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan, nan
 from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from stream_rec.model.tokens import UNKNOWN, Numbers
@@ -19,8 +22,26 @@ REACH = 5
 """How many events back a transition is counted from, each at the weight 1 / distance."""
 FOLLOWERS = 128
 """Of an item's followers, those that count when it is asked: the ones with the largest sums."""
+ASIDE = 1_024
+"""Followers beside them that are remembered: of more, the smaller half is forgotten."""
+POPULAR = 64
+"""Rows that are known to have the largest counts."""
 HEADROOM = 500.0
-"""Half-lives after the landmark at which the sums are rescaled, far below the largest float (2^1023)."""
+"""Half-lives after the landmark at which sums are rescaled, far below the largest float (2^1023)."""
+USERS = 1 << 20
+"""Users whose place in their windows is remembered, the latest active ones."""
+
+Sums = NDArray[np.float64]
+State = dict[str, NDArray[np.generic]]
+
+
+class Horizons(Struct, frozen=True):
+    """How long the memory remembers: half-lives in seconds of event time."""
+
+    lasting: float
+    """Of transitions and popularity."""
+    recent: float
+    """Of recency."""
 
 
 class Learned(NamedTuple):
@@ -28,13 +49,14 @@ class Learned(NamedTuple):
 
     n: int
     offset: int
+    time: float
 
 
 class Heard(NamedTuple):
-    """What may come next: `rows` and `weights`, (entries,) each. The weights of a row that is there twice add up."""
+    """Items and their sums, none twice: `rows` and `weights`, (entries,) each."""
 
     rows: Numbers
-    weights: NDArray[np.float64]
+    weights: Sums
 
     @classmethod
     def of(cls, weights: Mapping[int, float]) -> "Heard":
@@ -44,68 +66,211 @@ class Heard(NamedTuple):
 NOTHING = Heard.of({})
 
 
-class Followers:
-    """What followed an item, and how much. The `FOLLOWERS` with the largest sums stand in arrays, the rest aside.
+class Decay:
+    """The weight of an event by its time. When weights grow too large, `scale` is called to multiply all sums."""
 
-    Sums only grow (decay is divided out on reading), so the largest are kept exactly, at the cost of a comparison.
-    """
+    def __init__(self, half_life: float, scale: Callable[[float], None]) -> None:
+        self._half_life = half_life
+        self._scale = scale
+        self.landmark = nan
+        """The time whose weight is 1, in seconds."""
 
-    __slots__ = ("_aside", "_place", "_rows", "_sums")
+    def weight(self, time: float) -> float:
+        if isnan(self.landmark):
+            self.landmark = time
+        if time - self.landmark > HEADROOM * self._half_life:
+            self._scale(2.0 ** ((self.landmark - time) / self._half_life))
+            self.landmark = time
+        return float(2.0 ** max(-HEADROOM, (time - self.landmark) / self._half_life))
 
-    def __init__(self, sums: Mapping[int, float]) -> None:
-        best = sums if len(sums) <= FOLLOWERS else dict(heapq.nlargest(FOLLOWERS, sums.items(), key=itemgetter(1)))
+
+class Largest:
+    """The `size` rows with the largest sums, exactly, as long as sums only grow (decay is divided out on reading)."""
+
+    __slots__ = ("_place", "_rows", "_size", "_sums")
+
+    def __init__(self, size: int, sums: Mapping[int, float]) -> None:
+        best = sums if len(sums) <= size else dict(heapq.nlargest(size, sums.items(), key=itemgetter(1)))
+        self._size = size
         self._rows, self._sums = Heard.of(best)
         self._place = {row: at for at, row in enumerate(best)}
-        self._aside = {row: total for row, total in sums.items() if row not in best}
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._place
 
     @property
-    def best(self) -> Heard:
+    def heard(self) -> Heard:
         return Heard(self._rows[: len(self._place)], self._sums[: len(self._place)])
 
-    def add(self, row: int, weight: float) -> None:
-        if (at := self._place.get(row)) is not None:
+    def raise_by(self, row: int, weight: float) -> bool:
+        """Adds to the sum of a row; whether the row is here."""
+        at = self._place.get(row)
+        if at is not None:
             self._sums[at] += weight
-        elif (count := len(self._place)) < FOLLOWERS:
+        return at is not None
+
+    def offer(self, row: int, total: float) -> tuple[int, float] | None:
+        """Takes a row that is not here, if its sum is large enough; returns what has no room then, and its sum."""
+        count = len(self._place)
+        if count < self._size:
             if count == len(self._rows):
                 self._rows = np.concatenate([self._rows, np.zeros(max(4, count), np.int64)])
                 self._sums = np.concatenate([self._sums, np.zeros(max(4, count))])
-            self._put(count, row, weight)
-        else:
-            total = self._aside.pop(row, 0.0) + weight
-            least = int(self._sums[:count].argmin())
-            if total > self._sums[least]:
-                former = int(self._rows[least])
-                del self._place[former]
-                self._aside[former] = float(self._sums[least])
-                self._put(least, row, total)
-            else:
-                self._aside[row] = total
+            self._put(count, row, total)
+            return None
+        least = int(self._sums[:count].argmin())
+        former = int(self._rows[least]), float(self._sums[least])
+        if total <= former[1]:
+            return row, total
+        del self._place[former[0]]
+        self._put(least, row, total)
+        return former
 
     def scale(self, factor: float) -> None:
         self._sums *= factor
-        self._aside = {row: total * factor for row, total in self._aside.items()}
-
-    def sums(self) -> dict[int, float]:
-        """Of every follower."""
-        return dict(zip(*(column.tolist() for column in self.best), strict=True)) | self._aside
 
     def _put(self, at: int, row: int, total: float) -> None:
         self._place[row], self._rows[at], self._sums[at] = at, row, total
 
 
-class Transitions:
-    """M[a, b]: the decayed weight with which b followed a, within `REACH` events of one user.
+class Followers:
+    """What followed an item, and how much: the `FOLLOWERS` with the largest sums, and the rest aside."""
 
-    `half_life` in seconds of event time. Events at or before `since` (seconds) are part of the trained state already
-    and are never learned again.
+    __slots__ = ("_aside", "_best")
+
+    def __init__(self, sums: Mapping[int, float]) -> None:
+        self._best = Largest(FOLLOWERS, sums)
+        self._aside = {row: total for row, total in sums.items() if row not in self._best}
+
+    @property
+    def best(self) -> Heard:
+        return self._best.heard
+
+    def add(self, row: int, weight: float) -> None:
+        if self._best.raise_by(row, weight):
+            return
+        rest = self._best.offer(row, self._aside.pop(row, 0.0) + weight)
+        if rest is not None:
+            self._aside[rest[0]] = rest[1]
+            if len(self._aside) > ASIDE:
+                self._aside = dict(heapq.nlargest(ASIDE // 2, self._aside.items(), key=itemgetter(1)))
+
+    def scale(self, factor: float) -> None:
+        self._best.scale(factor)
+        self._aside = {row: total * factor for row, total in self._aside.items()}
+
+    def sums(self) -> dict[int, float]:
+        """Of every follower that is remembered."""
+        return dict(zip(*(column.tolist() for column in self.best), strict=True)) | self._aside
+
+
+class Counts:
+    """A decayed count of each row of the catalogue."""
+
+    def __init__(self, half_life: float) -> None:
+        self.decay = Decay(half_life, self._scale)
+        self._sums: Sums = np.zeros(1)
+        self._highest = Largest(POPULAR, {})
+
+    @property
+    def highest(self) -> Numbers:
+        """The `POPULAR` rows with the largest counts."""
+        return self._highest.heard.rows
+
+    def add(self, row: int, time: float) -> None:
+        weight = self.decay.weight(time)
+        if row >= len(self._sums):
+            self._sums = np.concatenate([self._sums, np.zeros(max(64, len(self._sums), row + 1 - len(self._sums)))])
+        self._sums[row] += weight
+        if not self._highest.raise_by(row, weight):
+            self._highest.offer(row, float(self._sums[row]))
+
+    def at(self, rows: Numbers, time: float) -> Sums:
+        """The counts of `rows` (n,) at `time`, (n,)."""
+        weight = self.decay.weight(time)  # first: it may rescale the sums
+        found: Sums = self._sums.take(rows, mode="clip") / weight
+        if len(rows) and rows.max() >= len(self._sums):
+            found[rows >= len(self._sums)] = 0
+        return found
+
+    def _scale(self, factor: float) -> None:
+        self._sums *= factor
+        self._highest.scale(factor)
+
+    def state(self) -> State:
+        """`sums` (rows,), `landmark` (1,)."""
+        return {"sums": self._sums, "landmark": np.array([self.decay.landmark])}
+
+    def load(self, state: State) -> None:
+        self._sums = state["sums"].astype(np.float64)
+        counted = np.flatnonzero(self._sums)
+        self._highest = Largest(POPULAR, dict(zip(counted.tolist(), self._sums[counted].tolist(), strict=True)))
+        self.decay.landmark = float(state["landmark"][0])
+
+
+class Transitions:
+    """M[a, b]: the decayed weight with which b followed a, within `REACH` events of one user."""
+
+    def __init__(self, half_life: float) -> None:
+        self.decay = Decay(half_life, self._scale)
+        self._after: dict[int, Followers] = {}
+        self._before: dict[int, Followers] = {}
+
+    def add(self, rows: Sequence[int], time: float) -> None:
+        """Learns the last of `rows` as what followed the others, oldest first, at `time` seconds."""
+        weight, row = self.decay.weight(time), rows[-1]
+        for distance, earlier in enumerate(reversed(rows[-REACH - 1 : -1]), 1):
+            if earlier != UNKNOWN:
+                _followers(self._after, earlier).add(row, weight / distance)
+                _followers(self._before, row).add(earlier, weight / distance)
+
+    def after(self, row: int) -> Heard:
+        """What followed `row`, as sums that `decay.weight` of the time divides."""
+        return found.best if (found := self._after.get(row)) else NOTHING
+
+    def before(self, row: int) -> Heard:
+        """What `row` followed, likewise."""
+        return found.best if (found := self._before.get(row)) else NOTHING
+
+    def _scale(self, factor: float) -> None:
+        for table in (self._after, self._before):
+            for followers in table.values():
+                followers.scale(factor)
+
+    def state(self) -> State:
+        """`pairs` (count, 2), `weights` (count,), `landmark` (1,)."""
+        entries = [(a, b, total) for a, followers in self._after.items() for b, total in followers.sums().items()]
+        return {
+            "pairs": np.array([entry[:2] for entry in entries], np.int64).reshape(-1, 2),
+            "weights": np.array([entry[2] for entry in entries], np.float64),
+            "landmark": np.array([self.decay.landmark]),
+        }
+
+    def load(self, state: State) -> None:
+        self.decay.landmark = float(state["landmark"][0])
+        after: defaultdict[int, dict[int, float]] = defaultdict(dict)
+        before: defaultdict[int, dict[int, float]] = defaultdict(dict)
+        for (earlier, row), weight in zip(state["pairs"].tolist(), state["weights"].tolist(), strict=True):
+            after[earlier][row] = before[row][earlier] = weight
+        self._after = {row: Followers(sums) for row, sums in after.items()}
+        self._before = {row: Followers(sums) for row, sums in before.items()}
+
+
+class Memory:
+    """All that is learned online.
+
+    Events at or before `since` (seconds) are part of a trained state and are never learned again. The memory is
+    bounded: an item has at most `FOLLOWERS` + `ASIDE` followers, and the place of `USERS` users is known. When
+    one of them is dropped, what is as old as the user's last event is taken for learned.
     """
 
-    def __init__(self, half_life: float, since: float = -np.inf) -> None:
-        self.half_life = half_life
-        self.since = since
-        self._landmark: float | None = None
-        self._next: dict[int, Followers] = {}
-        self._learned: dict[str, Learned] = {}
+    def __init__(self, horizons: Horizons, since: float = -np.inf) -> None:
+        self.horizons = horizons
+        self.transitions = Transitions(horizons.lasting)
+        self.popularity = Counts(horizons.lasting)
+        self.recency = Counts(horizons.recent)
+        self._since = since
+        self._learned: OrderedDict[str, Learned] = OrderedDict()
 
     def learn(self, user: str, n: int, offset: int, rows: Sequence[int], times: Sequence[float]) -> None:
         """Learns those events of a user's window that it hasn't learned yet.
@@ -113,79 +278,45 @@ class Transitions:
         `rows` and `times` are the window's, oldest first; `n` and `offset` its place in the user's log: a window that
         is read again (an offset not above the last) teaches nothing.
         """
-        last = self._learned.get(user, Learned(0, -1))
+        last = self._learned.pop(user, Learned(0, -1, -np.inf))
         if offset <= last.offset:
+            self._learned[user] = last
             return
         fresh = n - last.n if n > last.n else n  # a smaller n: the user was erased and began anew
-        self._learned[user] = Learned(n, offset)
+        self._learned[user] = Learned(n, offset, times[-1])
         for at in range(max(0, len(rows) - fresh), len(rows)):
-            self.learn_last(rows[: at + 1], times[at])
+            if times[at] > self._since:
+                self.learn_last(rows[max(0, at - REACH) : at + 1], times[at])
+        if len(self._learned) > USERS:
+            self._since = max(self._since, self._learned.popitem(last=False)[1].time)
 
     def learn_last(self, rows: Sequence[int], time: float) -> None:
-        """Learns the last of `rows` as what followed the others, at `time` seconds."""
-        if time <= self.since or rows[-1] == UNKNOWN:
+        """Learns the last of `rows`, after the others (oldest first), at `time` seconds."""
+        if rows[-1] == UNKNOWN:
             return
-        weight = self._weight(time)
-        for distance, earlier in enumerate(reversed(rows[-REACH - 1 : -1]), 1):
-            if earlier != UNKNOWN:
-                if (followers := self._next.get(earlier)) is None:
-                    followers = self._next[earlier] = Followers({})
-                followers.add(rows[-1], weight / distance)
-
-    def after(self, rows: Sequence[int], time: float) -> Heard:
-        """What may follow `rows` (oldest first) at `time`: of a row the sum over distance d of M[rows[-d], row] / d.
-
-        Of each of the `rows` the `FOLLOWERS` with the largest sums count: a popular item is followed by thousands.
-        """
-        scale = 1 / self._weight(time)
-        found = [
-            (followers.best, scale / distance)
-            for distance, earlier in enumerate(reversed(rows[-REACH:]), 1)
-            if (followers := self._next.get(earlier))
-        ]
-        if not found:
-            return NOTHING
-        return Heard(
-            np.concatenate([best.rows for best, _ in found]),
-            np.concatenate([best.weights * share for best, share in found]),
-        )
+        self.transitions.add(rows, time)
+        self.popularity.add(rows[-1], time)
+        self.recency.add(rows[-1], time)
 
     def forget(self, user: str) -> None:
         """Forgets where a user's windows stand. Sums over all users can't be told apart by user and stay."""
         self._learned.pop(user, None)
 
-    def _weight(self, time: float) -> float:
-        if self._landmark is None:
-            self._landmark = time
-        if time - self._landmark > HEADROOM * self.half_life:
-            self._rescale(self._landmark, time)
-        return float(2.0 ** max(-HEADROOM, (time - self._landmark) / self.half_life))
+    def state(self) -> State:
+        """The sums as arrays; not who has been learned."""
+        return {f"{name}.{key}": array for name, table in self._tables.items() for key, array in table.state().items()}
 
-    def _rescale(self, former: float, landmark: float) -> None:
-        factor = 2.0 ** ((former - landmark) / self.half_life)
-        for followers in self._next.values():
-            followers.scale(factor)
-        self._landmark = landmark
-
-    def _entries(self) -> Iterator[tuple[int, int, float]]:
-        for earlier, followers in self._next.items():
-            for row, weight in followers.sums().items():
-                yield earlier, row, weight
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """The sums as arrays: `pairs` (count, 2), `weights` (count,), `landmark` (1,). Not who has been learned."""
-        entries = list(self._entries())
-        return {
-            "pairs": np.array([entry[:2] for entry in entries], np.int64).reshape(-1, 2),
-            "weights": np.array([entry[2] for entry in entries], np.float64),
-            "landmark": np.array([np.nan if self._landmark is None else self._landmark], np.float64),
-        }
-
-    def load(self, state: dict[str, NDArray[np.generic]]) -> None:
+    def load(self, state: State) -> None:
         """Takes the sums of `state()` in place of its own."""
-        landmark = float(state["landmark"][0])
-        self._landmark = None if np.isnan(landmark) else landmark
-        sums: defaultdict[int, dict[int, float]] = defaultdict(dict)
-        for (earlier, row), weight in zip(state["pairs"].tolist(), state["weights"].tolist(), strict=True):
-            sums[earlier][row] = weight
-        self._next = {earlier: Followers(found) for earlier, found in sums.items()}
+        for name, table in self._tables.items():
+            table.load({key.partition(".")[2]: array for key, array in state.items() if key.startswith(f"{name}.")})
+
+    @property
+    def _tables(self) -> dict[str, Transitions | Counts]:
+        return {"transitions": self.transitions, "popularity": self.popularity, "recency": self.recency}
+
+
+def _followers(table: dict[int, Followers], row: int) -> Followers:
+    if (found := table.get(row)) is None:
+        found = table[row] = Followers({})
+    return found

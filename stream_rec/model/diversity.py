@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from stream_rec.model.scorer import BARRED, Candidates, Scored
+from stream_rec.model.scorer import BARRED, ItemSide, Scored
 
 
-def diverse(pool: Scored, items: Candidates, k: int, diversity: float) -> Scored:
+def diverse(pool: Scored, items: ItemSide, k: int, diversity: float) -> Scored:
     """The `k` of each answer's pool that maximal marginal relevance takes, in the order in which it takes them.
 
     Each time it takes the item with the largest (1 - diversity) * relevance - diversity * similarity. Relevance is the
@@ -29,5 +29,4 @@ def diverse(pool: Scored, items: Candidates, k: int, diversity: float) -> Scored
         taken.append(gain.argmax(dim=1))
         fresh = likeness[everyone, taken[-1]]
         nearest = torch.maximum(nearest, fresh) if count else fresh
-    order = torch.stack(taken, dim=1)
-    return pool._replace(rows=pool.rows.gather(1, order), scores=pool.scores.gather(1, order))
+    return pool.take(torch.stack(taken, dim=1))

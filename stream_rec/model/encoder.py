@@ -39,8 +39,9 @@ class EncoderConfig(Struct, frozen=True):
     """On the tokens."""
     residual_dropout: float = 0.2
     """On the output of each attention and feed-forward block."""
-    item_dropout: float = 0.3
-    """Share of items whose learned residual is left out of a training step, so that text alone must do."""
+    item_dropout: float | None = None
+    """Share of items whose learned residual is left out of a training step, so that text alone must do; None: by how
+    many of the held-out events are of items that are new."""
     base: str | None = None
     """A pre-trained causal language model: a name, a folder, or a `.gguf` file."""
     words: Words | None = None

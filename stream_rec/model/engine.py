@@ -6,6 +6,7 @@ a function of the windows seen. It is not thread-safe: one thread calls it, exce
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,15 +20,17 @@ from stream_rec.model import audit
 from stream_rec.model import device as devices
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
-from stream_rec.model.counters import REACH, Heard, Transitions
+from stream_rec.model.counters import Memory
 from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
 from stream_rec.model.incremental import Incremental, Work
 from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.look import look_of
+from stream_rec.model.nearest import Near
+from stream_rec.model.parts import Asked, Found, Shop
 from stream_rec.model.ranker import Choice, Ranker, Recall
 from stream_rec.model.reader import WindowReader, reader_of
-from stream_rec.model.scorer import BARRED, Candidates, Memory, Ranked
+from stream_rec.model.scorer import BARRED, ItemSide, Ranked
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Tokens
 from stream_rec.window import fit
@@ -83,6 +86,10 @@ class Taken(NamedTuple):
     rows: Rows
     tokens: Tokens
 
+    @property
+    def asked(self) -> Asked:
+        return Asked(self.rows, self.window.events[-1].timestamp)
+
 
 class Engine:
     """A model that serves, on `device`."""
@@ -91,10 +98,9 @@ class Engine:
         self.version = model.version
         self.capacity = model.config.capacity
         self.catalog = catalog
-        self.transitions = Transitions(model.config.half_life, since=model.config.trained_until)
-        self.transitions.load(model.transitions)
+        self.memory = Memory(model.config.horizons, since=model.config.trained_until)
+        self.memory.load(model.memory)
         self._limits = limits
-        self._blend = model.config.blend
         self._event_types = model.config.event_types
         self._draw = np.random.default_rng()
         self._taken: dict[int, Taken] = {}
@@ -115,7 +121,8 @@ class Engine:
             self._encoder.body.compile(dynamic=True)
         self.incremental = Incremental(self._encoder, self._look, cache, limits.token_budget)
         self._outputs = torch.zeros(len(catalog), self._encoder.width, device=device)
-        self.ranker = Ranker(self._blend, Choice(limits.top_k, limits.scoring, limits.index_effort, limits.diversity))
+        choice = Choice(limits.top_k, limits.scoring, limits.index_effort, limits.diversity, limits.exclude_seen)
+        self.ranker = Ranker(model.config.blend, choice)
         self._embed(np.arange(len(catalog)))
 
     @classmethod
@@ -128,27 +135,28 @@ class Engine:
         place = devices.find(device)
         model = load(folder)
         encoder = TextEncoder(model.config.text_encoder, cache_dir, str(place))
-        return cls(model, Catalog(model.items, model.vectors, model.features, encoder), limits, place)
+        return cls(model, Catalog(model.items, model.vectors, model.features, model.alike, encoder), limits, place)
 
     @torch.inference_mode()
     def step(self, windows: Sequence[Window]) -> Step:
         """Answers each of `windows`, at least one, oldest first for each user; each also teaches the online memory."""
-        _, windows, rows, tokens = zip(*self._take(windows), strict=True)
-        memory = self._remember(windows, rows)
+        taken = self._take(windows)
+        tokens = [one.tokens for one in taken]
         states, work = self.incremental.encode([window.user_id for window in windows], tokens)
-        seen = self._seen(rows)
-        ranked = self.ranker.rank(states, memory, seen)
+        ranked = self.ranker.rank(states, partial(self._learn_and_ask, taken))
         if not ranked.scores.isfinite().all():  # as JSON it would be null, which no reader takes for a score
             raise ArithmeticError("the model gave a score that is not a number")
         types = torch.softmax(self._encoder.type_logits(states)[:, UNKNOWN + 1 :], dim=1)
-        unknown = sum(one[-1] == UNKNOWN for one in rows)
-        answers = self._answers(windows, ranked, types)
-        audited = self._audit(tokens, states, memory, seen)
-        return Step(answers, work, unknown, audited, self._recall(states, memory, seen))
+        unknown = sum(one.rows[-1] == UNKNOWN for one in taken)
+        answers = self._answers([one.window for one in taken], ranked, types)
+        return Step(answers, work, unknown, self._audit(taken, states), self._recall(taken, states))
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many of the leading `windows` a step can answer within the token budget: at least one."""
-        costs = self.incremental.costs([window.user_id for window in windows], self._tokens(windows))
+        tokens = self._tokens(windows)
+        if sum(map(len, tokens)) <= self._limits.token_budget:  # nothing need be in the cache
+            return len(windows)
+        costs = self.incremental.costs([window.user_id for window in windows], tokens)
         return max(1, int((costs.cumsum() <= self._limits.token_budget).sum()))
 
     def learn(self, window: Window) -> None:
@@ -160,7 +168,7 @@ class Engine:
         """Erases a user's cached keys and values and their place in the online memory."""
         self._taken.clear()
         self.incremental.cache.forget(user_id)
-        self.transitions.forget(user_id)
+        self.memory.forget(user_id)
 
     def read(self, items: Sequence[Item]) -> Vectors:
         """Vectors for `upsert`: slow where a text is new. May run on another thread, beside `step`."""
@@ -205,43 +213,38 @@ class Engine:
 
     def _learn(self, window: Window, rows: Rows) -> None:
         times = [event.timestamp for event in window.events]
-        self.transitions.learn(window.user_id, window.n, window.offset, rows, times)
+        self.memory.learn(window.user_id, window.n, window.offset, rows, times)
 
-    def _remember(self, windows: Sequence[Window], rows: Sequence[Rows]) -> Memory:
-        """Learns and asks window by window: an answer never depends on how windows fell into batches."""
-        after: list[Heard] = []
-        for window, read in zip(windows, rows, strict=True):
-            self._learn(window, read)
-            after.append(self.transitions.after(read[-REACH:], window.events[-1].timestamp))
-        return Memory.of(after, [read[-1] for read in rows], self._device)
+    def _learn_and_ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:
+        """Window by window: an answer never depends on how windows fell into batches."""
+        found: list[Found] = []
+        for one, rows in zip(taken, near.rows.cpu().numpy(), strict=True):
+            self._learn(one.window, one.rows)
+            found.append(self._shop.ask(one.asked, rows))
+        return found
 
-    def _seen(self, rows: Sequence[Rows]) -> Tensor:
-        """The rows that each user is not shown again, (windows, any), padded with the unknown item."""
-        if not self._limits.exclude_seen:
-            return torch.zeros(len(rows), 0, dtype=torch.int64, device=self._device)
-        padded = np.full((len(rows), max(map(len, rows))), UNKNOWN)
-        for at, read in enumerate(rows):
-            padded[at, : len(read)] = read
-        return torch.from_numpy(padded).to(self._device)
+    def _ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:
+        pairs = zip(taken, near.rows.cpu().numpy(), strict=True)
+        return [self._shop.ask(one.asked, rows) for one, rows in pairs]
 
     def _share(self, count: int, share: float) -> NDArray[np.int64]:
         """A random `share` of the numbers below `count`."""
         return np.flatnonzero(self._draw.random(count) < share)
 
-    def _recall(self, states: Tensor, memory: Memory, seen: Tensor) -> Recall:
-        """What the index finds for a random share of the windows, against ranking everything."""
-        which = torch.from_numpy(self._share(len(states), self._limits.recall_share)).to(self._device)
-        return self.ranker.recall(states[which], memory.pick(which), seen[which]) if len(which) else Recall()
+    def _recall(self, taken: Sequence[Taken], states: Tensor) -> Recall:
+        """What the index finds for a random share of the windows, against scoring everything."""
+        chosen = self._share(len(taken), self._limits.recall_share)
+        return self.ranker.recall(states[chosen], partial(self._ask, [taken[at] for at in chosen.tolist()]))
 
-    def _audit(self, tokens: Sequence[Tokens], states: Tensor, memory: Memory, seen: Tensor) -> Audit:
+    def _audit(self, taken: Sequence[Taken], states: Tensor) -> Audit:
         """Compares the answers of a random share of the windows with what encoding them whole gives."""
-        chosen = self._share(len(tokens), self._limits.audit_share)
+        chosen = self._share(len(taken), self._limits.audit_share)
         if not len(chosen):
             return Audit()
-        which = torch.from_numpy(chosen).to(self._device)
-        whole = self.incremental.whole([tokens[at] for at in chosen.tolist()])
-        ours, theirs = (self.ranker.exact(of, memory.pick(which), seen[which]) for of in (states[which], whole))
-        return audit.compare(states[which], whole, ours, theirs, self.tolerance)
+        windows = [taken[at] for at in chosen.tolist()]
+        whole = self.incremental.whole([one.tokens for one in windows])
+        ours, theirs = (self.ranker.by_score(of, partial(self._ask, windows)) for of in (states[chosen], whole))
+        return audit.compare(states[chosen], whole, ours, theirs, self.tolerance)
 
     def _embed(self, rows: NDArray[np.int64]) -> None:
         """Brings what is computed from the catalogue up to date for `rows`, whose vectors are new."""
@@ -260,16 +263,19 @@ class Engine:
         labels, categories = tuple(self.catalog.labels), self.catalog.categories[:count]
         shown = self._limits.categories or frozenset(labels)
         allowed = self.catalog.available[:count] & np.array([label in shown for label in labels])[categories]
-        self.candidates = Candidates(
+        self.items = ItemSide(
             outputs=self._outputs[:count],
             barred=torch.from_numpy(~allowed).to(self._device),
             categories=torch.from_numpy(categories).to(self._device),
             labels=labels,
         )
-        self.ranker.update(self.candidates, rows)
+        self.ranker.update(self.items, rows)
+        catalog = self.catalog
+        mark = np.zeros(len(self._outputs), np.int32)
+        self._shop = Shop(self.memory, catalog.text, catalog.words, catalog.categories, catalog.prices, mark)
 
     def _answers(self, windows: Sequence[Window], ranked: Ranked, types: Tensor) -> list[Recommendation]:
-        named = self.candidates.labels
+        named = self.items.labels
         best = ranked.interests.topk(min(self._limits.interests_k, ranked.interests.shape[1]), dim=1)
         columns = (
             *(ranked.rows, _rounded(ranked.scores, 4), _rounded(ranked.probabilities, 6)),

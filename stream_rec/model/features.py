@@ -32,9 +32,9 @@ class ItemFeatures(NamedTuple):
     @classmethod
     def fit(cls, texts: Vectors, prices: Vectors) -> Self:
         """`texts` (items, text_dim) as the text encoder gives them; `prices` (items,), NaN where there is none."""
-        unit = _unit(texts)
-        mean = unit.mean(0)
-        variance, axes = np.linalg.eigh(np.cov(unit - mean, rowvar=False, bias=True).astype(np.float64))
+        texts = unit(texts)
+        mean = texts.mean(0)
+        variance, axes = np.linalg.eigh(np.cov(texts - mean, rowvar=False, bias=True).astype(np.float64))
         telling = variance > max(NOISE, 1e-5 * variance.max())  # the rest is noise: whitening would amplify it
         kept = max(1, min(MAX_TEXT, int(telling.sum())))
         whiten = axes[:, -kept:] * telling[-kept:] / np.sqrt(np.maximum(variance[-kept:], NOISE))
@@ -50,7 +50,7 @@ class ItemFeatures(NamedTuple):
 
     def transform(self, texts: Vectors, prices: Vectors) -> Vectors:
         """Item vectors (items, components + bumps). An item without a price has the mean bump."""
-        text = (_unit(texts) - self.mean) @ self.whiten
+        text = (unit(texts) - self.mean) @ self.whiten
         if not len(self.centres):
             return text.astype(np.float32)
         bumps = (_bumps(np.log1p(prices), self.centres) - self.bump_mean) / self.bump_scale
@@ -61,8 +61,13 @@ class ItemFeatures(NamedTuple):
         return len(self.mean)
 
     @property
+    def components(self) -> int:
+        """Of an item vector, the leading numbers that its text makes."""
+        return int(self.whiten.shape[1])
+
+    @property
     def dim(self) -> int:
-        return int(self.whiten.shape[1]) + len(self.centres)
+        return self.components + len(self.centres)
 
 
 def prices_of(items: Sequence[Item]) -> Vectors:
@@ -70,10 +75,11 @@ def prices_of(items: Sequence[Item]) -> Vectors:
     return np.array([np.nan if item.price is None else item.price for item in items], np.float32)
 
 
-def _unit(vectors: Vectors) -> Vectors:
+def unit(vectors: Vectors) -> Vectors:
+    """Rows of unit length; zeros stay zeros."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Vectors = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
-    return unit
+    found: Vectors = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return found
 
 
 def _bumps(log_price: Vectors, centres: Vectors) -> Vectors:

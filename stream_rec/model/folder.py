@@ -5,7 +5,9 @@ encoder.safetensors      the user encoder's weights
 features.safetensors     how a text vector becomes an item vector
 items.jsonl              the item table, one `Item` a line, in the order of the rows 1, 2, ...
 items.safetensors        `vectors` (items, dim)
-transitions.safetensors  the online memory at the end of the training log
+memory.safetensors       the online memory at the end of the training log
+lexicon.json, lexicon.safetensors  the terms of item texts, and what they weigh
+likeness.safetensors     the nearest items of each item
 tokenizer.json           of a model that reads words: how a text falls into them
 metrics.json, README.md  what training measured, and the model card
 """
@@ -18,7 +20,6 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as save_arrays
@@ -28,11 +29,15 @@ from tokenizers import Tokenizer
 
 from stream_rec.errors import UserError
 from stream_rec.messages import Item
+from stream_rec.model.counters import Horizons, State
 from stream_rec.model.encoder import EncoderConfig, UserEncoder, body_from
 from stream_rec.model.features import ItemFeatures, Vectors
+from stream_rec.model.lexicon import Lexicon
+from stream_rec.model.likeness import Alike, Likeness
 from stream_rec.model.scorer import Blend
 
-FORMAT = 2
+LIKENESS = ("text", "words")
+FORMAT = 3
 """Of the model folder; a folder of another format is refused."""
 HASHED = (
     "config.json",
@@ -40,7 +45,10 @@ HASHED = (
     "features.safetensors",
     "items.jsonl",
     "items.safetensors",
-    "transitions.safetensors",
+    "memory.safetensors",
+    "lexicon.json",
+    "lexicon.safetensors",
+    "likeness.safetensors",
     "tokenizer.json",
 )
 """What the version is made of; the last is only where a model reads words."""
@@ -58,8 +66,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Events in the longest window that the model was trained on."""
     text_encoder: str
     blend: Blend
-    half_life: float
-    """Of the online memory, seconds of event time."""
+    horizons: Horizons
+    """Of the online memory."""
     trained_until: float
     """Timestamp of the last training event, seconds: the online memory learns what came later."""
 
@@ -72,7 +80,8 @@ class Model(NamedTuple):
     features: ItemFeatures
     items: Sequence[Item]
     vectors: Vectors
-    transitions: dict[str, NDArray[np.generic]]
+    memory: State
+    alike: Alike
     version: str
     """The first 12 hexadecimal digits of a SHA-256 over the files; empty before the model is saved."""
     tokenizer: Tokenizer | None = None
@@ -83,15 +92,22 @@ def save(model: Model, folder: Path) -> str:
     """Writes the folder, config.json last: a folder without one is unfinished. Returns the version."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
+    alike = model.alike
     weights = {name: tensor.contiguous() for name, tensor in model.encoder.state_dict().items()}
     (folder / "encoder.safetensors").write_bytes(save_tensors(weights))
     for name, arrays in (
         ("features", model.features._asdict()),
         ("items", {"vectors": model.vectors}),
-        ("transitions", model.transitions),
+        ("memory", model.memory),
+        ("lexicon", {"weights": alike.lexicon.weights, "directions": alike.lexicon.directions}),
+        (
+            "likeness",
+            {f"{kind}.{name}": array for kind in LIKENESS for name, array in getattr(alike, kind)._asdict().items()},
+        ),
     ):
         whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         (folder / f"{name}.safetensors").write_bytes(save_arrays(whole))
+    (folder / "lexicon.json").write_bytes(msgspec.json.encode(alike.lexicon.terms) + b"\n")
     if model.tokenizer is None:
         (folder / "tokenizer.json").unlink(missing_ok=True)
     else:
@@ -118,13 +134,22 @@ def load(folder: Path) -> Model:
             table=weights["inputs.table"] if config.encoder.words else None,
         )
         encoder.load_state_dict(weights)
-        transitions = load_file(folder / "transitions.safetensors")
+        memory = load_file(folder / "memory.safetensors")
+        alike = _alike(folder)
         tokenizer = _tokenizer(folder / "tokenizer.json") if config.encoder.words else None
     except (OSError, SafetensorError, msgspec.MsgspecError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"the model in {folder} is damaged ({str(error).splitlines()[0]}): train it again") from error
     if vectors.shape != (len(items), features.dim):
         raise UserError(f"the model in {folder} is damaged (item table and vectors differ): train it again")
-    return Model(config, encoder.eval(), features, items, vectors, transitions, version_of(folder), tokenizer)
+    return Model(config, encoder.eval(), features, items, vectors, memory, alike, version_of(folder), tokenizer)
+
+
+def _alike(folder: Path) -> Alike:
+    terms = msgspec.json.decode((folder / "lexicon.json").read_bytes(), type=tuple[str, ...])
+    lexicon = Lexicon(terms, **load_file(folder / "lexicon.safetensors"))
+    arrays = load_file(folder / "likeness.safetensors")
+    text, words = (Likeness(arrays[f"{kind}.rows"], arrays[f"{kind}.cosines"]) for kind in LIKENESS)
+    return Alike(lexicon, text, words)
 
 
 def _config(folder: Path) -> ModelConfig:

@@ -1,16 +1,19 @@
-"""Chooses items: from all, or from a shortlist where they are many; without what is filtered out; at will diverse."""
+"""Chooses items: the decoder's candidates from all or from an index; of all candidates the best; at will diverse."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from stream_rec.model.diversity import diverse
-from stream_rec.model.scorer import BARRED, Blend, Candidates, Memory, Ranked, Scored, score_all
+from stream_rec.model.nearest import NEAREST, Everything, Near
+from stream_rec.model.parts import Found
+from stream_rec.model.scorer import BARRED, Blend, ItemSide, Ranked, Scored, Table, score
 from stream_rec.model.tokens import Numbers
 
 if TYPE_CHECKING:
-    from stream_rec.model.candidates import Shortlister
+    from stream_rec.model.indexed import Indexed
 
 MANY = 50_000
 """Catalogue rows from which on a processor is faster with an index, see docs/benchmarks.md."""
@@ -18,6 +21,9 @@ FEWEST = 256
 """Items that an index needs: fewer can't be sorted into lists."""
 POOL = 5
 """Items that a diverse list is chosen from, for each item in it."""
+
+Ask = Callable[[Near], Sequence[Found]]
+"""All candidates of each answer, given the decoder's."""
 
 
 class Choice(NamedTuple):
@@ -29,6 +35,8 @@ class Choice(NamedTuple):
     """How much more than usual the index reads."""
     diversity: float = 0.0
     """From 0, the order of scores, to 1."""
+    exclude_seen: bool = False
+    """Whether items in a user's window are left out."""
 
 
 class Recall(NamedTuple):
@@ -39,72 +47,70 @@ class Recall(NamedTuple):
 
 
 class Ranker:
-    """Ranks a catalogue, which `update` says. `weights` are those of the blend."""
+    """Ranks a catalogue, which `update` says, by `blend`."""
 
-    def __init__(self, weights: Blend, choice: Choice) -> None:
-        self._weights = weights
+    def __init__(self, blend: Blend, choice: Choice) -> None:
+        self._blend = blend
         self._choice = choice
-        self._shortlister: Shortlister | None = None
+        self._indexed: Indexed | None = None
 
     @property
     def index_bytes(self) -> int:
         """Memory of the index; 0 without one."""
-        return self._shortlister.index_bytes if self._shortlister else 0
+        return self._indexed.index_bytes if self._indexed else 0
 
-    def update(self, items: Candidates, changed: Numbers) -> None:
+    def update(self, items: ItemSide, changed: Numbers) -> None:
         """The catalogue is now `items`; the vectors of the rows `changed` (n,) are new."""
         self._items = items
+        self._everything = Everything(items.outputs, items.barred)
         if not self._many(items):
-            self._shortlister = None
-        elif self._shortlister is None:
-            from stream_rec.model.candidates import Shortlister  # loads faiss, which small catalogues do without
+            self._indexed = None
+        elif self._indexed is None:
+            from stream_rec.model.indexed import Indexed  # loads faiss, which small catalogues do without
 
-            self._shortlister = Shortlister(items, self._choice.effort)
+            self._indexed = Indexed(self._everything, self._choice.effort)
         else:
-            self._shortlister.update(items, changed)
+            self._indexed.update(self._everything, changed)
 
-    def rank(self, states: Tensor, memory: Memory, seen: Tensor) -> Ranked:
-        """The best items for user `states` (batch, width), without the rows `seen` (batch, any) by each user."""
+    def rank(self, states: Tensor, ask: Ask) -> Ranked:
+        """The best items for user `states` (batch, width)."""
         choice = self._choice
-        pool = min(len(self._items.outputs), choice.top_k * (POOL if choice.diversity else 1))
-        scored = self._score(states, memory, pool, seen)
+        near = (self._indexed or self._everything)(states, self._near)
+        scored = self._score(near, ask, choice.top_k * (POOL if choice.diversity else 1))
         if choice.diversity:
             scored = diverse(scored, self._items, choice.top_k, choice.diversity)
         return scored.ranked(choice.top_k)
 
-    def exact(self, states: Tensor, memory: Memory, seen: Tensor) -> Ranked:
-        """The best items by scoring all, before diversity: the same states give the same items."""
-        pool = min(len(self._items.outputs), self._choice.top_k)
-        return score_all(states, memory, self._items, self._weights, pool, seen).ranked(pool)
+    def by_score(self, states: Tensor, ask: Ask) -> Ranked:
+        """The best items before diversity, by scoring everything: the same states give the same items."""
+        return self._score(self._everything(states, self._near), ask, self._choice.top_k).ranked(self._choice.top_k)
 
-    def recall(self, states: Tensor, memory: Memory, seen: Tensor) -> Recall:
-        """How many of the best items, before diversity, the index finds for some answers; nothing without an index."""
-        if self._shortlister is None or not len(states):
+    def recall(self, states: Tensor, ask: Ask) -> Recall:
+        """How many of the best items, before diversity, the index finds; nothing without an index."""
+        if self._indexed is None or not len(states):
             return Recall()
-        exact = self.exact(states, memory, seen)
-        found = self._score(states, memory, exact.scores.shape[1], seen)
+        found, exact = (
+            self._score(nearest(states, self._near), ask, self._choice.top_k)
+            for nearest in (self._indexed, self._everything)
+        )
         real = exact.scores > BARRED
         last = exact.scores.where(real, torch.inf).amin(dim=1, keepdim=True)
         as_good = (found.scores >= last - 1e-5 * last.abs()).sum(dim=1)
         return Recall(int(real.sum()), int(as_good.minimum(real.sum(dim=1)).sum()))
 
-    def _many(self, items: Candidates) -> bool:
+    @property
+    def _near(self) -> int:
+        return max(NEAREST, 2 * self._choice.top_k)
+
+    def _score(self, near: Near, ask: Ask, pool: int) -> Scored:
+        table = Table.of(near, ask(near))
+        return score(table, self._items, self._blend, pool, exclude_seen=self._choice.exclude_seen)
+
+    def _many(self, items: ItemSide) -> bool:
         if self._choice.scoring == "auto":
             return items.outputs.device.type == "cpu" and len(items.outputs) > MANY and _enough(items)
         return self._choice.scoring == "ann" and _enough(items)
 
-    def _score(self, states: Tensor, memory: Memory, pool: int, seen: Tensor) -> Scored:
-        """By the shortlist; an answer for which it holds too few items is scored in full."""
-        if self._shortlister is None:
-            return score_all(states, memory, self._items, self._weights, pool, seen)
-        scored = self._shortlister.score(states, memory, self._weights, pool, seen)
-        lacking = (scored.scores[:, : self._choice.top_k] == BARRED).any(dim=1).nonzero()[:, 0]
-        if len(lacking):
-            full = score_all(states[lacking], memory.pick(lacking), self._items, self._weights, pool, seen[lacking])
-            for column, better in zip(scored, full, strict=True):
-                column[lacking] = better
-        return scored
 
-
-def _enough(items: Candidates) -> bool:
+def _enough(items: ItemSide) -> bool:
     return int((~items.barred).sum()) >= FEWEST

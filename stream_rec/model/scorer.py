@@ -1,13 +1,9 @@
-"""User states to ranked items: the blend of the score's parts, the top k, probabilities and interests.
+"""ItemSide to ranked items: the blend of the score's parts, the top k, probabilities and interests.
 
-    score(j) = w_decoder * the decoder's score, which is a log-probability up to a constant
-             + w_transitions * log(1 + 5 * what the online memory says of j after the last events)
-             + w_repeat * [j is the last item]
+score(j) = sum over the parts of weight * part(j), see `parts`
 
-The weights come from a softmax regression on validation, so that the softmax of the blend is the probability. A
-constant added to all scores of an answer changes nothing, so the decoder's own normaliser is never computed.
-
-Here every item of the catalogue is scored; `candidates` scores the likeliest ones of a big catalogue alone.
+The weights come from a softmax regression on validation over the candidates, and the share of truths that were among
+the candidates is known from there too. So an item's probability is that share times its softmax.
 """
 
 from collections.abc import Sequence
@@ -16,59 +12,39 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from msgspec import Struct
-from msgspec.structs import astuple
 from torch import Tensor
 
-from stream_rec.model.counters import NOTHING, Heard
+from stream_rec.model.nearest import Near
+from stream_rec.model.parts import AGAIN, DECODER, PARTS, REPEAT, Found
+from stream_rec.model.tokens import UNKNOWN
 
-TRANSITION_SCALE = 5.0
 BARRED = -1e9
-"""The score of what may not be recommended; with infinity a catalogue without available items had no distribution."""
-BLOCK = 1 << 26
-"""Scores that are held at a time (256 MB): all of a small catalogue's batch, 64 answers over a million items."""
-CACHED = 1 << 19
-"""Scores that are worked on at a time: they stay in the processor's cache while they are read four times."""
-WIDE = 32
-"""Columns whose maximum stands for them in `best`."""
+"""The score of what may not be recommended."""
 
 
 class Blend(Struct, frozen=True):
-    """The weight of each part of the score."""
+    """The weight of each part of the score, see `parts`; the decoder alone by default."""
 
     decoder: float = 1.0
     transitions: float = 0.0
+    reverse: float = 0.0
+    together: float = 0.0
+    text: float = 0.0
+    words: float = 0.0
+    popularity: float = 0.0
+    recency: float = 0.0
+    session: float = 0.0
+    again: float = 0.0
+    category: float = 0.0
+    price: float = 0.0
     repeat: float = 0.0
+    covered: float = 1.0
+    """Share of the events whose item was a candidate."""
 
-
-class Memory(NamedTuple):
-    """What the online memory says for a batch, as sparse entries, none twice: each array (entries,)."""
-
-    answers: Tensor
-    """Ascending."""
-    rows: Tensor
-    weights: Tensor
-    """log(1 + TRANSITION_SCALE * sum)."""
-    last: Tensor
-    """The last item's row of each answer, (batch,)."""
-
-    @classmethod
-    def of(cls, after: Sequence[Heard], last: Sequence[int], device: torch.device) -> "Memory":
-        """`after` as `Transitions.after` gives it, one an answer; `last` the row of each answer's last item."""
-        answers = np.repeat(np.arange(len(after)), [len(found.rows) for found in after])
-        rows = np.concatenate([NOTHING.rows, *(found.rows for found in after)])
-        wide = int(rows.max(initial=0)) + 1
-        keys, entries = np.unique(answers * wide + rows, return_inverse=True)
-        sums = np.bincount(entries, np.concatenate([NOTHING.weights, *(found.weights for found in after)]), len(keys))
-        weights = np.log1p(TRANSITION_SCALE * sums).astype(np.float32)
-        columns = (keys // wide, keys % wide, weights, np.array(last, np.int64))
-        return cls(*(torch.from_numpy(column).to(device) for column in columns))
-
-    def pick(self, which: Tensor) -> "Memory":
-        """The memory of the answers `which` (n,), ascending, alone; renumbered."""
-        place = torch.full_like(self.last, -1)
-        place[which] = torch.arange(len(which), device=which.device)
-        kept = place[self.answers] >= 0
-        return Memory(place[self.answers[kept]], self.rows[kept], self.weights[kept], self.last[which])
+    @property
+    def weights(self) -> Tensor:
+        """(len(PARTS),)"""
+        return torch.tensor([getattr(self, part) for part in PARTS])
 
 
 class Ranked(NamedTuple):
@@ -82,12 +58,8 @@ class Ranked(NamedTuple):
     probabilities: Tensor
     interests: Tensor
 
-    def pick(self, which: Tensor) -> "Ranked":
-        """The answers `which` (n,) alone."""
-        return Ranked(*(column[which] for column in self))
 
-
-class Candidates(NamedTuple):
+class ItemSide(NamedTuple):
     """The catalogue as the scorer sees it."""
 
     outputs: Tensor
@@ -100,6 +72,40 @@ class Candidates(NamedTuple):
     """The name of each category."""
 
 
+class Table(NamedTuple):
+    """The candidates of a batch, one answer's after the other."""
+
+    answers: Tensor
+    """Whose candidate it is, ascending, (candidates,)."""
+    rows: Tensor
+    """(candidates,)"""
+    columns: Tensor
+    """(candidates, len(PARTS))"""
+
+    @classmethod
+    def of(cls, near: Near, found: Sequence[Found]) -> "Table":
+        device = near.rows.device
+        counts = [len(one.rows) for one in found]
+        answers = torch.from_numpy(np.repeat(np.arange(len(found)), counts)).to(device)
+        rows = torch.from_numpy(np.concatenate([one.rows for one in found])).to(device)
+        columns = torch.from_numpy(np.concatenate([one.columns for one in found])).to(device)
+        columns[:, DECODER] = near.decoder(answers, rows)
+        return cls(answers, rows, columns)
+
+    @property
+    def seen(self) -> Tensor:
+        """Which candidates are in the user's window, (candidates,) bool."""
+        return self.columns[:, (AGAIN, REPEAT)].any(dim=1)
+
+    def spread(self, values: Tensor, empty: float) -> Tensor:
+        """`values` (candidates,) as (batch, most candidates), padded on the right with `empty`."""
+        counts = torch.bincount(self.answers)
+        place = torch.arange(len(values), device=values.device) - (counts.cumsum(0) - counts)[self.answers]
+        filled = torch.full((len(counts), int(counts.max())), empty, dtype=values.dtype, device=values.device)
+        filled[self.answers, place] = values
+        return filled
+
+
 class Scored(NamedTuple):
     """The items of each answer that a choice is made from, best first."""
 
@@ -107,80 +113,34 @@ class Scored(NamedTuple):
     """(batch, pool)."""
     scores: Tensor
     """(batch, pool); `BARRED` where fewer items may be recommended."""
-    log_mass: Tensor
-    """Of all items that may be recommended, (batch, 1): the logarithm of the sum of exp(score)."""
+    probabilities: Tensor
+    """(batch, pool)."""
     interests: Tensor
-    """Each category's share of it, (batch, categories)."""
+    """Each category's probability, (batch, categories)."""
+
+    def take(self, at: Tensor) -> "Scored":
+        """The items at the places `at` (batch, any) of the pool."""
+        rows, scores, probabilities = (one.gather(1, at) for one in (self.rows, self.scores, self.probabilities))
+        return Scored(rows, scores, probabilities, self.interests)
 
     def ranked(self, k: int) -> Ranked:
         """The first `k`."""
-        rows, scores = self.rows[:, :k], self.scores[:, :k]
-        return Ranked(rows, scores, (scores - self.log_mass).exp(), self.interests)
+        return Ranked(self.rows[:, :k], self.scores[:, :k], self.probabilities[:, :k], self.interests)
 
 
-def add(decoder: Tensor, memory: Memory, weights: Tensor) -> Tensor:
-    """The blend's scores (batch, rows): `decoder` (batch, rows), `weights` (3,) in the order of `Blend`."""
-    return _remember(decoder * weights[0], memory, weights)
+def score(table: Table, items: ItemSide, blend: Blend, pool: int, *, exclude_seen: bool) -> Scored:
+    """The `pool` best candidates of each answer.
 
-
-def rank(states: Tensor, memory: Memory, items: Candidates, weights: Blend, k: int) -> Ranked:
-    """The `k` best items (all of them, where the catalogue has fewer) for user `states` (batch, width)."""
-    return score_all(states, memory, items, weights, k, memory.last.new_zeros(len(states), 0)).ranked(k)
-
-
-def score_all(states: Tensor, memory: Memory, items: Candidates, weights: Blend, pool: int, seen: Tensor) -> Scored:
-    """The `pool` best items for user `states` (batch, width) among all.
-
-    The rows `seen` (batch, any) by each user are left out of the pool, not of the distribution: what a user will do and
-    what is worth showing are two questions.
+    What the user has `seen` can be left out of the pool, not of the distribution: what a user will do and what is worth
+    showing are two questions.
     """
-    parts = []
-    for which in torch.split(torch.arange(len(states), device=states.device), max(1, BLOCK // len(items.outputs))):
-        scores = queries(states[which], weights) @ items.outputs.T
-        _remember(scores, memory.pick(which), torch.tensor(astuple(weights), device=states.device))
-        scores.masked_fill_(items.barred, BARRED)
-        size = max(1, CACHED // len(items.outputs))
-        for part, known in zip(torch.split(scores, size), torch.split(seen[which], size), strict=True):
-            parts.append(_pool(part, known, items, pool))
-    return Scored(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def queries(states: Tensor, weights: Blend) -> Tensor:
-    """What `states` (batch, width) are multiplied with items by: the inner product is the decoder's part of a score."""
-    return torch.nn.functional.normalize(states, dim=1) * weights.decoder
-
-
-def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` best of `scores` (batch, columns), best first, and their columns; (batch, k), or all columns.
-
-    The k best columns lie in the k blocks of columns with the highest maxima, so that most scores are looked at once.
-    """
-    batch, columns = scores.shape
-    whole = columns // WIDE * WIDE
-    if columns < 4 * k * WIDE:
-        values, indices = scores.topk(min(k, columns), dim=1)
-        return values, indices
-    blocks = scores[:, :whole].view(batch, -1, WIDE).amax(dim=2).topk(k, dim=1, sorted=False).indices
-    inside = (blocks[:, :, None] * WIDE + torch.arange(WIDE, device=scores.device)).flatten(1)
-    rest = torch.arange(whole, columns, device=scores.device).expand(batch, -1)
-    looked_at = torch.cat([inside, rest], dim=1)
-    top = scores.gather(1, looked_at).topk(k, dim=1)
-    return top.values, looked_at.gather(1, top.indices)
-
-
-def _remember(scores: Tensor, memory: Memory, weights: Tensor) -> Tensor:
-    """Adds to `scores` (batch, rows), in place, what isn't the decoder's."""
-    scores.index_put_((memory.answers, memory.rows), weights[1] * memory.weights, accumulate=True)
-    everyone = torch.arange(len(scores), device=scores.device)
-    return scores.index_put_((everyone, memory.last), weights[2].expand(len(scores)), accumulate=True)
-
-
-def _pool(scores: Tensor, seen: Tensor, items: Candidates, pool: int) -> Scored:
-    """Of `scores` (part, rows), which it spoils."""
-    highest = scores.amax(dim=1, keepdim=True)
-    masses = (scores - highest).exp_()
-    mass = masses.sum(dim=1, keepdim=True)
-    interests = masses.new_zeros(len(scores), len(items.labels)).index_add_(1, items.categories, masses) / mass
-    scores.scatter_(1, seen, BARRED)
-    values, rows = best(scores, pool)
-    return Scored(rows, values, highest + mass.log(), interests)
+    values = table.columns @ blend.weights.to(table.columns)
+    values.masked_fill_(items.barred[table.rows], BARRED)
+    scores, rows = table.spread(values, BARRED), table.spread(table.rows, UNKNOWN)
+    probabilities = blend.covered * torch.softmax(scores, dim=1).masked_fill(scores <= BARRED, 0)
+    interests = scores.new_zeros(len(scores), len(items.labels))
+    interests.scatter_add_(1, items.categories[rows], probabilities)
+    if exclude_seen:
+        scores = table.spread(values.masked_fill(table.seen, BARRED), BARRED)
+    best = scores.topk(min(pool, scores.shape[1]), dim=1)
+    return Scored(rows, scores, probabilities, interests).take(best.indices)

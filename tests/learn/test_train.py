@@ -7,20 +7,16 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stream_rec.errors import UserError
-from stream_rec.learn import dataset, train
+from stream_rec.learn import train
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.simulate import Storefront
-from stream_rec.messages import Event, Item, Window
+from stream_rec.messages import Event, Item
 from stream_rec.model import folder
 from stream_rec.model.encoder import EncoderConfig
 from stream_rec.model.engine import Engine, Limits
-from stream_rec.model.reader import Events, Read
 from stream_rec.model.text import TextEncoder
-from stream_rec.model.tokens import Tokens
 from stream_rec.window import append
 
 SMALL = TrainConfig(
@@ -57,80 +53,17 @@ def run(
     return train.train(*shop, config, TextEncoder("none", out), out, progress)
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few validation predictions: what the blend's weights are worth is another test's."""
+    monkeypatch.setattr(train, "VALIDATION_PREDICTIONS", 60)
+
+
 def weights(trained: train.Trained) -> dict[str, torch.Tensor]:
     return dict(trained.model.encoder.state_dict())
 
 
-def one_token(events: Events) -> Read:
-    return Read(Tokens(events.rows[None], events.rows), np.arange(1, len(events.rows) + 1))
-
-
-def some_tokens(events: Events) -> Read:
-    """One to three tokens an event."""
-    counts = 1 + events.rows % 3
-    repeated = np.repeat(events.rows, counts)
-    return Read(Tokens(repeated[None], repeated), counts.cumsum())
-
-
-@settings(deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6),
-    capacity=st.integers(2, 20),
-    share=st.floats(0, 1),
-    read=st.sampled_from([one_token, some_tokens]),
-    data=st.data(),
-)
-def test_every_event_is_the_target_of_the_window_that_serving_would_have(lengths, capacity, share, read, data) -> None:
-    stride = data.draw(st.integers(1, capacity))
-    users = data.draw(st.permutations([f"u{user}" for user, count in enumerate(lengths) for _ in range(count)]))
-    frame = pl.DataFrame({"user": users, "item": [f"i{n}" for n in range(len(users))]}).with_columns(
-        event=pl.lit("view"), time=pl.int_range(pl.len()).cast(pl.Float64)
-    )
-    numbers = {item: row for row, item in enumerate(frame["item"].to_list(), 1)}
-    made = dataset.dataset(frame, numbers, {"view": 1})
-    cut = int(share * len(users))
-    found = dataset.slices(made, capacity, stride, 0, len(users))
-    batch = dataset.batch(made, found, read) if found else None
-    seen: dict[int, list[int]] = {}
-    for line, column in zip(*np.nonzero(batch.targets >= 0), strict=True) if batch else ():
-        target = int(made.rows[batch.targets[line, column]])
-        assert target not in seen
-        seen[target] = batch.numbers[0, line, : column + 1].tolist()
-    held: dict[str, Window] = {}
-    for offset, (user, item) in enumerate(zip(users, frame["item"], strict=True)):
-        if user in held:
-            rows = np.array([numbers[event.item_id] for event in held[user].events])
-            served = read(Events(rows, rows, rows, np.zeros(1, np.int64))).tokens
-            assert seen.pop(numbers[item]) == served.numbers[0].tolist()
-        event = Event(user, "view", float(offset), item)
-        held[user] = append(held.get(user), event, offset=offset, arrived=0.0, capacity=capacity, stride=stride)
-    assert not seen
-    low, high = (dataset.slices(made, capacity, stride, *part) for part in ((0, cut), (cut, len(users))))
-    targets = [set(_targets(made, part)) for part in (low, high)]
-    assert not targets[0] & targets[1]
-    assert all(made.order[place] < cut for place in targets[0])
-    assert all(made.order[place] >= cut for place in targets[1])
-
-
-def _targets(made: dataset.Dataset, found: list[dataset.Slice]) -> list[int]:
-    if not found:
-        return []
-    targets = dataset.batch(made, found, one_token).targets
-    return targets[targets >= 0].tolist()
-
-
-def test_the_blend_beats_each_of_its_parts(tmp_path: Path) -> None:
-    front = Storefront(seed=2, products=312, shoppers=300)
-    texts = TextEncoder("sentence-transformers/all-MiniLM-L6-v2", tmp_path)
-    encoder = EncoderConfig(width=64, layers=1, heads=2, kv_heads=2, inner=128)
-    config = TrainConfig(encoder=encoder, capacity=32, stride=16, epochs=8, batch_tokens=300, refit=False)
-    frame = frame_of(list(islice(front.events(), 12_000)))
-    measured = train.train(frame, front.items, config, texts, tmp_path, lambda *_: None).measured
-    for part in (measured.decoder, measured.transitions):
-        assert measured.blend.ndcg_at_10 > part.ndcg_at_10
-        assert measured.blend.hit_rate_at_10 > part.hit_rate_at_10
-
-
+@pytest.mark.usefixtures("quick")
 def test_the_seed_decides_the_model(shop, tmp_path: Path) -> None:
     first, again = (run(shop, SMALL, tmp_path / name) for name in ("a", "b"))
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(first).items())
@@ -139,6 +72,7 @@ def test_the_seed_decides_the_model(shop, tmp_path: Path) -> None:
     assert not torch.equal(weights(other)["project.weight"], weights(first)["project.weight"])
 
 
+@pytest.mark.usefixtures("quick")
 def test_an_interrupted_training_goes_on_to_the_very_same_model(shop, tmp_path: Path) -> None:
     whole = run(shop, SMALL, tmp_path / "whole")
 
@@ -154,12 +88,14 @@ def test_an_interrupted_training_goes_on_to_the_very_same_model(shop, tmp_path: 
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_checkpoint_of_something_else_is_refused(shop, tmp_path: Path) -> None:
     run(shop, SMALL, tmp_path)
     with pytest.raises(UserError, match="unfinished training"):
         run(shop, msgspec.structs.replace(SMALL, learning_rate=1e-3), tmp_path)
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_engine_serves_the_trained_model(shop, tmp_path: Path) -> None:
     trained = run(shop, SMALL, tmp_path)
     version = folder.save(trained.model, tmp_path / "model")

@@ -45,6 +45,12 @@ def base(language: Path) -> Base:
     return load_base(str(language), None, 64)
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few validation predictions: what the blend's weights are worth is another test's."""
+    monkeypatch.setattr(train, "VALIDATION_PREDICTIONS", 20)
+
+
 def config(language: Path, tune: Tune, words: Words | None = None) -> TrainConfig:
     encoder = EncoderConfig(base=str(language), dropout=0.1, residual_dropout=0, words=words)
     return TrainConfig(encoder, tune, CAPACITY, STRIDE, epochs=2, refit=False)
@@ -110,6 +116,6 @@ def test_an_interrupted_training_of_adapters_goes_on_to_the_very_same_model(
 
 def test_the_card_says_what_was_trained_and_read(shop: Shop, language: Path, tmp_path: Path) -> None:
     trained = run(shop, config(language, "frozen", Words("{event} {title}", limit=8)), tmp_path)
-    text = card(trained.model, trained.measured, trained.tune, 300, 40)
+    text = card(trained.model, trained.measured, trained.tune, "prequential", 300, 40)
     assert "| trained | nothing of the body; the item side" in text
     assert "at most 8 tokens: `{event} {title}`" in text

@@ -1,66 +1,258 @@
+from collections import defaultdict
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_rec.model import counters
-from stream_rec.model.counters import Followers, Heard, Transitions
+from stream_rec.model.counters import Counts, Followers, Heard, Horizons, Largest, Memory, Transitions
 
 DAY = 86_400.0
+HORIZONS = Horizons(lasting=10 * DAY, recent=DAY)
+SUMS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 8)), max_size=200)
+Pairs = dict[tuple[int, int], float]
 
 
 def sums(heard: Heard) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for row, weight in zip(heard.rows.tolist(), heard.weights.tolist(), strict=True):
-        found[row] = found.get(row, 0.0) + weight
+    found = dict(zip(heard.rows.tolist(), heard.weights.tolist(), strict=True))
+    assert len(found) == len(heard.rows)
     return found
 
 
-def test_what_followed_is_weighed_by_distance_and_age() -> None:
-    memory = Transitions(half_life=DAY)
-    memory.learn_last([1, 2, 3], 0.0)
-    assert sums(memory.after([2], 0.0)) == {3: 1.0}
-    assert sums(memory.after([1], 0.0)) == {3: 0.5}
-    assert sums(memory.after([1, 2], 0.0)) == {3: 1.25}
-    assert sums(memory.after([2], DAY)) == {3: 0.5}
+def totals(added: list[tuple[int, int]]) -> dict[int, float]:
+    known: dict[int, float] = defaultdict(float)
+    for row, weight in added:
+        known[row] += weight
+    return dict(known)
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 8)), max_size=200))
+def pairs(table: Transitions, rows: range, *, backwards: bool = False) -> Pairs:
+    if backwards:
+        return {(a, b): weight for b in rows for a, weight in sums(table.before(b)).items()}
+    return {(a, b): weight for a in rows for b, weight in sums(table.after(a)).items()}
+
+
+@given(SUMS, st.integers(1, 12))
+def test_the_largest_of_growing_sums_are_kept_exactly(added: list[tuple[int, int]], size: int) -> None:
+    kept = Largest(size, {})
+    known: dict[int, float] = defaultdict(float)
+    for row, weight in added:
+        known[row] += weight
+        if not kept.raise_by(row, weight):
+            kept.offer(row, known[row])
+        for one in (kept, Largest(size, known)):
+            assert sorted(sums(one.heard).values()) == sorted(known.values())[-size:]
+            assert all(known[row] == total for row, total in sums(one.heard).items())
+
+
+def test_what_has_no_room_among_the_largest_is_given_back() -> None:
+    kept = Largest(2, {1: 5.0, 2: 3.0})
+    assert kept.offer(3, 3.0) == (3, 3.0)
+    assert kept.offer(3, 4.0) == (2, 3.0)
+    assert sums(kept.heard) == {1: 5.0, 3: 4.0}
+    assert 2 not in kept
+    assert not kept.raise_by(2, 1.0)
+
+
+@given(SUMS)
 def test_the_best_followers_are_those_with_the_largest_sums(added: list[tuple[int, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counters, "FOLLOWERS", 4)
         followers = Followers({})
         for row, weight in added:
             followers.add(row, float(weight))
-        known: dict[int, float] = {}
-        for row, weight in added:
-            known[row] = known.get(row, 0.0) + weight
+        known = totals(added)
         assert followers.sums() == known
-        largest = sorted(known.values(), reverse=True)[:4]
         for one in (followers, Followers(known)):
-            assert sorted(one.best.weights.tolist(), reverse=True) == largest
+            assert sorted(sums(one.best).values()) == sorted(known.values())[-4:]
             assert all(known[row] == total for row, total in sums(one.best).items())
 
 
-def test_an_item_that_thousands_followed_is_asked_in_bounded_time() -> None:
-    memory = Transitions(half_life=DAY)
-    for row in range(2, 2_000):
-        memory.learn_last([1, row], float(row))
-    memory.learn_last([1, 2], 2_000.0)
-    found = sums(memory.after([1], 2_000.0))
-    assert len(found) == counters.FOLLOWERS
-    assert max(found, key=found.__getitem__) == 2
+def test_of_very_many_followers_the_smaller_half_aside_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "FOLLOWERS", 4)
+    monkeypatch.setattr(counters, "ASIDE", 8)
+    followers = Followers({})
+    for row in range(1, 1_000):
+        followers.add(row, float(row))
+        assert len(followers.sums()) <= 4 + 8
+    assert sums(followers.best) == {row: row for row in range(996, 1_000)}
+    assert set(range(992, 1_000)) <= set(followers.sums())
 
 
-def test_sums_survive_a_new_landmark_and_a_saved_state() -> None:
-    memory = Transitions(half_life=1.0)
-    memory.learn_last([1, 2], 0.0)
-    memory.learn_last([1, 3], 2 * counters.HEADROOM)
-    memory.learn_last([1, 3], 2 * counters.HEADROOM + 1)
-    again = Transitions(half_life=1.0)
+def test_what_followed_is_weighed_by_distance_and_age_both_ways() -> None:
+    table = Transitions(half_life=DAY)
+    table.add([1, 2, 3], 0.0)
+    assert pairs(table, range(4)) == pairs(table, range(4), backwards=True) == {(1, 3): 0.5, (2, 3): 1.0}
+    table.add([1, 2, 3, 4, 5, 6, 7], DAY)
+    assert sums(table.before(7)) == {6: 2.0, 5: 1.0, 4: 2 / 3, 3: 0.5, 2: 0.4}  # in weights of a day before
+    assert table.decay.weight(DAY) == 2
+
+
+def test_an_unknown_item_teaches_nothing() -> None:
+    memory = Memory(HORIZONS)
+    memory.learn_last([1, 2, counters.UNKNOWN], 0.0)
+    assert not pairs(memory.transitions, range(4))
+    memory.learn_last([1, counters.UNKNOWN, 3], 0.0)
+    assert pairs(memory.transitions, range(4)) == {(1, 3): 0.5}
+    assert memory.popularity.highest.tolist() == memory.recency.highest.tolist() == [3]
+
+
+def test_counts_halve_with_every_half_life() -> None:
+    counts = Counts(DAY)
+    for row, day in ((3, 0), (3, 1), (100, 1)):
+        counts.add(row, day * DAY)
+    rows = np.array([3, 100, 5, 7_000])
+    for day in (1, 2, 3.5, 40):
+        age = 2.0 ** (1 - day)
+        assert counts.at(rows, day * DAY).tolist() == pytest.approx([1.5 * age, age, 0, 0])
+    assert set(counts.highest.tolist()) == {3, 100}
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2_000)), min_size=1, max_size=60), st.integers(1, 4))
+def test_the_highest_counts_are_the_highest_wherever_the_landmark_is(
+    added: list[tuple[int, int]], popular: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counters, "POPULAR", popular)
+        patch.setattr(counters, "HEADROOM", 20.0)
+        counts = Counts(100.0)
+        rows, until = np.arange(1, 10), max(time for _, time in added)
+        for row, time in sorted(added, key=lambda one: one[1]):
+            counts.add(row, float(time))
+        known = np.zeros(9)
+        for row, time in added:
+            known[row - 1] += 2.0 ** ((time - until) / 100)
+        again = Counts(100.0)
+        again.load(counts.state())
+        for one in (counts, again):
+            found = one.at(rows, float(until))
+            assert found.tolist() == pytest.approx(known.tolist(), rel=1e-9, abs=1e-9)
+            best = sorted(found[one.highest - 1].tolist(), reverse=True)
+            assert best == pytest.approx(sorted(known.tolist(), reverse=True)[: len(best)])
+            assert len(best) == min(popular, np.count_nonzero(found))
+
+
+def test_a_time_far_ahead_is_read_like_any_other() -> None:
+    counts = Counts(1.0)
+    counts.add(1, 0.0)
+    assert counts.at(np.array([1]), 2 * counters.HEADROOM)[0] == pytest.approx(0, abs=1e-9)
+
+
+def learn(memory: Memory, log: list[tuple[int, int]], begin: int = 0) -> None:
+    """A log of (user, row), a second an event, as windows of everything."""
+    held: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for offset, (user, row) in enumerate(log):
+        held[user].append((row, float(offset)))
+        rows, times = zip(*held[user], strict=True)
+        if offset >= begin:
+            memory.learn(f"u{user}", len(rows), offset, rows, times)
+
+
+def same(one: Memory, other: Memory, time: float = 1_000.0) -> bool:
+    """Whether two memories say the same at a time, in seconds."""
+    rows = np.arange(1, 10)
+    for backwards in (False, True):
+        ours, theirs = (
+            {pair: weight / m.transitions.decay.weight(time) for pair, weight in found.items()}
+            for m in (one, other)
+            for found in [pairs(m.transitions, range(1, 10), backwards=backwards)]
+        )
+        if ours != pytest.approx(theirs):
+            return False
+    return all(
+        getattr(one, name).at(rows, time).tolist() == pytest.approx(getattr(other, name).at(rows, time).tolist())
+        and set(getattr(one, name).highest.tolist()) == set(getattr(other, name).highest.tolist())
+        for name in ("popularity", "recency")
+    )
+
+
+LOGS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=60)
+
+
+@given(LOGS, st.randoms(use_true_random=False))
+def test_the_order_of_users_does_not_matter(log: list[tuple[int, int]], random) -> None:
+    memory, other = Memory(HORIZONS), Memory(HORIZONS)
+    learn(memory, log)
+    users = list(range(4))
+    random.shuffle(users)
+    for user in users:
+        own = [(offset, row) for offset, (whose, row) in enumerate(log) if whose == user]
+        for n, (offset, _) in enumerate(own, 1):
+            other.learn(f"u{user}", n, offset, [row for _, row in own[:n]], [float(at) for at, _ in own[:n]])
+    assert same(memory, other)
+
+
+@given(LOGS)
+def test_a_state_holds_all_that_was_learned_both_ways(log: list[tuple[int, int]]) -> None:
+    memory, again = Memory(HORIZONS), Memory(HORIZONS)
+    learn(memory, log)
+    again.load(memory.state())
+    assert same(memory, again)
+    for one in (memory, again):
+        one.learn_last([1, 2, 3], 500.0)
+    assert same(memory, again)
+
+
+def test_sums_survive_a_new_landmark() -> None:
+    memory = Memory(Horizons(1.0, 1.0))
+    late = 2 * counters.HEADROOM
+    for row, time in ((2, 0.0), (3, late), (3, late + 1)):
+        memory.learn_last([1, row], time)
+    again = Memory(Horizons(1.0, 1.0))
     again.load(memory.state())
     for one in (memory, again):
-        found = sums(one.after([1], 2 * counters.HEADROOM + 1))
-        assert found[3] == pytest.approx(1.5)
-        assert found.get(2, 0.0) == pytest.approx(0.0, abs=1e-9)
-    assert np.array_equal(memory.state()["pairs"], again.state()["pairs"])
+        weight = one.transitions.decay.weight(late + 1)
+        found = {row: total / weight for row, total in sums(one.transitions.after(1)).items()}
+        assert found == pytest.approx({2: 0, 3: 1.5}, abs=1e-9)
+        assert one.recency.at(np.array([2, 3]), late + 1).tolist() == pytest.approx([0, 1.5], abs=1e-9)
+
+
+@given(LOGS, st.data())
+def test_no_event_is_learned_twice_nor_lost_when_windows_are_skipped(log: list[tuple[int, int]], data) -> None:
+    """Windows come again, after a restart of the reader, or only the last of several (coalesced)."""
+    once, often = Memory(HORIZONS), Memory(HORIZONS)
+    learn(once, log)
+    held: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    seen = []
+    for offset, (user, row) in enumerate(log):
+        held[user].append((row, offset))
+        seen.append((user, offset, list(held[user])))
+    last = {user: at for at, (user, _, _) in enumerate(seen)}
+    for at, (user, offset, events) in enumerate(seen):
+        if last[user] == at or data.draw(st.booleans()):
+            rows, times = zip(*events, strict=True)
+            for _ in range(data.draw(st.integers(1, 2))):
+                often.learn(f"u{user}", len(rows), offset, rows, [float(time) for time in times])
+    learn(often, log)
+    assert same(once, often)
+
+
+def test_what_was_trained_is_not_learned_again() -> None:
+    memory = Memory(HORIZONS, since=10.0)
+    memory.learn("u", 3, 2, [1, 2, 3], [9.0, 10.0, 11.0])
+    assert memory.popularity.highest.tolist() == [3]
+    assert pairs(memory.transitions, range(4)) == {(1, 3): 0.5, (2, 3): 1.0}
+
+
+def test_who_was_erased_begins_anew() -> None:
+    memory = Memory(HORIZONS)
+    memory.learn("u", 5, 4, [1, 1, 1, 1, 1], [0.0] * 5)
+    memory.learn("u", 1, 6, [2], [0.0])
+    memory.forget("u")
+    memory.learn("u", 1, 9, [3], [0.0])
+    assert memory.popularity.at(np.array([1, 2, 3]), 0.0).tolist() == [5, 1, 1]
+
+
+def test_of_too_many_users_the_longest_silent_is_dropped_and_never_learned_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(counters, "USERS", 2)
+    memory = Memory(HORIZONS)
+    windows = {user: ([row], [float(row)]) for row, user in enumerate("abcd", 1)}
+    for offset, (user, window) in enumerate(windows.items()):
+        memory.learn(user, 1, offset, *window)
+    memory.learn("a", 1, 0, *windows["a"])  # read again: its place is forgotten, its time isn't
+    assert memory.popularity.at(np.arange(1, 5), 4.0).tolist() == pytest.approx([1, 1, 1, 1], rel=1e-3)
+    memory.learn("a", 2, 9, [1, 9], [1.0, 9.0])
+    assert memory.popularity.at(np.array([1, 9]), 9.0).tolist() == pytest.approx([1, 1], rel=1e-3)

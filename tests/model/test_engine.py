@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from stream_rec.errors import UserError
-from stream_rec.messages import Event, Item, Window
+from stream_rec.messages import Event, Item, Window, WindowEvent
 from stream_rec.model import folder
+from stream_rec.model.counters import Memory
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.folder import Model
+from stream_rec.model.parts import Asked
 from stream_rec.window import append
-from tests.tiny import CAPACITY, ITEMS, PER_USER, STRIDE, TEXT_DIM, items, window
+from tests.tiny import CAPACITY, HORIZONS, ITEMS, PER_USER, STRIDE, TEXT_DIM, items, window
 
 EngineOf = Callable[..., Engine]
 
@@ -162,6 +164,54 @@ def test_the_online_memory_raises_what_followed(engine_of: EngineOf) -> None:
     for user in range(20):
         engine.learn(window(f"v{user}", 2, ["i1", "i9"]))
     assert score("i9") > before + 0.5
+
+
+def test_a_new_item_is_found_through_its_text_by_users_of_similar_items(engine_of: EngineOf) -> None:
+    engine = engine_of()
+    catalog, asked = engine.catalog, window("u", 2, ["i1", "i7"])
+    rows = [catalog.row("i1"), catalog.row("i7")]
+
+    def candidates() -> set[int]:
+        """Without the decoder's."""
+        near = np.zeros(0, np.int64)
+        return set(engine._shop.ask(Asked(rows, asked.events[-1].timestamp), near).rows.tolist())
+
+    alike, foreign = (np.array(items()[7].vector) * sign for sign in (1.0, -1.0))
+    new = [Item("alike", vector=alike.tolist()), Item("foreign", vector=foreign.tolist())]
+    engine.upsert(new, engine.read(new))
+    assert catalog.row("alike") in candidates()
+    first, second = (catalog.text.cosines[catalog.row(name)] for name in ("alike", "foreign"))
+    assert first.max() > 0.9 > second.max()
+    similar = catalog.text.rows[catalog.row("i7")][catalog.text.cosines[catalog.row("i7")].argmax()]
+    assert similar == catalog.row("alike")
+    turned = [Item("foreign", vector=alike.tolist())]
+    engine.upsert(turned, engine.read(turned))
+    assert catalog.row("foreign") in candidates()
+    assert np.isclose(catalog.text.cosines[catalog.row("foreign")].max(), 1, atol=1e-4)
+
+
+def test_an_event_from_long_ago_is_answered_like_any_other(engine_of: EngineOf) -> None:
+    engine = engine_of()
+    for user in range(20):
+        engine.learn(window(f"v{user}", 2, ["i1", "i9"]))
+    old = Window("u", 1, 0, 0, 0.0, (WindowEvent("i1", "view", 1_000.0 - 200 * HORIZONS.lasting),))
+    answer = engine.step([old]).recommendations[0]
+    assert len(answer.items) == 20
+    assert all(isfinite(ranked.score) for ranked in answer.items)
+
+
+def test_a_loaded_model_knows_of_no_items_but_its_own(engine_of: EngineOf, model: Model, tmp_path: Path) -> None:
+    """The counts are longer than the catalogue, and say nothing of what nobody met."""
+    memory = Memory(HORIZONS)
+    memory.learn_last([1, 2], 1_000.0)
+    folder.save(model._replace(memory=memory.state()), tmp_path / "m")
+    engine = Engine.load(tmp_path / "m", tmp_path / "cache", Limits(stride=STRIDE), "cpu")
+    assert len(memory.state()["recency.sums"]) > len(engine.catalog)
+    assert engine.memory.recency.highest.tolist() == [2]
+    assert len(engine.step([window("u", 1, ["i3"])]).recommendations[0].items) == 20
+    changed = [replace(items()[3], vector=[1.0] * TEXT_DIM)]
+    engine.upsert(changed, engine.read(changed))  # what was loaded can be changed in place
+    assert engine.step([window("u", 2, ["i3", "i4"])]).recommendations
 
 
 def test_windows_longer_than_the_model_reads_are_cut_as_the_window_moves(engine_of: EngineOf) -> None:

@@ -19,7 +19,7 @@ from stream_rec.model.tokens import Tokens
 from stream_rec.model.words import Words
 from stream_rec.window import append
 from tests.language import END, WORDS, tiny_language_model, word_model
-from tests.tiny import CAPACITY, ITEMS, PER_USER, STRIDE, items, window
+from tests.tiny import CAPACITY, ITEMS, PER_USER, STRIDE, copied, items, window
 
 EngineOf = Callable[..., Engine]
 TYPES = ("cart", "view")
@@ -33,13 +33,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture
 def catalog(model: Model, tmp_path: Path) -> Catalog:
-    return Catalog(model.items, model.vectors, model.features, TextEncoder("none", tmp_path))
+    return Catalog(model.items, model.vectors, model.features, copied(model.alike), TextEncoder("none", tmp_path))
 
 
 @pytest.fixture
 def engine_of(model: Model, tmp_path: Path) -> EngineOf:
     def make(users: int = 100, **limits: float) -> Engine:
-        catalog = Catalog(model.items, model.vectors, model.features, TextEncoder("none", tmp_path))
+        catalog = Catalog(
+            model.items, model.vectors, model.features, copied(model.alike), TextEncoder("none", tmp_path)
+        )
         chosen = Limits(stride=STRIDE, kv_cache_bytes=users * PER_USER * WORDS.limit)._replace(**limits)
         return Engine(model, catalog, chosen, torch.device("cpu"))
 

@@ -1,0 +1,114 @@
+"""An evaluation as a person sees it: reads files, shows how far it is, prints tables, or one JSON object."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from stream_rec.config import Settings
+from stream_rec.learn import logs
+from stream_rec.learn.protocol import Protocol
+
+SHOWN = ("hr_at_10", "ndcg_at_10", "mrr")
+
+
+class Plan(NamedTuple):
+    """The options of `stream-rec evaluate`."""
+
+    models: Sequence[Path]
+    """Of several seeds."""
+    events: Path
+    protocol: Protocol = "prequential"
+    columns: str = ""
+    seen: str = "auto"
+    baskets: str = "auto"
+    threads: int | None = None
+    as_json: bool = False
+
+
+def run(settings: Settings, plan: Plan) -> int:
+    """Evaluates each model; returns the exit code. Raises `UserError` for what a person can put right."""
+    console = Console(stderr=True)
+    with console.status("loading torch"):
+        import torch
+
+        from stream_rec.learn import evaluation
+        from stream_rec.model import folder
+        from stream_rec.model.text import TextEncoder
+    torch.set_num_threads(plan.threads or torch.get_num_threads())
+    log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
+    how = evaluation.Plan(
+        plan.protocol, settings.move, _choice(plan.seen, "filter", "keep"), _choice(plan.baskets, "yes", "no")
+    )
+    found: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        for path in plan.models:
+            tasks: dict[str, TaskID] = {}
+
+            def progress(what: str, done: float, total: float, name: str = path.name, tasks: Any = tasks) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(f"{name}: {what}", total=total)
+                bar.update(tasks[what], completed=done, total=total)
+
+            model = folder.load(path)
+            found.append(
+                evaluation.run(
+                    model, log.frame, how, TextEncoder(model.config.text_encoder, settings.cache_dir), progress
+                )
+            )
+    if plan.as_json:
+        means = {name: round(statistics.mean(one[name] for one in found), 4) for name in ("hr_at_10", "ndcg_at_10")}
+        first = found[0] | means | {"seeds": len(found), "protocol": plan.protocol}
+        if len(found) > 1:
+            first["each"] = [{name: one[name] for name in means} for one in found]
+        click.echo(msgspec.json.encode(first))
+    else:
+        for path, one in zip(plan.models, found, strict=True):
+            _show(path, one)
+    return 0
+
+
+def _choice(given: str, yes: str, no: str) -> bool | None:
+    return {yes: True, no: False}.get(given)
+
+
+def _show(path: Path, found: dict[str, Any]) -> None:
+    console = Console()
+    view = Table(title=f"{path}: {found['predictions']:,} predictions for {found['users']:,} users")
+    for heading in ("", "HR@10", "NDCG@10", "MRR"):
+        view.add_column(heading, justify="right" if heading else "left")
+
+    def add(name: str, figures: dict[str, float]) -> None:
+        view.add_row(name, *(f"{figures[key]:.4f}" for key in SHOWN))
+
+    add("blend", found)
+    for name, figures in found["floors"].items():
+        add(name, figures)
+    for name, figures in found["frozen"].items():
+        add(f"{name}, memory frozen", figures)
+    view.add_section()
+    for name, figures in found["parts"].items():
+        add(f"{name} alone", figures)
+    for kind in ("event_type", "history", "item", "time"):
+        view.add_section()
+        for name, figures in found[f"by_{kind}"].items():
+            add(f"{name} ({figures['predictions']:,})", figures)
+    console.print(view)
+    over = found["over_best_floor"]
+    for key, name in (("hr_at_10", "HR@10"), ("ndcg_at_10", "NDCG@10")):
+        mean, low, high = over[key]
+        console.print(f"{name} over {over['floor']}: {mean:+.4f}, 95% of resampled users {low:+.4f} to {high:+.4f}")
+    console.print(
+        f"seen items {'left out' if found['seen_items_filtered'] else 'kept'}"
+        f"{', baskets predicted in one' if found['baskets'] else ''}; coverage {found['coverage']:.1%},"
+        f" novelty {found['novelty_bits']} bits, intra-list diversity {found['intra_list_diversity']:.3f},"
+        f" calibration error {found['calibration_error']:.4f}",
+        highlight=False,
+    )

@@ -1,0 +1,236 @@
+"""A finished model on events that it never saw: every figure, by kind of event and user, beside the floors."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from stream_rec.errors import UserError
+from stream_rec.learn import blend, evaluate, metrics
+from stream_rec.learn.dataset import Dataset
+from stream_rec.learn.metrics import Lists, Ranks
+from stream_rec.learn.predict import Predicted, everything, find, predict, states_at
+from stream_rec.learn.prepare import Prepared, Progress, reopen
+from stream_rec.learn.protocol import Protocol, Split
+from stream_rec.learn.recipe import TrainConfig
+from stream_rec.model.counters import Memory
+from stream_rec.model.folder import Model
+from stream_rec.model.nearest import NEAREST
+from stream_rec.model.parts import PARTS
+from stream_rec.model.scorer import BARRED, Blend, Table
+from stream_rec.model.text import TextEncoder
+from stream_rec.model.tokens import UNKNOWN, Numbers
+
+FLOORS = {"popularity": "popularity", "recency": "recent popularity", "transitions": "Markov"}
+"""Parts that are what a prediction must beat: counters, without any training."""
+BLEND = "blend"
+LENGTHS = {
+    "1 event": (1, 1),
+    "2 events": (2, 2),
+    "3 events": (3, 3),
+    "4 to 9 events": (4, 9),
+    "10 or more": (10, 1 << 40),
+}
+TOP = 20
+
+
+class Plan(NamedTuple):
+    """How a model is evaluated."""
+
+    protocol: Protocol
+    stride: int
+    """How far a served window moves, events."""
+    exclude_seen: bool | None = None
+    """Whether items that the user has met are left out; None: if the log knows no repeats."""
+    baskets: bool | None = None
+    """Whether what a user does at one time is predicted in one; None: if that is most of what they do."""
+
+
+class Outcome(NamedTuple):
+    """The predictions of one split, and what was right."""
+
+    ranks: dict[str, Ranks]
+    """Of the blend, of each part alone."""
+    top: Lists
+    probabilities: NDArray[np.float64]
+    """(predictions, TOP)."""
+    places: Numbers
+    """Of the (first) event that was predicted, (predictions,)."""
+
+
+def run(model: Model, frame: pl.DataFrame, plan: Plan, texts: TextEncoder, progress: Progress) -> dict[str, Any]:
+    """All figures of `model` on `frame` (user, item, event, time). Raises `UserError` if nothing is held out."""
+    prepared = reopen(model, frame, texts)
+    data = prepared.data
+    config = TrainConfig(encoder=model.config.encoder, capacity=model.config.capacity, stride=plan.stride)
+    split, known = split_of(data, model, plan.protocol)
+    baskets = same_time(data) > 0.5 if plan.baskets is None else plan.baskets
+    if baskets:
+        split = split._replace(targets=first_of_basket(data, split.targets))
+    if not len(split.targets):
+        raise UserError("the log holds nothing that the model has not seen: train it with the same --protocol")
+    exclude = repeats(data) < 0.01 if plan.exclude_seen is None else plan.exclude_seen
+    states = states_at(model.encoder, prepared, split.targets, config)
+    nearest = everything(model.encoder, prepared)
+
+    def outcome(online: bool, what: str) -> Outcome:
+        memory = Memory(model.config.horizons)
+        memory.load(model.memory)
+        predicted = predict(
+            *(prepared, split._replace(online=online), memory, lambda which: nearest(states[which], NEAREST), config),
+            lambda done: progress(what, done, len(split.targets)),
+        )
+        return collect(predicted, data, model.config.blend, baskets=baskets, exclude_seen=exclude)
+
+    found = outcome(split.online, "predicting")
+    frozen = outcome(False, "predicting, memory frozen") if split.online else found
+    return report(prepared, found, frozen, known, baskets=baskets, exclude_seen=exclude)
+
+
+def split_of(data: Dataset, model: Model, protocol: Protocol) -> tuple[Split, NDArray[np.bool_]]:
+    """What is predicted, and what the model knew, (events,)."""
+    if protocol == "leave-one-out":
+        split = Split.leaving(data, 1)
+        return split, split.known
+    known = data.times <= model.config.trained_until
+    return Split.at(data, int(known.sum()), len(data.rows), online=protocol == "prequential"), known
+
+
+def collect(asked: Iterator[Predicted], data: Dataset, weights: Blend, *, baskets: bool, exclude_seen: bool) -> Outcome:
+    """Ranks what was right, by the blend and by each part alone."""
+    scores = {BLEND: weights, **{part: blend.alone(part) for part in PARTS}}
+    of: list[Numbers] = []
+    ranks: dict[str, list[Numbers]] = {name: [] for name in scores}
+    top: list[Numbers] = []
+    probabilities: list[NDArray[np.float32]] = []
+    places: list[Numbers] = []
+    for places_now, table in asked:
+        begin = sum(map(len, places))
+        right_of, right_rows = right(data, places_now, baskets=baskets)
+        truth = find(table, right_of, right_rows)
+        barred = table.rows == UNKNOWN
+        if exclude_seen:
+            barred |= torch.from_numpy(met(data, places_now, table))
+        of.append(right_of + begin)
+        places.append(places_now)
+        for name, one in scores.items():
+            values = (table.columns @ one.weights).masked_fill_(barred, BARRED)
+            ranks[name].append(evaluate.ranks(table, values, torch.from_numpy(right_of), truth).numpy())
+            if name == BLEND:
+                spread = table.spread(values, BARRED)
+                best = spread.topk(TOP, dim=1).indices
+                top.append(table.spread(table.rows, UNKNOWN).gather(1, best).numpy())
+                probabilities.append((one.covered * torch.softmax(spread, dim=1)).gather(1, best).numpy())
+    whose, count = np.concatenate(of), sum(map(len, places))
+    return Outcome(
+        {name: Ranks(whose, np.concatenate(found), count) for name, found in ranks.items()},
+        Lists(np.concatenate(top)),
+        np.concatenate(probabilities).astype(np.float64),
+        np.concatenate(places),
+    )
+
+
+def report(
+    prepared: Prepared, live: Outcome, frozen: Outcome, known: NDArray[np.bool_], *, baskets: bool, exclude_seen: bool
+) -> dict[str, Any]:
+    """The figures of an evaluation; `known` (events,) is what the model had seen."""
+    data, ours = prepared.data, live.ranks[BLEND]
+    user = np.searchsorted(data.begins, live.places, side="right") - 1
+    before = live.places - data.begins[user]
+    new = ~np.isin(data.rows[live.places], data.rows[known])
+    same = data.times[live.places] == data.times[live.places - 1]
+    counts = np.bincount(data.rows[known], minlength=len(prepared.catalog)).astype(np.float64)
+    lists = Lists(live.top.rows[:, : metrics.CUT])
+    best = max(FLOORS, key=lambda part: live.ranks[part].gains(metrics.CUT).mean())
+    floor = live.ranks[best]
+    groups = {
+        "event_type": {
+            name: data.types[live.places] == number for number, name in enumerate(prepared.event_types, UNKNOWN + 1)
+        },
+        "history": {name: (before >= low) & (before <= high) for name, (low, high) in LENGTHS.items()},
+        "item": {"new": new, "known": ~new},
+        "time": {"that of the event before": same, "later": ~same},
+    }
+    chance = metrics.calibration(live.probabilities.ravel(), (live.top.rows == data.rows[live.places][:, None]).ravel())
+    return {
+        **metrics.figures(ours),
+        "predictions": ours.predictions,
+        "users": len(np.unique(user)),
+        "baskets": baskets,
+        "seen_items_filtered": exclude_seen,
+        "coverage": round(lists.coverage(int((counts > 0).sum())), 4),
+        "novelty_bits": round(lists.novelty(counts), 2),
+        "intra_list_diversity": round(lists.diversity(prepared.vectors.numpy()), 4),
+        "calibration_error": round(chance.error, 5),
+        "floors": {name: metrics.figures(live.ranks[part]) for part, name in FLOORS.items()},
+        "frozen": {
+            BLEND: metrics.figures(frozen.ranks[BLEND]),
+            **{name: metrics.figures(frozen.ranks[part]) for part, name in FLOORS.items()},
+        },
+        "over_best_floor": {
+            "floor": FLOORS[best],
+            f"hr_at_{metrics.CUT}": metrics.bootstrap(ours.hits(metrics.CUT) - floor.hits(metrics.CUT), user),
+            f"ndcg_at_{metrics.CUT}": metrics.bootstrap(ours.gains(metrics.CUT) - floor.gains(metrics.CUT), user),
+        },
+        "parts": {part: metrics.figures(live.ranks[part]) for part in PARTS},
+        **{
+            f"by_{kind}": {
+                name: {
+                    "predictions": int(which.sum()),
+                    **metrics.figures(ours.pick(which)),
+                    "floor_hr_at_10": metrics.figures(floor.pick(which))["hr_at_10"],
+                }
+                for name, which in kinds.items()
+                if which.any()
+            }
+            for kind, kinds in groups.items()
+        },
+        "reliability": [[round(said, 5), round(came, 5), count] for said, came, count in chance.bins],
+    }
+
+
+def right(data: Dataset, places: Numbers, *, baskets: bool) -> tuple[Numbers, Numbers]:
+    """What is right for each prediction: whose it is, ascending, and the row; the rows of a basket count once."""
+    if not baskets:
+        return np.arange(len(places)), data.rows[places]
+    of, rows = [], []
+    for number, place in enumerate(places.tolist()):
+        end = data.begins[np.searchsorted(data.begins, place, side="right")]
+        until = place + int(np.searchsorted(data.times[place:end], data.times[place], side="right"))
+        basket = np.unique(data.rows[place:until])
+        of.append(np.full(len(basket), number))
+        rows.append(basket)
+    return np.concatenate(of), np.concatenate(rows)
+
+
+def met(data: Dataset, places: Numbers, table: Table) -> NDArray[np.bool_]:
+    """Which candidates the user had met before, ever, (candidates,)."""
+    wide = int(max(data.rows.max(), table.rows.max())) + 1
+    begins = data.begins[np.searchsorted(data.begins, places, side="right") - 1]
+    held = [
+        number * wide + data.rows[begin:place] for number, (begin, place) in enumerate(zip(begins, places, strict=True))
+    ]
+    return np.isin(table.answers.numpy() * wide + table.rows.numpy(), np.concatenate(held))
+
+
+def same_time(data: Dataset) -> float:
+    """Share of the events at the very time of the same user's event before."""
+    follows = np.ones(len(data.rows), np.bool_)
+    follows[data.begins[:-1]] = False
+    return float((np.diff(data.times, prepend=-1)[follows] == 0).mean()) if follows.any() else 0.0
+
+
+def first_of_basket(data: Dataset, targets: Numbers) -> Numbers:
+    """Those of the targets that are at another time than the same user's event before."""
+    found: Numbers = targets[data.times[targets] != data.times[targets - 1]]
+    return found
+
+
+def repeats(data: Dataset) -> float:
+    """Share of the events whose item the user had met before."""
+    users = np.repeat(np.arange(len(data.begins) - 1), np.diff(data.begins))
+    pairs = users * (int(data.rows.max()) + 1) + data.rows
+    return 1 - len(np.unique(pairs)) / len(pairs)

@@ -1,0 +1,126 @@
+"""Predictions of a split of a log, as the engine makes them: the decoder's states, then candidates with their parts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream_rec.learn import dataset, fit
+from stream_rec.learn.prepare import Prepared
+from stream_rec.learn.protocol import Split
+from stream_rec.learn.recipe import TrainConfig
+from stream_rec.model.counters import REACH, Memory
+from stream_rec.model.encoder import UserEncoder
+from stream_rec.model.nearest import Everything, Near
+from stream_rec.model.parts import Asked, Shop
+from stream_rec.model.scorer import Table
+from stream_rec.model.tokens import UNKNOWN, Numbers
+
+AT_ONCE = 256
+"""Predictions made in one go."""
+
+
+class Predicted(NamedTuple):
+    """Some predictions, in the log's order."""
+
+    places: Numbers
+    """Of the targets, (n,)."""
+    table: Table
+    """The candidates of each."""
+
+
+@torch.inference_mode()
+def states_at(encoder: UserEncoder, prepared: Prepared, targets: Numbers, config: TrainConfig) -> Tensor:
+    """User states before each of the `targets` (n,), (n, width)."""
+    encoder.eval()
+    data = prepared.data
+    place_of = np.full(len(data.rows), -1)
+    place_of[targets] = np.arange(len(targets))
+    wanted = place_of >= 0
+    for begin, end in zip(data.begins[:-1], data.begins[1:], strict=True):
+        own = np.flatnonzero(wanted[begin:end])
+        if len(own):
+            wanted[begin + own[0] : begin + own[-1] + 1] = True
+    states = torch.zeros(len(targets), encoder.width)
+    for chosen in fit.plan(prepared, dataset.slices(data, config.capacity, config.stride, wanted), config):
+        found, places = fit.states_of(encoder, prepared, chosen)
+        asked = place_of[places] >= 0
+        states[torch.from_numpy(place_of[places][asked])] = found[torch.from_numpy(asked)]
+    return states
+
+
+@torch.inference_mode()
+def everything(encoder: UserEncoder, prepared: Prepared) -> Everything:
+    """The catalogue as the decoder scores it."""
+    items = encoder.items(prepared.vectors, encoder.residual.weight)
+    barred = torch.zeros(len(items), dtype=torch.bool)
+    barred[UNKNOWN] = True
+    return Everything(torch.nn.functional.normalize(items, dim=1) * encoder.log_scale.exp(), barred)
+
+
+def predict(
+    prepared: Prepared,
+    split: Split,
+    memory: Memory,
+    near: Callable[[slice], Near],
+    config: TrainConfig,
+    progress: Callable[[int], None],
+) -> Iterator[Predicted]:
+    """Predicts the targets; `near` gives the decoder's candidates of some of them. `memory` has learned what is known.
+
+    Online it learns each event after it was predicted. Else it is asked at the end of what is known, however early a
+    target happened.
+    """
+    data = prepared.data
+    shop = shop_of(prepared, memory)
+    order = data.in_log_order()
+    stream = order[~split.known[order]] if split.online else order[:0]
+    ends = np.searchsorted(data.order[stream], data.order[split.targets])
+    end = float(data.times[split.known].max())
+    learned = 0
+    for begin in range(0, len(split.targets), AT_ONCE):
+        targets = split.targets[begin : begin + AT_ONCE]
+        found_near = near(slice(begin, begin + len(targets)))
+        found = []
+        for at, (place, rows) in enumerate(zip(targets.tolist(), found_near.rows.numpy(), strict=True), begin):
+            teach(prepared, memory, stream[learned : ends[at]])
+            learned = ends[at]
+            window = dataset.served(data, place, config.capacity, config.stride)
+            time = float(data.times[place - 1]) if split.online else end
+            found.append(shop.ask(Asked(data.rows[window].tolist(), time), rows))
+        progress(begin + len(targets))
+        yield Predicted(targets, Table.of(found_near, found))
+
+
+def teach(prepared: Prepared, memory: Memory, places: Numbers) -> None:
+    """Teaches `memory` the events at `places` (n,), in this order."""
+    data = prepared.data
+    begins = data.begins[np.searchsorted(data.begins, places, side="right") - 1]
+    for place, begin in zip(places.tolist(), begins.tolist(), strict=True):
+        memory.learn_last(data.rows[max(begin, place - REACH) : place + 1].tolist(), float(data.times[place]))
+
+
+def shop_of(prepared: Prepared, memory: Memory) -> Shop:
+    catalog = prepared.catalog
+    mark = np.zeros(len(catalog), np.int32)
+    return Shop(memory, catalog.text, catalog.words, catalog.categories, catalog.prices, mark)
+
+
+def find(table: Table, of: Numbers, rows: Numbers) -> Tensor:
+    """The places in the table of the candidates `rows` (n,) of the answers `of` (n,); -1 where there is none, (n,)."""
+    answers, candidates = table.answers.numpy(), table.rows.numpy()
+    wide = int(max(candidates.max(initial=0), rows.max(initial=0))) + 1
+    keys, wanted = answers * wide + candidates, of * wide + rows
+    order = np.argsort(keys)
+    at = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
+    return torch.from_numpy(np.where(keys[at] == wanted, at, -1))
+
+
+def joined(parts: Sequence[Predicted]) -> Predicted:
+    """All predictions in one."""
+    offsets = np.cumsum([0, *(len(part.places) for part in parts[:-1])])
+    answers = [part.table.answers + int(offset) for part, offset in zip(parts, offsets, strict=True)]
+    columns = (torch.cat([getattr(part.table, name) for part in parts]) for name in ("rows", "columns"))
+    return Predicted(np.concatenate([part.places for part in parts]), Table(torch.cat(answers), *columns))

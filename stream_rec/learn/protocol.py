@@ -1,0 +1,60 @@
+"""What a model may know and what it must predict: the protocols of training's validation and of evaluation."""
+
+from typing import Literal, NamedTuple, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_rec.learn.dataset import Dataset
+from stream_rec.model.tokens import Numbers
+
+Protocol = Literal["leave-one-out", "global-time", "prequential"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+ABOUT: dict[Protocol, str] = {
+    "leave-one-out": "each user's last event is predicted; everything else is known, whenever it happened",
+    "global-time": "all events after a time are predicted; nothing after it is learned",
+    "prequential": "all events after a time are predicted; the online memory learns each of them afterwards",
+}
+
+
+class Split(NamedTuple):
+    """`known` events, `targets` to predict, and whether the memory learns what comes between them."""
+
+    known: NDArray[np.bool_]
+    """(events,)"""
+    targets: Numbers
+    """Places in the dataset, in the log's order, (n,). None is a user's first event."""
+    online: bool
+
+    @classmethod
+    def at(cls, data: Dataset, first: int, last: int, *, online: bool) -> Self:
+        """Known is what stands in the log before the place `first`; predicted is the rest up to `last`."""
+        wanted = (data.order >= first) & (data.order < last)
+        return cls(data.order < first, in_log_order(data, wanted & ~_firsts(data)), online)
+
+    @classmethod
+    def leaving(cls, data: Dataset, count: int) -> Self:
+        """Known is all but the last `count` events of each user; predicted is the first of those."""
+        lengths = np.diff(data.begins)
+        left = np.repeat(data.begins[1:], lengths) - np.arange(len(data.rows))
+        return cls(left > count, in_log_order(data, (left == count) & ~_firsts(data)), online=False)
+
+    def sample(self, count: int, seed: int) -> Self:
+        """At most `count` targets, drawn at random."""
+        if len(self.targets) <= count:
+            return self
+        drawn = np.random.default_rng(seed).choice(len(self.targets), count, replace=False)
+        return self._replace(targets=self.targets[np.sort(drawn)])
+
+
+def in_log_order(data: Dataset, wanted: NDArray[np.bool_]) -> Numbers:
+    """The places of the `wanted` (events,) events, in the order of the log."""
+    places = np.flatnonzero(wanted)
+    return places[np.argsort(data.order[places])]
+
+
+def _firsts(data: Dataset) -> NDArray[np.bool_]:
+    """Which events are their user's first, (events,)."""
+    found = np.zeros(len(data.rows), np.bool_)
+    found[data.begins[:-1]] = True
+    return found

@@ -1,0 +1,108 @@
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from stream_rec.errors import UserError
+from stream_rec.learn import dataset, evaluation, train
+from stream_rec.learn.recipe import TrainConfig
+from stream_rec.learn.simulate import Storefront
+from stream_rec.model.encoder import EncoderConfig
+from stream_rec.model.parts import PARTS
+from stream_rec.model.scorer import Table
+from stream_rec.model.text import TextEncoder
+
+EVENTS = 9_000
+ENCODER = EncoderConfig(width=64, layers=1, heads=2, kv_heads=2, inner=128)
+PLAN = evaluation.Plan("prequential", stride=16)
+
+
+def quiet(*_: Any) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.Trained, pl.DataFrame, TextEncoder]:
+    """A shop of which a model saw the first 80%."""
+    out = tmp_path_factory.mktemp("model")
+    front = Storefront(seed=2, products=312, shoppers=200)
+    events = list(islice(front.events(), EVENTS))
+    frame = pl.DataFrame(
+        {
+            "user": [event.user_id for event in events],
+            "item": [event.item_id for event in events],
+            "event": [event.event_type for event in events],
+            "time": [event.timestamp for event in events],
+        }
+    )
+    texts = TextEncoder("sentence-transformers/all-MiniLM-L6-v2", out)
+    config = TrainConfig(encoder=ENCODER, capacity=32, stride=16, epochs=6, batch_tokens=300, refit=False)
+    cut = frame["time"][EVENTS * 8 // 10]
+    return train.train(frame.filter(pl.col("time") < cut), front.items, config, texts, out, quiet), frame, texts
+
+
+def test_training_measures_every_part_alone_and_left_out(world) -> None:
+    measured = world[0].measured
+    assert set(measured.alone) == set(measured.left_out) == set(PARTS)
+    for part in measured.alone.values():
+        assert measured.blend.ndcg_at_10 > part.ndcg_at_10
+        assert measured.blend.hit_rate_at_10 > part.hit_rate_at_10
+
+
+def test_the_blend_beats_every_floor_by_a_margin(world) -> None:
+    trained, frame, texts = world
+    found = evaluation.run(trained.model, frame, PLAN, texts, quiet)
+    assert found["predictions"] > EVENTS / 10
+    assert found["hr_at_10"] > 1.05 * max(floor["hr_at_10"] for floor in found["floors"].values())
+    assert found["ndcg_at_10"] > 1.05 * max(floor["ndcg_at_10"] for floor in found["floors"].values())
+    assert found["over_best_floor"]["hr_at_10"].low > 0
+    assert set(found["parts"]) == set(PARTS)
+    assert sum(group["predictions"] for group in found["by_history"].values()) == found["predictions"]
+    assert 0 < found["coverage"] <= 1
+    assert found["calibration_error"] < 0.02
+
+
+def test_after_a_time_the_memory_learns_on_or_not(world) -> None:
+    trained, frame, texts = world
+    live, frozen = (
+        evaluation.run(trained.model, frame, PLAN._replace(protocol=protocol), texts, quiet)
+        for protocol in ("prequential", "global-time")
+    )
+    assert frozen["frozen"]["blend"] == live["frozen"]["blend"] == {key: frozen[key] for key in live["frozen"]["blend"]}
+    assert live["floors"]["Markov"]["hr_at_10"] > frozen["floors"]["Markov"]["hr_at_10"]
+
+
+def test_a_log_that_the_model_has_seen_to_the_end_is_refused(world) -> None:
+    trained, frame, texts = world
+    seen = frame.filter(pl.col("time") <= trained.model.config.trained_until)
+    with pytest.raises(UserError, match="nothing that the model has not seen"):
+        evaluation.run(trained.model, seen, PLAN, texts, quiet)
+
+
+def made(rows: str, times: list[float]) -> dataset.Dataset:
+    """A log of one user a word; an item is a letter."""
+    users = [str(number) for number, word in enumerate(rows.split()) for _ in word]
+    frame = pl.DataFrame(
+        {"user": users, "item": list(rows.replace(" ", "")), "event": ["view"] * len(users), "time": times}
+    )
+    return dataset.dataset(frame, {letter: row for row, letter in enumerate("abcdef", 1)}, {"view": 1})
+
+
+def test_a_basket_is_predicted_in_one() -> None:
+    data = made("abbcd ef", [1, 2, 2, 2, 3, 1, 1])
+    assert evaluation.same_time(data) == pytest.approx(3 / 5)
+    targets = evaluation.first_of_basket(data, np.array([1, 2, 3, 4, 6]))
+    assert targets.tolist() == [1, 4]
+    of, rows = evaluation.right(data, targets, baskets=True)
+    assert (of.tolist(), rows.tolist()) == ([0, 0, 1], [2, 3, 4])
+
+
+def test_what_a_user_ever_met_is_known_per_user() -> None:
+    data = made("abc dea", [1, 2, 3, 1, 2, 3])
+    answers, rows = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 3, 4, 1, 4, 5])
+    table = Table(answers, rows, torch.zeros(6, len(PARTS)))
+    assert evaluation.met(data, np.array([2, 5]), table).tolist() == [True, False, False, False, True, True]
+    assert evaluation.repeats(made("aba cc", [1, 2, 3, 1, 2])) == pytest.approx(2 / 5)
