@@ -14,7 +14,7 @@ from stream_rec.learn.dataset import Dataset
 from stream_rec.learn.metrics import Lists, Ranks
 from stream_rec.learn.predict import Predicted, everything, find, predict, states_at
 from stream_rec.learn.prepare import Prepared, Progress, reopen
-from stream_rec.learn.protocol import Protocol, Split
+from stream_rec.learn.protocol import BASKETS, Protocol, Split, first_of_basket, same_time
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.model.counters import Memory
 from stream_rec.model.folder import Model
@@ -67,7 +67,7 @@ def run(model: Model, frame: pl.DataFrame, plan: Plan, texts: TextEncoder, progr
     data = prepared.data
     config = TrainConfig(encoder=model.config.encoder, capacity=model.config.capacity, stride=plan.stride)
     split, known = split_of(data, model, plan.protocol)
-    baskets = same_time(data) > 0.5 if plan.baskets is None else plan.baskets
+    baskets = same_time(data) > BASKETS if plan.baskets is None else plan.baskets
     if baskets:
         split = split._replace(targets=first_of_basket(data, split.targets))
     if not len(split.targets):
@@ -214,19 +214,6 @@ def met(data: Dataset, places: Numbers, table: Table) -> NDArray[np.bool_]:
         number * wide + data.rows[begin:place] for number, (begin, place) in enumerate(zip(begins, places, strict=True))
     ]
     return np.isin(table.answers.numpy() * wide + table.rows.numpy(), np.concatenate(held))
-
-
-def same_time(data: Dataset) -> float:
-    """Share of the events at the very time of the same user's event before."""
-    follows = np.ones(len(data.rows), np.bool_)
-    follows[data.begins[:-1]] = False
-    return float((np.diff(data.times, prepend=-1)[follows] == 0).mean()) if follows.any() else 0.0
-
-
-def first_of_basket(data: Dataset, targets: Numbers) -> Numbers:
-    """Those of the targets that are at another time than the same user's event before."""
-    found: Numbers = targets[data.times[targets] != data.times[targets - 1]]
-    return found
 
 
 def repeats(data: Dataset) -> float:

@@ -16,6 +16,9 @@ ABOUT: dict[Protocol, str] = {
     "prequential": "all events after a time are predicted; the online memory learns each of them afterwards",
 }
 
+BASKETS = 0.5
+"""Share of events at the very time of the one before, from which on what a user does at one time is a basket."""
+
 
 class Split(NamedTuple):
     """`known` events, `targets` to predict, and whether the memory learns what comes between them."""
@@ -51,6 +54,19 @@ def in_log_order(data: Dataset, wanted: NDArray[np.bool_]) -> Numbers:
     """The places of the `wanted` (events,) events, in the order of the log."""
     places = np.flatnonzero(wanted)
     return places[np.argsort(data.order[places])]
+
+
+def same_time(data: Dataset) -> float:
+    """Share of the events at the very time of the same user's event before."""
+    follows = np.ones(len(data.rows), np.bool_)
+    follows[data.begins[:-1]] = False
+    return float((np.diff(data.times, prepend=-1)[follows] == 0).mean()) if follows.any() else 0.0
+
+
+def first_of_basket(data: Dataset, targets: Numbers) -> Numbers:
+    """Those of the targets that are at another time than the same user's event before."""
+    found: Numbers = targets[data.times[targets] != data.times[targets - 1]]
+    return found
 
 
 def _firsts(data: Dataset) -> NDArray[np.bool_]:

@@ -22,7 +22,7 @@ from stream_rec.learn.dataset import Dataset
 from stream_rec.learn.evaluate import Figures
 from stream_rec.learn.predict import Predicted, everything, find, joined, predict, states_at, teach
 from stream_rec.learn.prepare import Prepared, Progress, prepare
-from stream_rec.learn.protocol import Split, in_log_order
+from stream_rec.learn.protocol import BASKETS, Split, first_of_basket, in_log_order, same_time
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.tune import Tune
 from stream_rec.messages import Item
@@ -96,7 +96,10 @@ def splits(data: Dataset, config: TrainConfig) -> tuple[Split, NDArray[np.bool_]
         return Split.leaving(data, 2), Split.leaving(data, 1).known
     events = len(data.rows)
     cut = max(1, int(events * (1 - config.validation)))
-    return Split.at(data, cut, events, online=config.protocol == "prequential"), np.ones(events, np.bool_)
+    split = Split.at(data, cut, events, online=config.protocol == "prequential")
+    if same_time(data) > BASKETS:  # what else is in a basket is another question than what the next one begins with
+        split = split._replace(targets=first_of_basket(data, split.targets))
+    return split, np.ones(events, np.bool_)
 
 
 def for_new_items(encoder: EncoderConfig, data: Dataset, validation: Split) -> EncoderConfig:

@@ -121,7 +121,9 @@ class Engine:
             self._encoder.body.compile(dynamic=True)
         self.incremental = Incremental(self._encoder, self._look, cache, limits.token_budget)
         self._outputs = torch.zeros(len(catalog), self._encoder.width, device=device)
-        choice = Choice(limits.top_k, limits.scoring, limits.index_effort, limits.diversity, limits.exclude_seen)
+        choice = Choice(
+            limits.top_k, limits.scoring, limits.index_effort, limits.diversity, limits.exclude_seen, self.capacity
+        )
         self.ranker = Ranker(model.config.blend, choice)
         self._embed(np.arange(len(catalog)))
 

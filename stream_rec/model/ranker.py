@@ -37,6 +37,8 @@ class Choice(NamedTuple):
     """From 0, the order of scores, to 1."""
     exclude_seen: bool = False
     """Whether items in a user's window are left out."""
+    window: int = 0
+    """Items in the longest window: where they are left out, so many more are looked for."""
 
 
 class Recall(NamedTuple):
@@ -100,7 +102,8 @@ class Ranker:
 
     @property
     def _near(self) -> int:
-        return max(NEAREST, 2 * self._choice.top_k)
+        seen = self._choice.window if self._choice.exclude_seen else 0
+        return max(NEAREST, 2 * self._choice.top_k) + seen
 
     def _score(self, near: Near, ask: Ask, pool: int) -> Scored:
         table = Table.of(near, ask(near))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stream_rec.errors import UserError
-from stream_rec.learn import dataset, evaluation, train
+from stream_rec.learn import dataset, evaluation, protocol, train
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.simulate import Storefront
 from stream_rec.model.encoder import EncoderConfig
@@ -68,8 +68,8 @@ def test_the_blend_beats_every_floor_by_a_margin(world) -> None:
 def test_after_a_time_the_memory_learns_on_or_not(world) -> None:
     trained, frame, texts = world
     live, frozen = (
-        evaluation.run(trained.model, frame, PLAN._replace(protocol=protocol), texts, quiet)
-        for protocol in ("prequential", "global-time")
+        evaluation.run(trained.model, frame, PLAN._replace(protocol=how), texts, quiet)
+        for how in ("prequential", "global-time")
     )
     assert frozen["frozen"]["blend"] == live["frozen"]["blend"] == {key: frozen[key] for key in live["frozen"]["blend"]}
     assert live["floors"]["Markov"]["hr_at_10"] > frozen["floors"]["Markov"]["hr_at_10"]
@@ -93,8 +93,8 @@ def made(rows: str, times: list[float]) -> dataset.Dataset:
 
 def test_a_basket_is_predicted_in_one() -> None:
     data = made("abbcd ef", [1, 2, 2, 2, 3, 1, 1])
-    assert evaluation.same_time(data) == pytest.approx(3 / 5)
-    targets = evaluation.first_of_basket(data, np.array([1, 2, 3, 4, 6]))
+    assert protocol.same_time(data) == pytest.approx(3 / 5)
+    targets = protocol.first_of_basket(data, np.array([1, 2, 3, 4, 6]))
     assert targets.tolist() == [1, 4]
     of, rows = evaluation.right(data, targets, baskets=True)
     assert (of.tolist(), rows.tolist()) == ([0, 0, 1], [2, 3, 4])
