@@ -19,7 +19,7 @@ demo: $(VENV)/local.stamp ## run everything on this machine; make demo ARGS="--s
 	@exec $(BIN)/stream-rec demo $(ARGS)
 
 test: check ## check the code, then run the fast tests, then those that start Kafka
-	@$(BIN)/pytest -m 'not e2e'
+	@$(BIN)/pytest -m 'not e2e' -n 2 --dist loadfile
 	@$(BIN)/pytest -m e2e
 
 check: $(VENV)/test.stamp ## format, lint, types and the walls between the rooms

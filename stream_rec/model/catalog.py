@@ -65,6 +65,10 @@ class Catalog:
     def item(self, row: int) -> Item:
         return self._items[row]
 
+    def ids(self, rows: Sequence[int]) -> list[str]:
+        items = self._items
+        return [items[row].item_id for row in rows]
+
     def find(self, item_id: str) -> Item | None:
         return self._items[row] if (row := self.row(item_id)) != UNKNOWN else None
 

@@ -280,7 +280,12 @@ class Engine:
         named = self.items.labels
         best = ranked.interests.topk(min(self._limits.interests_k, ranked.interests.shape[1]), dim=1)
         columns = (
-            *(ranked.rows, _rounded(ranked.scores, 4), _rounded(ranked.probabilities, 6)),
+            *(
+                (ranked.scores > BARRED).sum(dim=1),
+                ranked.rows,
+                _rounded(ranked.scores, 4),
+                _rounded(ranked.probabilities, 6),
+            ),
             *(best.indices, _rounded(best.values, 4), _rounded(types, 4)),
         )
         return [
@@ -289,18 +294,14 @@ class Engine:
                 seq=window.n,
                 offset=window.offset,
                 event_time=window.events[-1].timestamp,
-                items=tuple(
-                    RankedItem(self.catalog.item(row).item_id, score, probability)
-                    for row, score, probability in zip(rows, scores, probabilities, strict=True)
-                    if score > BARRED
-                ),
+                items=tuple(map(RankedItem, self.catalog.ids(rows[:shown]), scores, probabilities)),
                 next_event=dict(zip(self._event_types, next_types, strict=True)),
                 interests=tuple(
                     Interest(name, weight) for at, weight in zip(labels, weights, strict=True) if (name := named[at])
                 ),
                 model=self.version,
             )
-            for window, rows, scores, probabilities, labels, weights, next_types in zip(
+            for window, shown, rows, scores, probabilities, labels, weights, next_types in zip(
                 windows, *(column.tolist() for column in columns), strict=True
             )
         ]
