@@ -17,6 +17,7 @@ from stream_rec import __version__
 from stream_rec.bench.commands import bench
 from stream_rec.command import EVERYWHERE, Command
 from stream_rec.errors import UserError
+from stream_rec.learn.commands import evaluate, train
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
@@ -219,95 +220,8 @@ def replay(settings: "Settings", events: Path, columns: str, as_json: bool, **gi
     room.run(settings, log, room.Plan(as_json=as_json, **given))
 
 
-@cli.command(cls=Command, settings=("capacity", "stride", "text_encoder", "cache_dir", *EVERYWHERE))
-@click.argument("events", type=click.Path(path_type=Path))
-@click.option("--items", type=click.Path(path_type=Path), help="the catalogue; without it items have no text")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder of the model")
-@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
-@click.option("--first", default=1.0, show_default=True, help="share of the log to train on, from its beginning")
-@click.option("--epochs", type=int, help="passes over the log [default: 12, or 20 of a log of 300,000 events or more]")
-@click.option("--width", default=128, show_default=True, help="of the decoder; a pre-trained one brings its own")
-@click.option("--layers", type=int, help="of the decoder [default: 2; of a pre-trained one all]")
-@click.option("--base", help="pre-trained causal language model: a name, a folder or a .gguf file [default: none]")
-@click.option(
-    "--tune",
-    type=click.Choice(["lora", "frozen", "full"]),
-    help="what of --base is trained: adapters (LoRA), nothing, or all of it [default: lora]",
-)
-@click.option(
-    "--read",
-    type=click.Choice(["items", "words"]),
-    default="items",
-    show_default=True,
-    help="an event is one token, its item; or, with --base, its words",
-)
-@click.option(
-    "--template",
-    default="{event} {title}, {category}",
-    show_default=True,
-    help="an event in words; may hold {event}, {title}, {category}, {brand}, {price}",
-)
-@click.option("--event-tokens", default=16, show_default=True, help="most tokens of an event in words")
-@click.option("--learning-rate", default=2e-3, show_default=True, help="at its highest")
-@click.option("--validation", default=0.1, show_default=True, help="share of the events, the last ones, held out")
-@click.option("--refit/--no-refit", default=True, show_default=True, help="train once more with the held-out events")
-@click.option(
-    "--protocol",
-    type=click.Choice(["prequential", "global-time", "leave-one-out"]),
-    default="prequential",
-    show_default=True,
-    help="what is held out: the last part of the log, learned from as it passes or not; or each user's last event",
-)
-@click.option("--seed", default=0, show_default=True, help="the same seed and data give the same model")
-@click.option("--threads", type=int, help="CPU threads [default: all cores]")
-@click.option("--overwrite", is_flag=True, help="begin anew where --out holds a model or an unfinished training")
-def train(settings: "Settings", **given: Any) -> int:
-    """Train a model on a log. Ctrl-C interrupts; the same command goes on from the last epoch."""
-    from stream_rec.cores import share_cores
-
-    share_cores()
-    from stream_rec.learn import session
-
-    return session.run(settings, session.Plan(**given))
-
-
-@cli.command(cls=Command, settings=("capacity", "cache_dir", *EVERYWHERE))
-@click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.argument("events", type=click.Path(path_type=Path))
-@click.option(
-    "--protocol",
-    type=click.Choice(["prequential", "global-time", "leave-one-out"]),
-    default="prequential",
-    show_default=True,
-    help="what the model was trained for: see 'stream-rec train'",
-)
-@click.option("--columns", default="", help="as 'stream-rec train' takes it")
-@click.option(
-    "--seen",
-    type=click.Choice(["auto", "filter", "keep"]),
-    default="auto",
-    show_default=True,
-    help="items that the user has met before; auto: filtered if the log knows no repeats",
-)
-@click.option(
-    "--baskets",
-    type=click.Choice(["auto", "yes", "no"]),
-    default="auto",
-    show_default=True,
-    help="predict in one what a user does at one time; auto: if that is most of the log",
-)
-@click.option("--threads", type=int, help="CPU threads [default: all cores]")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object; figures of several seeds are averaged")
-def evaluate(settings: "Settings", **given: Any) -> int:
-    """Measure models (of several seeds) on what they have not seen of a log, beside floors that need no training."""
-    from stream_rec.cores import share_cores
-
-    share_cores()
-    from stream_rec.learn import assess
-
-    return assess.run(settings, assess.Plan(**given))
-
-
+cli.add_command(train)
+cli.add_command(evaluate)
 cli.add_command(bench)
 
 

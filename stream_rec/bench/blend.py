@@ -6,29 +6,31 @@ also made from the whole catalogue, with all parts of every item.
 
 import statistics
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from stream_rec.bench.figures import listed
 from stream_rec.bench.figures import show as show_figures
 from stream_rec.errors import UserError
-from stream_rec.learn import dataset, logs
+from stream_rec.learn import logs
 from stream_rec.learn.evaluation import split_of
-from stream_rec.learn.predict import everything, shop_of, states_at, teach
-from stream_rec.learn.prepare import reopen
+from stream_rec.learn.predict import AT_ONCE, everything, predict, states_at
+from stream_rec.learn.prepare import Prepared, reopen
+from stream_rec.learn.protocol import Split
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.model import folder
 from stream_rec.model.counters import Memory
-from stream_rec.model.nearest import NEAREST, Near
-from stream_rec.model.parts import Asked, Found
-from stream_rec.model.scorer import BARRED, ItemSide, Table, score
+from stream_rec.model.folder import Model
+from stream_rec.model.nearest import NEAREST, Everything, Near
+from stream_rec.model.scorer import BARRED, ItemSide, Scored, Table, score
 from stream_rec.model.text import TextEncoder
-from stream_rec.model.tokens import Numbers
 
 TOP = 20
 
@@ -41,11 +43,22 @@ class Plan(NamedTuple):
     columns: str = ""
     answers: int = 4_096
     """Answers in a run."""
-    batch: int = 256
     sample: int = 256
     """Answers that are also made from the whole catalogue."""
     runs: int = 3
     threads: int = 1
+
+
+class World(NamedTuple):
+    """A model, and what it has not seen of a log."""
+
+    model: Model
+    prepared: Prepared
+    split: Split
+    config: TrainConfig
+    states: Tensor
+    """Of the split's targets, (targets, width)."""
+    items: ItemSide
 
 
 def show(plan: Plan, stride: int, cache: Path, as_json: bool) -> None:
@@ -53,62 +66,74 @@ def show(plan: Plan, stride: int, cache: Path, as_json: bool) -> None:
     torch.set_num_threads(plan.threads)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("answers", total=plan.runs + 1)
-        model = folder.load(plan.model)
-        log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
-        prepared = reopen(model, log.frame, TextEncoder(model.config.text_encoder, cache))
-        split, _ = split_of(prepared.data, model, "prequential")
-        targets = split.targets[: plan.answers]
-        if len(targets) < plan.batch:
-            raise UserError(f"the log holds {len(targets)} events that the model has not seen: give at least --batch")
-        config = TrainConfig(encoder=model.config.encoder, capacity=model.config.capacity, stride=stride)
-        states = states_at(model.encoder, prepared, targets, config)
-        nearest = everything(model.encoder, prepared)
-        categories = torch.from_numpy(prepared.catalog.categories)
-        items = ItemSide(nearest.outputs, nearest.barred, categories, tuple(prepared.catalog.labels))
-        memory = Memory(model.config.horizons)
-        shop = shop_of(prepared, memory)
-
-        def asked(place: int) -> Asked:
-            window = dataset.served(prepared.data, place, config.capacity, config.stride)
-            return Asked(prepared.data.rows[window].tolist(), float(prepared.data.times[place - 1]))
-
-        def answer(places: Numbers, near: Near) -> list[Found]:
-            found = []
-            for place, rows in zip(places.tolist(), near.rows.numpy(), strict=True):
-                teach(prepared, memory, np.array([place - 1]))
-                found.append(shop.ask(asked(place), rows))
-            return found
-
+        world = open_world(plan, stride, cache)
         times, counts = [], []
-        with torch.inference_mode():
-            for _ in range(plan.runs):
-                memory.load(model.memory)
-                began = time.perf_counter()
-                for begin in range(0, len(targets), plan.batch):
-                    near = nearest(states[begin : begin + plan.batch], NEAREST)
-                    table = Table.of(near, answer(targets[begin : begin + plan.batch], near))
-                    score(table, items, model.config.blend, TOP, exclude_seen=False)
-                    counts.append(len(table.rows) / len(near.rows))
-                times.append((time.perf_counter() - began) / len(targets))
-                bar.advance(task)
-            kept = []
-            for at in np.linspace(0, len(targets) - 1, plan.sample).astype(int).tolist():
-                best = []
-                for count in (NEAREST, len(prepared.catalog)):
-                    near = nearest(states[at : at + 1], count)
-                    table = Table.of(near, [shop.ask(asked(int(targets[at])), near.rows[0].numpy())])
-                    best.append(score(table, items, model.config.blend, TOP, exclude_seen=False))
-                real = best[1].scores[0] > BARRED
-                last = best[1].scores[0][real].min()
-                kept.append(((best[0].scores[0] >= last).sum() / real.sum()).clamp(max=1).item())
+        for _ in range(plan.runs):
+            memory = remembered(world)
+            began = time.perf_counter()
+            counts = [len(table.rows) for _, table in scored(world, world.split, world.states, memory, NEAREST)]
+            times.append((time.perf_counter() - began) / len(world.split.targets))
             bar.advance(task)
+        kept = kept_share(world, plan.sample)
+        bar.advance(task)
     figures = {
-        "items": len(prepared.catalog) - 1,
-        "answers": len(targets),
-        "batch": plan.batch,
+        "items": len(world.prepared.items),
+        "answers": len(world.split.targets),
+        "batch": AT_ONCE,
         "threads": plan.threads,
         "score_ms": round(1_000 * statistics.median(times), 3),
-        "candidates": round(statistics.mean(counts), 1),
-        "top_20_kept": round(statistics.mean(kept), 4),
+        "candidates": round(sum(counts) / len(world.split.targets), 1),
+        "top_20_kept": round(kept, 4),
     }
     show_figures(listed(figures), figures, as_json)
+
+
+def open_world(plan: Plan, stride: int, cache: Path) -> World:
+    model = folder.load(plan.model)
+    log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
+    prepared = reopen(model, log.frame, TextEncoder(model.config.text_encoder, cache))
+    split, _ = split_of(prepared.data, model, "prequential")
+    split = split._replace(targets=split.targets[: plan.answers])
+    if not len(split.targets):
+        raise UserError("the log holds nothing that the model has not seen: train it with --first 0.8")
+    config = TrainConfig(encoder=model.config.encoder, capacity=model.config.capacity, stride=stride)
+    outputs, barred = everything(model.encoder, prepared)
+    catalog = prepared.catalog
+    items = ItemSide(outputs, barred, torch.from_numpy(catalog.categories), tuple(catalog.labels))
+    return World(model, prepared, split, config, states_at(model.encoder, prepared, split.targets, config), items)
+
+
+def remembered(world: World) -> Memory:
+    """The online memory as it was when the training ended."""
+    memory = Memory(world.model.config.horizons)
+    memory.load(world.model.memory)
+    return memory
+
+
+@torch.inference_mode()
+def scored(world: World, split: Split, states: Tensor, memory: Memory, count: int) -> Iterator[tuple[Scored, Table]]:
+    """Answers the targets of `split` from the decoder's nearest `count` items and all other candidates, a step each.
+
+    `states` (targets, width) are the users' before them.
+    """
+    nearest = Everything(world.items.outputs, world.items.barred)
+    near = partial(_near, nearest, states, count)
+    for _, table in predict(world.prepared, split, memory, near, world.config, lambda _: None):
+        yield score(table, world.items, world.model.config.blend, TOP, exclude_seen=False), table
+
+
+def _near(nearest: Everything, states: Tensor, count: int, which: slice) -> Near:
+    return nearest(states[which], count)
+
+
+def kept_share(world: World, sample: int) -> float:
+    """Mean share of the whole catalogue's best that are as good among the candidates."""
+    split = world.split._replace(online=False).sample(sample, seed=0)
+    states = states_at(world.model.encoder, world.prepared, split.targets, world.config)
+    answers = (scored(world, split, states, remembered(world), count) for count in (NEAREST, len(world.items.outputs)))
+    shares = []
+    for (ours, _), (best, _) in zip(*answers, strict=True):
+        real = best.scores > BARRED
+        last = best.scores.where(real, torch.inf).amin(dim=1, keepdim=True)
+        shares.append((ours.scores >= last).sum(dim=1).minimum(real.sum(dim=1)) / real.sum(dim=1))
+    return float(torch.cat(shares).mean())

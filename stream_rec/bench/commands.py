@@ -7,6 +7,7 @@ import click
 
 from stream_rec.command import EVERYWHERE, Command
 from stream_rec.cores import share_cores
+from stream_rec.learn.commands import COLUMNS
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 EVENTS = click.option(
     "--events", type=click.Path(path_type=Path), help="a log with long histories [default: a simulated shop]"
 )
-COLUMNS = click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
 ITEMS = click.option(
     "--items", default=10_000, show_default=True, help="items in the catalogue, at least the log's own"
 )
@@ -156,7 +156,6 @@ def bench_pipeline(
 @click.argument("events", type=click.Path(path_type=Path))
 @COLUMNS
 @click.option("--answers", default=4_096, show_default=True, help="in a run")
-@click.option("--batch", default=256, show_default=True, help="answers in a step")
 @click.option("--sample", default=256, show_default=True, help="answers that are also made from the whole catalogue")
 @RUNS
 @THREADS

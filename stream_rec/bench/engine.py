@@ -21,7 +21,7 @@ from stream_rec.bench.figures import listed
 from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.random_model import random_model
 from stream_rec.learn import logs
-from stream_rec.learn.dataset import Dataset, dataset
+from stream_rec.learn.dataset import Dataset, dataset, served
 from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import Item
 from stream_rec.model import audit
@@ -35,7 +35,6 @@ from stream_rec.model.reader import Events, ItemReader, Reader
 from stream_rec.model.scorer import Ranked
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import Tokens, event_type_numbers
-from stream_rec.window import start_of
 
 DIFFERENT = 512
 """Windows that are compared, state by state, with their full encoding."""
@@ -173,25 +172,23 @@ def _asked(frame: pl.DataFrame, engine: Engine, plan: Plan) -> tuple[Dataset, li
     row_of = {engine.catalog.item(row).item_id: row for row in range(1, len(engine.catalog))}
     types = event_type_numbers(frame["event"].unique().sort().to_list())
     data = dataset(frame, row_of, types)
-    return data, data.in_log_order()[-plan.events :].tolist()
+    return data, np.argsort(data.order)[-plan.events :].tolist()
 
 
 def _before(data: Dataset, asked: Sequence[int]) -> list[int]:
     """The place before each asked user's first asked event, where there is one: what a warm cache holds."""
     first: dict[int, int] = {}
     for place in asked:
-        first.setdefault(int(np.searchsorted(data.begins, place, "right")) - 1, place)
+        first.setdefault(int(data.user_of(np.array(place))), place)
     return [place - 1 for user, place in first.items() if place > data.begins[user]]
 
 
 def _windows(data: Dataset, places: Sequence[int], capacity: int, read: Reader) -> Iterator[Asked]:
     """The window after the event at each place."""
     for place in places:
-        user = int(np.searchsorted(data.begins, place, "right")) - 1
-        begin = int(data.begins[user])
-        window = slice(begin + start_of(place + 1 - begin, capacity, capacity // 2), place + 1)
+        window = served(data, place + 1, capacity, capacity // 2)
         events = Events(data.rows[window], data.types[window], data.times[window], np.zeros(1, np.int64))
-        yield Asked(str(user), read(events).tokens)
+        yield Asked(str(data.user_of(np.array(place))), read(events).tokens)
 
 
 def batches(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:

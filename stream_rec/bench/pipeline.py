@@ -36,7 +36,7 @@ from stream_rec.model.encoder import EncoderConfig
 from stream_rec.model.scorer import Blend
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.broker import Broker
-from stream_rec.pipeline.parts import Parts
+from stream_rec.pipeline.processes import Processes
 from stream_rec.pipeline.publish import Publisher
 
 BLEND = Blend(
@@ -143,8 +143,8 @@ def run(settings: Settings, traffic: Traffic, plan: Plan, progress: Progressed) 
         )
         past = _past(traffic, own)
         _save_model(traffic, own, plan, past.memory)
-        parts = stack.enter_context(Parts(home, own))
-        return asyncio.run(_measure(own, traffic, plan, past, parts, broker.pid, progress))
+        running = stack.enter_context(Processes(home, own))
+        return asyncio.run(_measure(own, traffic, plan, past, running, broker.pid, progress))
 
 
 def _past(traffic: Traffic, settings: Settings) -> Past:
@@ -178,7 +178,13 @@ def _save_model(traffic: Traffic, settings: Settings, plan: Plan, memory: Memory
 
 
 async def _measure(
-    settings: Settings, traffic: Traffic, plan: Plan, past: Past, parts: Parts, broker: int | None, progress: Progressed
+    settings: Settings,
+    traffic: Traffic,
+    plan: Plan,
+    past: Past,
+    running: Processes,
+    broker: int | None,
+    progress: Progressed,
 ) -> dict[str, Any]:
     progress("starting", 0)
     await topics.create(settings)
@@ -187,16 +193,16 @@ async def _measure(
             await publisher.send(user, encode(held))
     agents = [f"agents-{number}" for number in range(1, plan.agents + 1)]
     for name in (*agents, "worker"):
-        parts.start(name)
-    await asyncio.gather(*map(parts.ready, (*agents, "worker")))
+        running.start(name)
+    await asyncio.gather(*map(running.ready, (*agents, "worker")))
     pids: dict[str, list[int | None]] = {
         "broker": [broker],
-        "agents": [parts.pid(name) for name in agents],
-        "worker": [parts.pid("worker")],
+        "agents": [running.pid(name) for name in agents],
+        "worker": [running.pid("worker")],
     }
     async with Load(settings, traffic.live) as load:
         watch = Watch(
-            load, parts, pids | {"load": [os.getpid()]}, lambda what: progress(what, load.answered / plan.fed)
+            load, running, pids | {"load": [os.getpid()]}, lambda what: progress(what, load.answered / plan.fed)
         )
         await watch.until("warming up", lambda: load.warmed == len(past.windows))
         full = await watch.runs("full load", at_most(load, WAITING), plan, plan.events)
@@ -227,12 +233,12 @@ class Watch:
     """Waits for answers and takes the figures meanwhile. Raises `UserError` when a process dies or nothing comes."""
 
     def __init__(
-        self, load: Load, parts: Parts, pids: Mapping[str, Sequence[int | None]], say: Callable[[str], None]
+        self, load: Load, running: Processes, pids: Mapping[str, Sequence[int | None]], say: Callable[[str], None]
     ) -> None:
         import psutil  # of the extra `local`, like the broker, which misses it in words
 
         self._load = load
-        self._parts = parts
+        self._running = running
         self._processes = {kind: [psutil.Process(pid) for pid in some] for kind, some in pids.items()}
         self._say = say
 
@@ -241,7 +247,7 @@ class Watch:
         heard, since = self._load.heard, time.monotonic()
         while not reached():
             self._say(what)
-            self._parts.check()
+            self._running.check()
             self._load.check()
             await asyncio.sleep(LOOK_S)
             if self._load.heard > heard:

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stream_rec.config import Settings
 from stream_rec.learn import logs
+from stream_rec.learn.progress import bars
 from stream_rec.learn.protocol import Protocol
 
+CHOICES = {"auto": None, "filter": True, "keep": False, "yes": True, "no": False}
 SHOWN = ("hr_at_10", "ndcg_at_10", "mrr")
 
 
@@ -43,26 +44,13 @@ def run(settings: Settings, plan: Plan) -> int:
         from stream_rec.model.text import TextEncoder
     torch.set_num_threads(plan.threads or torch.get_num_threads())
     log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
-    how = evaluation.Plan(
-        plan.protocol, settings.move, _choice(plan.seen, "filter", "keep"), _choice(plan.baskets, "yes", "no")
-    )
+    how = evaluation.Plan(plan.protocol, settings.move, CHOICES[plan.seen], CHOICES[plan.baskets])
     found: list[dict[str, Any]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        for path in plan.models:
-            tasks: dict[str, TaskID] = {}
-
-            def progress(what: str, done: float, total: float, name: str = path.name, tasks: Any = tasks) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(f"{name}: {what}", total=total)
-                bar.update(tasks[what], completed=done, total=total)
-
-            model = folder.load(path)
-            found.append(
-                evaluation.run(
-                    model, log.frame, how, TextEncoder(model.config.text_encoder, settings.cache_dir), progress
-                )
-            )
+    for path in plan.models:
+        model = folder.load(path)
+        texts = TextEncoder(model.config.text_encoder, settings.cache_dir)
+        with bars(console, stay=False, before=f"{path.name}: ") as progress:
+            found.append(evaluation.run(model, log.frame, how, texts, progress))
     if plan.as_json:
         means = {name: round(statistics.mean(one[name] for one in found), 4) for name in ("hr_at_10", "ndcg_at_10")}
         first = found[0] | means | {"seeds": len(found), "protocol": plan.protocol}
@@ -73,10 +61,6 @@ def run(settings: Settings, plan: Plan) -> int:
         for path, one in zip(plan.models, found, strict=True):
             _show(path, one)
     return 0
-
-
-def _choice(given: str, yes: str, no: str) -> bool | None:
-    return {yes: True, no: False}.get(given)
 
 
 def _show(path: Path, found: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from msgspec import Struct
 
-from stream_rec.learn.evaluate import Figures
 from stream_rec.learn.protocol import ABOUT as PROTOCOL
 from stream_rec.learn.protocol import Protocol
 from stream_rec.learn.tune import ABOUT, Tune
@@ -46,26 +45,30 @@ not been measured. Trained on one shop's log, the model knows nothing of another
 class Measured(Struct, frozen=True):
     """metrics.json: figures on validation, of each part alone and of the blend."""
 
-    blend: Figures
-    alone: dict[str, Figures]
+    predictions: int
+    blend: dict[str, float]
+    """As `metrics.figures` names them."""
+    alone: dict[str, dict[str, float]]
     """Each part by itself."""
-    left_out: dict[str, Figures]
+    left_out: dict[str, dict[str, float]]
     """The blend fitted without it."""
     type_log_loss: float
     type_log_loss_of_frequency: float
+
+    def rows(self) -> dict[str, dict[str, float]]:
+        """All figures by the name of what they are of."""
+        return {
+            "blend": self.blend,
+            **{f"{part} alone": found for part, found in self.alone.items()},
+            **{f"without {part}": found for part, found in self.left_out.items()},
+        }
 
 
 def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, events: int, users: int) -> str:
     """The model card, as Markdown; `tune` says what of the body was trained."""
     body = model.encoder.body.config
-    ablation = {
-        "blend": measured.blend,
-        **{f"{part} alone": found for part, found in measured.alone.items()},
-        **{f"without {part}": found for part, found in measured.left_out.items()},
-    }
-    rows = "\n".join(
-        f"| {name} | {f.hit_rate_at_10:.4f} | {f.ndcg_at_10:.4f} | {f.mrr:.4f} |" for name, f in ablation.items()
-    )
+    row = "| {} | {hr_at_10:.4f} | {ndcg_at_10:.4f} | {mrr:.4f} |"
+    rows = "\n".join(row.format(name, **found) for name, found in measured.rows().items())
     return CARD.format(
         version=model.version,
         body=model.config.encoder.base or f"{body.model_type} from scratch",
@@ -81,7 +84,7 @@ def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, event
         event_types=", ".join(model.config.event_types),
         capacity=model.config.capacity,
         protocol=PROTOCOL[protocol].capitalize(),
-        predictions=measured.blend.predictions,
+        predictions=measured.predictions,
         rows=rows,
         type_log_loss=measured.type_log_loss,
         type_log_loss_of_frequency=measured.type_log_loss_of_frequency,

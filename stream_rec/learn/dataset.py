@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stream_rec.model.reader import Events, Reader
 from stream_rec.model.tokens import UNKNOWN, Numbers
+from stream_rec.window import start_of
 
 
 class Dataset(NamedTuple):
@@ -23,9 +24,22 @@ class Dataset(NamedTuple):
     begins: Numbers
     """Where each user's events begin."""
 
-    def in_log_order(self) -> Numbers:
-        """Places of the events in the order of the log, (events,)."""
-        return np.argsort(self.order)
+    def in_log_order(self, wanted: NDArray[np.bool_]) -> Numbers:
+        """The places of the `wanted` (events,) events in the order of the log."""
+        places = np.flatnonzero(wanted)
+        return places[np.argsort(self.order[places])]
+
+    def user_of(self, places: Numbers) -> Numbers:
+        """The number of the user of the events at `places` (n,), (n,)."""
+        found: Numbers = np.searchsorted(self.begins, places, side="right") - 1
+        return found
+
+    @property
+    def firsts(self) -> NDArray[np.bool_]:
+        """Which events are their user's first, (events,)."""
+        found = np.zeros(len(self.rows), np.bool_)
+        found[self.begins[:-1]] = True
+        return found
 
 
 class Slice(NamedTuple):
@@ -138,11 +152,9 @@ def crops(data: Dataset, capacity: int, known: NDArray[np.bool_], rng: np.random
 
 
 def served(data: Dataset, place: int, capacity: int, stride: int) -> slice:
-    """The places of the window that is served before the event at `place`."""
-    begin = int(data.begins[np.searchsorted(data.begins, place, side="right") - 1])
-    length = place - begin
-    moved = 0 if length <= capacity else -(-(length - capacity) // stride) * stride
-    return slice(begin + moved, place)
+    """The places of the window that ends before `place`, as it is served: that of the user of the event before."""
+    begin = int(data.begins[data.user_of(np.array(place - 1))])
+    return slice(begin + start_of(place - begin, capacity, stride), place)
 
 
 def _numbers(column: pl.Series, number_of: Mapping[str, int]) -> Numbers:

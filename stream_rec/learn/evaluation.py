@@ -7,13 +7,17 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from stream_rec.errors import UserError
-from stream_rec.learn import blend, evaluate, metrics
+from stream_rec.learn import blend, metrics
 from stream_rec.learn.dataset import Dataset
 from stream_rec.learn.metrics import Lists, Ranks
 from stream_rec.learn.predict import Predicted, everything, find, predict, states_at
-from stream_rec.learn.prepare import Prepared, Progress, reopen
+from stream_rec.learn.predict import ranks as ranks_of
+from stream_rec.learn.prepare import Prepared, reopen
+from stream_rec.learn.progress import Progress
 from stream_rec.learn.protocol import BASKETS, Protocol, Split, first_of_basket, same_time
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.model.counters import Memory
@@ -54,11 +58,29 @@ class Outcome(NamedTuple):
 
     ranks: dict[str, Ranks]
     """Of the blend, of each part alone."""
-    top: Lists
-    probabilities: NDArray[np.float64]
-    """(predictions, TOP)."""
+    first: "First"
     places: Numbers
     """Of the (first) event that was predicted, (predictions,)."""
+
+
+class First(NamedTuple):
+    """The first items of each answer of the blend, (predictions, TOP) each."""
+
+    rows: Numbers
+    probabilities: NDArray[np.float32]
+    happened: NDArray[np.bool_]
+    """Whether the item was right."""
+
+    @classmethod
+    def of(cls, table: Table, values: Tensor, covered: float, right_of: Numbers, right_rows: Numbers) -> "First":
+        """By `values` (candidates,). A catalogue with fewer items is filled up with the unknown one."""
+        scores = F.pad(table.spread(values, BARRED), (0, TOP), value=BARRED)
+        best = scores.topk(TOP, dim=1).indices
+        rows = F.pad(table.spread(table.rows, UNKNOWN), (0, TOP), value=UNKNOWN).gather(1, best).numpy()
+        probabilities = (covered * torch.softmax(scores, dim=1)).gather(1, best).numpy()
+        wide = int(max(rows.max(), right_rows.max())) + 1
+        happened = np.isin(np.arange(len(rows))[:, None] * wide + rows, right_of * wide + right_rows)
+        return cls(rows, probabilities, happened)
 
 
 def run(model: Model, frame: pl.DataFrame, plan: Plan, texts: TextEncoder, progress: Progress) -> dict[str, Any]:
@@ -104,8 +126,7 @@ def collect(asked: Iterator[Predicted], data: Dataset, weights: Blend, *, basket
     scores = {BLEND: weights, **{part: blend.alone(part) for part in PARTS}}
     of: list[Numbers] = []
     ranks: dict[str, list[Numbers]] = {name: [] for name in scores}
-    top: list[Numbers] = []
-    probabilities: list[NDArray[np.float32]] = []
+    first: list[First] = []
     places: list[Numbers] = []
     for places_now, table in asked:
         begin = sum(map(len, places))
@@ -116,19 +137,14 @@ def collect(asked: Iterator[Predicted], data: Dataset, weights: Blend, *, basket
             barred |= torch.from_numpy(met(data, places_now, table))
         of.append(right_of + begin)
         places.append(places_now)
-        for name, one in scores.items():
-            values = (table.columns @ one.weights).masked_fill_(barred, BARRED)
-            ranks[name].append(evaluate.ranks(table, values, torch.from_numpy(right_of), truth).numpy())
-            if name == BLEND:
-                spread = table.spread(values, BARRED)
-                best = spread.topk(TOP, dim=1).indices
-                top.append(table.spread(table.rows, UNKNOWN).gather(1, best).numpy())
-                probabilities.append((one.covered * torch.softmax(spread, dim=1)).gather(1, best).numpy())
+        values = {name: (table.columns @ one.weights).masked_fill_(barred, BARRED) for name, one in scores.items()}
+        for name, found in values.items():
+            ranks[name].append(ranks_of(table, found, torch.from_numpy(right_of), truth).numpy())
+        first.append(First.of(table, values[BLEND], weights.covered, right_of, right_rows))
     whose, count = np.concatenate(of), sum(map(len, places))
     return Outcome(
         {name: Ranks(whose, np.concatenate(found), count) for name, found in ranks.items()},
-        Lists(np.concatenate(top)),
-        np.concatenate(probabilities).astype(np.float64),
+        First(*map(np.concatenate, zip(*first, strict=True))),
         np.concatenate(places),
     )
 
@@ -138,12 +154,12 @@ def report(
 ) -> dict[str, Any]:
     """The figures of an evaluation; `known` (events,) is what the model had seen."""
     data, ours = prepared.data, live.ranks[BLEND]
-    user = np.searchsorted(data.begins, live.places, side="right") - 1
+    user = data.user_of(live.places)
     before = live.places - data.begins[user]
     new = ~np.isin(data.rows[live.places], data.rows[known])
     same = data.times[live.places] == data.times[live.places - 1]
     counts = np.bincount(data.rows[known], minlength=len(prepared.catalog)).astype(np.float64)
-    lists = Lists(live.top.rows[:, : metrics.CUT])
+    lists = Lists(live.first.rows[:, : metrics.CUT])
     best = max(FLOORS, key=lambda part: live.ranks[part].gains(metrics.CUT).mean())
     floor = live.ranks[best]
     groups = {
@@ -154,34 +170,34 @@ def report(
         "item": {"new": new, "known": ~new},
         "time": {"that of the event before": same, "later": ~same},
     }
-    chance = metrics.calibration(live.probabilities.ravel(), (live.top.rows == data.rows[live.places][:, None]).ravel())
+    chance = metrics.calibration(live.first.probabilities.ravel(), live.first.happened.ravel())
     return {
-        **metrics.figures(ours),
+        **shown(ours),
         "predictions": ours.predictions,
         "users": len(np.unique(user)),
         "baskets": baskets,
         "seen_items_filtered": exclude_seen,
-        "coverage": round(lists.coverage(int((counts > 0).sum())), 4),
+        "coverage": round(lists.coverage(len(prepared.items)), 4),
         "novelty_bits": round(lists.novelty(counts), 2),
         "intra_list_diversity": round(lists.diversity(prepared.vectors.numpy()), 4),
         "calibration_error": round(chance.error, 5),
-        "floors": {name: metrics.figures(live.ranks[part]) for part, name in FLOORS.items()},
+        "floors": {name: shown(live.ranks[part]) for part, name in FLOORS.items()},
         "frozen": {
-            BLEND: metrics.figures(frozen.ranks[BLEND]),
-            **{name: metrics.figures(frozen.ranks[part]) for part, name in FLOORS.items()},
+            BLEND: shown(frozen.ranks[BLEND]),
+            **{name: shown(frozen.ranks[part]) for part, name in FLOORS.items()},
         },
         "over_best_floor": {
             "floor": FLOORS[best],
             f"hr_at_{metrics.CUT}": metrics.bootstrap(ours.hits(metrics.CUT) - floor.hits(metrics.CUT), user),
             f"ndcg_at_{metrics.CUT}": metrics.bootstrap(ours.gains(metrics.CUT) - floor.gains(metrics.CUT), user),
         },
-        "parts": {part: metrics.figures(live.ranks[part]) for part in PARTS},
+        "parts": {part: shown(live.ranks[part]) for part in PARTS},
         **{
             f"by_{kind}": {
                 name: {
                     "predictions": int(which.sum()),
-                    **metrics.figures(ours.pick(which)),
-                    "floor_hr_at_10": metrics.figures(floor.pick(which))["hr_at_10"],
+                    **shown(ours.pick(which)),
+                    "floor_hr_at_10": shown(floor.pick(which))["hr_at_10"],
                 }
                 for name, which in kinds.items()
                 if which.any()
@@ -192,13 +208,18 @@ def report(
     }
 
 
+def shown(ranks: Ranks) -> dict[str, float]:
+    """The figures, as precise as they are worth."""
+    return {name: round(value, 4) for name, value in metrics.figures(ranks).items()}
+
+
 def right(data: Dataset, places: Numbers, *, baskets: bool) -> tuple[Numbers, Numbers]:
     """What is right for each prediction: whose it is, ascending, and the row; the rows of a basket count once."""
     if not baskets:
         return np.arange(len(places)), data.rows[places]
     of, rows = [], []
-    for number, place in enumerate(places.tolist()):
-        end = data.begins[np.searchsorted(data.begins, place, side="right")]
+    ends = data.begins[data.user_of(places) + 1]
+    for number, (place, end) in enumerate(zip(places.tolist(), ends.tolist(), strict=True)):
         until = place + int(np.searchsorted(data.times[place:end], data.times[place], side="right"))
         basket = np.unique(data.rows[place:until])
         of.append(np.full(len(basket), number))
@@ -209,7 +230,7 @@ def right(data: Dataset, places: Numbers, *, baskets: bool) -> tuple[Numbers, Nu
 def met(data: Dataset, places: Numbers, table: Table) -> NDArray[np.bool_]:
     """Which candidates the user had met before, ever, (candidates,)."""
     wide = int(max(data.rows.max(), table.rows.max())) + 1
-    begins = data.begins[np.searchsorted(data.begins, places, side="right") - 1]
+    begins = data.begins[data.user_of(places)]
     held = [
         number * wide + data.rows[begin:place] for number, (begin, place) in enumerate(zip(begins, places, strict=True))
     ]

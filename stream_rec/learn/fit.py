@@ -18,7 +18,8 @@ from stream_rec.errors import UserError
 from stream_rec.learn import checkpoint, dataset
 from stream_rec.learn.convex import minimise
 from stream_rec.learn.dataset import Slice
-from stream_rec.learn.prepare import Prepared, Progress
+from stream_rec.learn.prepare import Prepared
+from stream_rec.learn.progress import Progress
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.tune import RATE, tuning
 from stream_rec.model.encoder import ItemInputs, UserEncoder, new_body

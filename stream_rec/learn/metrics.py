@@ -69,7 +69,7 @@ def figures(ranks: Ranks) -> dict[str, float]:
     found |= {"mrr": ranks.reciprocal().mean()}
     found |= {f"precision_at_{CUT}": precision, f"recall_at_{CUT}": recall}
     found |= {f"f1_at_{CUT}": 2 * precision * recall / (precision + recall) if precision else 0.0}
-    return {name: round(float(value), 4) for name, value in found.items()}
+    return {name: float(value) for name, value in found.items()}
 
 
 class Interval(NamedTuple):
@@ -125,7 +125,7 @@ class Calibration(NamedTuple):
     """Mean probability, share that came true, how many."""
 
 
-def calibration(probabilities: Values, happened: NDArray[np.bool_], bins: int = 10) -> Calibration:
+def calibration(probabilities: NDArray[np.floating], happened: NDArray[np.bool_], bins: int = 10) -> Calibration:
     """`probabilities` and `happened` (n,)."""
     order = np.argsort(probabilities, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]

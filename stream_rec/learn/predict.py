@@ -14,12 +14,14 @@ from stream_rec.learn.recipe import TrainConfig
 from stream_rec.model.counters import REACH, Memory
 from stream_rec.model.encoder import UserEncoder
 from stream_rec.model.nearest import Everything, Near
-from stream_rec.model.parts import Asked, Shop
-from stream_rec.model.scorer import Table
+from stream_rec.model.parts import Asked, Evidence
+from stream_rec.model.scorer import BARRED, Table
 from stream_rec.model.tokens import UNKNOWN, Numbers
 
 AT_ONCE = 256
 """Predictions made in one go."""
+MISSED = 1 << 30
+"""The rank of an item that was no candidate."""
 
 
 class Predicted(NamedTuple):
@@ -54,10 +56,8 @@ def states_at(encoder: UserEncoder, prepared: Prepared, targets: Numbers, config
 @torch.inference_mode()
 def everything(encoder: UserEncoder, prepared: Prepared) -> Everything:
     """The catalogue as the decoder scores it."""
-    items = encoder.items(prepared.vectors, encoder.residual.weight)
-    barred = torch.zeros(len(items), dtype=torch.bool)
-    barred[UNKNOWN] = True
-    return Everything(torch.nn.functional.normalize(items, dim=1) * encoder.log_scale.exp(), barred)
+    outputs = encoder.outputs(encoder.items(prepared.vectors, encoder.residual.weight))
+    return Everything(outputs, torch.arange(len(outputs)) == UNKNOWN)
 
 
 def predict(
@@ -74,11 +74,10 @@ def predict(
     target happened.
     """
     data = prepared.data
-    shop = shop_of(prepared, memory)
-    order = data.in_log_order()
-    stream = order[~split.known[order]] if split.online else order[:0]
+    evidence = Evidence.of(memory, prepared.catalog)
+    stream = data.in_log_order(~split.known & split.online)
     ends = np.searchsorted(data.order[stream], data.order[split.targets])
-    end = float(data.times[split.known].max())
+    end = float(data.times[split.known].max(initial=data.times.min()))
     learned = 0
     for begin in range(0, len(split.targets), AT_ONCE):
         targets = split.targets[begin : begin + AT_ONCE]
@@ -89,7 +88,7 @@ def predict(
             learned = ends[at]
             window = dataset.served(data, place, config.capacity, config.stride)
             time = float(data.times[place - 1]) if split.online else end
-            found.append(shop.ask(Asked(data.rows[window].tolist(), time), rows))
+            found.append(evidence.ask(Asked(data.rows[window].tolist(), time), rows))
         progress(begin + len(targets))
         yield Predicted(targets, Table.of(found_near, found))
 
@@ -97,15 +96,9 @@ def predict(
 def teach(prepared: Prepared, memory: Memory, places: Numbers) -> None:
     """Teaches `memory` the events at `places` (n,), in this order."""
     data = prepared.data
-    begins = data.begins[np.searchsorted(data.begins, places, side="right") - 1]
+    begins = data.begins[data.user_of(places)]
     for place, begin in zip(places.tolist(), begins.tolist(), strict=True):
         memory.learn_last(data.rows[max(begin, place - REACH) : place + 1].tolist(), float(data.times[place]))
-
-
-def shop_of(prepared: Prepared, memory: Memory) -> Shop:
-    catalog = prepared.catalog
-    mark = np.zeros(len(catalog), np.int32)
-    return Shop(memory, catalog.text, catalog.words, catalog.categories, catalog.prices, mark)
 
 
 def find(table: Table, of: Numbers, rows: Numbers) -> Tensor:
@@ -116,6 +109,16 @@ def find(table: Table, of: Numbers, rows: Numbers) -> Tensor:
     order = np.argsort(keys)
     at = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
     return torch.from_numpy(np.where(keys[at] == wanted, at, -1))
+
+
+def ranks(table: Table, values: Tensor, of: Tensor, truth: Tensor) -> Tensor:
+    """0-based rank of each `truth` (right,) by `values` (candidates,), (right,); a tie counts against it.
+
+    A truth is a place in the table; `MISSED` where it is -1, or its value `BARRED`. `of` (right,) are its answers.
+    """
+    own = values[truth.clamp(min=0)]
+    found = (table.spread(values, -torch.inf)[of] >= own[:, None]).sum(dim=1) - 1
+    return found.masked_fill((truth < 0) | (own <= BARRED), MISSED)
 
 
 def joined(parts: Sequence[Predicted]) -> Predicted:

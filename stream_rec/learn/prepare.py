@@ -1,6 +1,6 @@
 """A log, a catalogue and a pre-trained body, made ready for training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stream_rec.learn import dataset
 from stream_rec.learn.dataset import Dataset
+from stream_rec.learn.progress import Progress
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.messages import Item
 from stream_rec.model.catalog import Catalog, text_vectors
@@ -22,9 +23,6 @@ from stream_rec.model.pretrained import Base, load_base, load_tokenizer
 from stream_rec.model.reader import Reader, reader_of
 from stream_rec.model.text import TextEncoder, text_of
 from stream_rec.model.tokens import UNKNOWN, event_type_numbers
-
-Progress = Callable[[str, float, float], None]
-"""Called with (what is going on, done, total)."""
 
 
 class Prepared(NamedTuple):

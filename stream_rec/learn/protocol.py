@@ -1,6 +1,6 @@
 """What a model may know and what it must predict: the protocols of training's validation and of evaluation."""
 
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,6 @@ from stream_rec.learn.dataset import Dataset
 from stream_rec.model.tokens import Numbers
 
 Protocol = Literal["leave-one-out", "global-time", "prequential"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 ABOUT: dict[Protocol, str] = {
     "leave-one-out": "each user's last event is predicted; everything else is known, whenever it happened",
     "global-time": "all events after a time are predicted; nothing after it is learned",
@@ -33,14 +32,14 @@ class Split(NamedTuple):
     def at(cls, data: Dataset, first: int, last: int, *, online: bool) -> Self:
         """Known is what stands in the log before the place `first`; predicted is the rest up to `last`."""
         wanted = (data.order >= first) & (data.order < last)
-        return cls(data.order < first, in_log_order(data, wanted & ~_firsts(data)), online)
+        return cls(data.order < first, data.in_log_order(wanted & ~data.firsts), online)
 
     @classmethod
     def leaving(cls, data: Dataset, count: int) -> Self:
         """Known is all but the last `count` events of each user; predicted is the first of those."""
         lengths = np.diff(data.begins)
         left = np.repeat(data.begins[1:], lengths) - np.arange(len(data.rows))
-        return cls(left > count, in_log_order(data, (left == count) & ~_firsts(data)), online=False)
+        return cls(left > count, data.in_log_order((left == count) & ~data.firsts), online=False)
 
     def sample(self, count: int, seed: int) -> Self:
         """At most `count` targets, drawn at random."""
@@ -50,27 +49,13 @@ class Split(NamedTuple):
         return self._replace(targets=self.targets[np.sort(drawn)])
 
 
-def in_log_order(data: Dataset, wanted: NDArray[np.bool_]) -> Numbers:
-    """The places of the `wanted` (events,) events, in the order of the log."""
-    places = np.flatnonzero(wanted)
-    return places[np.argsort(data.order[places])]
-
-
 def same_time(data: Dataset) -> float:
     """Share of the events at the very time of the same user's event before."""
-    follows = np.ones(len(data.rows), np.bool_)
-    follows[data.begins[:-1]] = False
-    return float((np.diff(data.times, prepend=-1)[follows] == 0).mean()) if follows.any() else 0.0
+    gaps = np.diff(data.times, prepend=-1)[~data.firsts]
+    return float((gaps == 0).mean()) if len(gaps) else 0.0
 
 
 def first_of_basket(data: Dataset, targets: Numbers) -> Numbers:
     """Those of the targets that are at another time than the same user's event before."""
     found: Numbers = targets[data.times[targets] != data.times[targets - 1]]
-    return found
-
-
-def _firsts(data: Dataset) -> NDArray[np.bool_]:
-    """Which events are their user's first, (events,)."""
-    found = np.zeros(len(data.rows), np.bool_)
-    found[data.begins[:-1]] = True
     return found

@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.learn import logs
 from stream_rec.learn.logs import Log
+from stream_rec.learn.progress import bars
 from stream_rec.learn.protocol import Protocol
 from stream_rec.messages import Item
 from stream_rec.model.words import Words
 
 if TYPE_CHECKING:
     from stream_rec.learn.card import Measured
-    from stream_rec.learn.evaluate import Figures
     from stream_rec.learn.recipe import Size, TrainConfig
     from stream_rec.learn.train import Trained
     from stream_rec.learn.tune import Tune
@@ -128,20 +127,10 @@ def _train(settings: Settings, plan: Plan, log: Log, items: Sequence[Item], cons
 
     torch.set_num_threads(plan.threads or os.cpu_count() or 1)
     began = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(what: str, done: float, total: float) -> None:
-            stage = what.split(",")[0]
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], description=what, completed=done, total=total)
-
-        texts = TextEncoder(settings.text_encoder, settings.cache_dir)
-        trained = train.train(
-            log.frame, items, _config(settings, plan, Size.of(len(log.frame))), texts, plan.out, progress
-        )
+    texts = TextEncoder(settings.text_encoder, settings.cache_dir)
+    config = _config(settings, plan, Size.of(len(log.frame)))
+    with bars(console, stay=True) as progress:
+        trained = train.train(log.frame, items, config, texts, plan.out, progress)
     console.print(f"trained in {time.monotonic() - began:.0f} s")
     return trained
 
@@ -209,17 +198,9 @@ def _save(trained: "Trained", out: Path, protocol: Protocol, log: Log) -> str:
 
 
 def _table(measured: "Measured") -> Table:
-    view = Table(title="Held-out time, the whole catalogue ranked")
-    for heading in ("score", "HR@10", "NDCG@10", "MRR", "predictions"):
+    view = Table(title=f"Held out, {measured.predictions:,} predictions, the whole catalogue ranked")
+    for heading in ("score", "HR@10", "NDCG@10", "MRR"):
         view.add_column(heading, justify="left" if heading == "score" else "right")
-    view.add_row("blend", *_cells(measured.blend))
-    for part, alone in measured.alone.items():
-        view.add_row(f"{part} alone", *_cells(alone))
-    for part, without in measured.left_out.items():
-        view.add_row(f"without {part}", *_cells(without))
+    for name, found in measured.rows().items():
+        view.add_row(name, *(f"{found[figure]:.4f}" for figure in ("hr_at_10", "ndcg_at_10", "mrr")))
     return view
-
-
-def _cells(found: "Figures") -> tuple[str, ...]:
-    figures = (found.hit_rate_at_10, found.ndcg_at_10, found.mrr)
-    return *(f"{value:.4f}" for value in figures), f"{found.predictions:,}"

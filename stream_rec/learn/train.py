@@ -16,13 +16,14 @@ from msgspec import structs
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_rec.learn import blend, checkpoint, evaluate, fit
+from stream_rec.learn import blend, checkpoint, fit
 from stream_rec.learn.card import Measured
 from stream_rec.learn.dataset import Dataset
-from stream_rec.learn.evaluate import Figures
-from stream_rec.learn.predict import Predicted, everything, find, joined, predict, states_at, teach
-from stream_rec.learn.prepare import Prepared, Progress, prepare
-from stream_rec.learn.protocol import BASKETS, Split, first_of_basket, in_log_order, same_time
+from stream_rec.learn.metrics import Ranks, figures
+from stream_rec.learn.predict import Predicted, everything, find, joined, predict, ranks, states_at, teach
+from stream_rec.learn.prepare import Prepared, prepare
+from stream_rec.learn.progress import Progress
+from stream_rec.learn.protocol import BASKETS, Split, first_of_basket, same_time
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.tune import Tune
 from stream_rec.messages import Item
@@ -65,7 +66,7 @@ def train(
     weights, measured = validate(fitted, prepared, validation, Memory(horizons), config, progress)
     encoder = fit.fit(prepared, config, whole, checkpoints.stage("refit"), progress) if config.refit else fitted
     memory = Memory(horizons)
-    teach(prepared, memory, in_log_order(data, whole))
+    teach(prepared, memory, data.in_log_order(whole))
     model = Model(
         ModelConfig(
             format=FORMAT,
@@ -125,7 +126,7 @@ def validate(
     data, count = prepared.data, len(split.targets)
     states = states_at(encoder, prepared, split.targets, config)
     nearest = everything(encoder, prepared)
-    teach(prepared, memory, in_log_order(data, validation.known))
+    teach(prepared, memory, data.in_log_order(validation.known))
     asked = predict(
         *(prepared, split, memory, lambda which: nearest(states[which], NEAREST), config),
         lambda done: progress("predicting", done, count),
@@ -141,10 +142,11 @@ def validate(
         left_out[part] = second.figures(blend.fit(first.table, first.truth, set(PARTS) - {part}, weights))
     types = torch.from_numpy(data.types)[second.places]
     frequency = np.bincount(data.types[validation.known], minlength=len(prepared.event_types) + 1)
-    type_loss = evaluate.type_log_loss(
+    type_loss = type_log_loss(
         encoder.type_logits(states[second.which]).detach(), types, frequency / validation.known.sum()
     )
     return weights, Measured(
+        predictions=len(second.places),
         blend=second.figures(weights),
         alone={part: second.figures(blend.alone(part)) for part in PARTS},
         left_out=left_out,
@@ -178,6 +180,14 @@ class Half(NamedTuple):
             torch.where(wanted >= 0, place[wanted.clamp(min=0)], -1),
         )
 
-    def figures(self, weights: Blend) -> Figures:
-        values = self.table.columns @ weights.weights
-        return evaluate.figures(evaluate.ranks(self.table, values, torch.arange(len(self.truth)), self.truth))
+    def figures(self, weights: Blend) -> dict[str, float]:
+        values, every = self.table.columns @ weights.weights, torch.arange(len(self.truth))
+        found = ranks(self.table, values, every, self.truth)
+        return figures(Ranks(every.numpy(), found.numpy(), len(every)))
+
+
+def type_log_loss(logits: Tensor, truth: Tensor, frequency: NDArray[np.float64]) -> tuple[float, float]:
+    """Log loss of the next event's type: of `logits` (n, types), and of the `frequency` (types,) alone."""
+    ours = torch.nn.functional.cross_entropy(logits, truth).item()
+    floor = -np.log(np.maximum(frequency, 1e-12))[truth.numpy()].mean()
+    return ours, float(floor)

@@ -88,6 +88,7 @@ class Catalog:
 
     def read(self, items: Sequence[Item]) -> Vectors:
         """The vectors of `items`, (len(items), dim). Slow where a text is new: keep it off the thread that serves."""
+        self._read_words()
         return self._features.transform(text_vectors(items, self._encoder, self._lexicon), prices_of(items))
 
     def admit(self, item: Item) -> None:
@@ -129,14 +130,17 @@ class Catalog:
         if not len(changed):
             return
         count = len(self)
-        if self._lexical is None:  # until then nothing has asked for words
-            self._lexical = self._lexicon.rows([text_of(item) for item in self._items])
-        else:
-            read = self._lexicon.rows([text_of(self._items[row]) for row in changed.tolist()])
-            self._lexical = replaced(self._lexical, count, changed, read)
+        read = self._lexicon.rows([text_of(self._items[row]) for row in changed.tolist()])
+        self._lexical = replaced(self._read_words(), count, changed, read)
         meaning = by_direction(self.vectors[:count, : self._features.components])
         self.text = self.text.updated(count, changed, meaning)
         self.words = self.words.updated(count, changed, by_words(self._lexical))
+
+    def _read_words(self) -> csr_matrix:
+        """The words of each row, (rows, terms): slow the first time, hence with `read`."""
+        if self._lexical is None:
+            self._lexical = self._lexicon.rows([text_of(item) for item in self._items])
+        return self._lexical
 
     def _describe(self, row: int, item: Item) -> None:
         self._items[row] = item

@@ -1,14 +1,11 @@
 """Online memory: what has followed what, and how often, learned from every event as it passes.
 
-Sums decay exponentially in event time, and decay is kept forward (Cormode et al., "Forward decay", ICDE 2009): an
-event's weight grows with its time and is divided out when it is read. So learning is an addition, the order of
-partitions doesn't matter, and nothing is ever swept.
+Learning is an addition to sums that decay (see `decay`), so the order of partitions doesn't matter.
 """
 
 import heapq
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from math import isnan, nan
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -16,6 +13,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from stream_rec.model.decay import NOTHING, Decay, Heard, Largest, Sums
 from stream_rec.model.tokens import UNKNOWN, Numbers
 
 REACH = 5
@@ -26,12 +24,9 @@ ASIDE = 1_024
 """Followers beside them that are remembered: of more, the smaller half is forgotten."""
 POPULAR = 64
 """Rows that are known to have the largest counts."""
-HEADROOM = 500.0
-"""Half-lives after the landmark at which sums are rescaled, far below the largest float (2^1023)."""
 USERS = 1 << 20
 """Users whose place in their windows is remembered, the latest active ones."""
 
-Sums = NDArray[np.float64]
 State = dict[str, NDArray[np.generic]]
 
 
@@ -50,87 +45,6 @@ class Learned(NamedTuple):
     n: int
     offset: int
     time: float
-
-
-class Heard(NamedTuple):
-    """Items and their sums, none twice: `rows` and `weights`, (entries,) each."""
-
-    rows: Numbers
-    weights: Sums
-
-    @classmethod
-    def of(cls, weights: Mapping[int, float]) -> "Heard":
-        return cls(np.array(list(weights), np.int64), np.array(list(weights.values()), np.float64))
-
-
-NOTHING = Heard.of({})
-
-
-class Decay:
-    """The weight of an event by its time. When weights grow too large, `scale` is called to multiply all sums."""
-
-    def __init__(self, half_life: float, scale: Callable[[float], None]) -> None:
-        self._half_life = half_life
-        self._scale = scale
-        self.landmark = nan
-        """The time whose weight is 1, in seconds."""
-
-    def weight(self, time: float) -> float:
-        if isnan(self.landmark):
-            self.landmark = time
-        if time - self.landmark > HEADROOM * self._half_life:
-            self._scale(2.0 ** ((self.landmark - time) / self._half_life))
-            self.landmark = time
-        return float(2.0 ** max(-HEADROOM, (time - self.landmark) / self._half_life))
-
-
-class Largest:
-    """The `size` rows with the largest sums, exactly, as long as sums only grow (decay is divided out on reading)."""
-
-    __slots__ = ("_place", "_rows", "_size", "_sums")
-
-    def __init__(self, size: int, sums: Mapping[int, float]) -> None:
-        best = sums if len(sums) <= size else dict(heapq.nlargest(size, sums.items(), key=itemgetter(1)))
-        self._size = size
-        self._rows, self._sums = Heard.of(best)
-        self._place = {row: at for at, row in enumerate(best)}
-
-    def __contains__(self, row: int) -> bool:
-        return row in self._place
-
-    @property
-    def heard(self) -> Heard:
-        return Heard(self._rows[: len(self._place)], self._sums[: len(self._place)])
-
-    def raise_by(self, row: int, weight: float) -> bool:
-        """Adds to the sum of a row; whether the row is here."""
-        at = self._place.get(row)
-        if at is not None:
-            self._sums[at] += weight
-        return at is not None
-
-    def offer(self, row: int, total: float) -> tuple[int, float] | None:
-        """Takes a row that is not here, if its sum is large enough; returns what has no room then, and its sum."""
-        count = len(self._place)
-        if count < self._size:
-            if count == len(self._rows):
-                self._rows = np.concatenate([self._rows, np.zeros(max(4, count), np.int64)])
-                self._sums = np.concatenate([self._sums, np.zeros(max(4, count))])
-            self._put(count, row, total)
-            return None
-        least = int(self._sums[:count].argmin())
-        former = int(self._rows[least]), float(self._sums[least])
-        if total <= former[1]:
-            return row, total
-        del self._place[former[0]]
-        self._put(least, row, total)
-        return former
-
-    def scale(self, factor: float) -> None:
-        self._sums *= factor
-
-    def _put(self, at: int, row: int, total: float) -> None:
-        self._place[row], self._rows[at], self._sums[at] = at, row, total
 
 
 class Followers:

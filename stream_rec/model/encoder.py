@@ -135,9 +135,13 @@ class UserEncoder(nn.Module):
         logits: Tensor = self.next_type(F.normalize(states, dim=-1))
         return logits
 
+    def outputs(self, items: Tensor) -> Tensor:
+        """What states of unit length are multiplied with: `items` (m, width) -> (m, width)."""
+        return F.normalize(items, dim=-1) * self.log_scale.exp()
+
     def score(self, states: Tensor, items: Tensor) -> Tensor:
         """`states` (n, width), `items` (m, width) -> scores (n, m)."""
-        return F.normalize(states, dim=-1) @ F.normalize(items, dim=-1).T * self.log_scale.exp()
+        return F.normalize(states, dim=-1) @ self.outputs(items).T
 
 
 def new_body(config: EncoderConfig) -> Any:

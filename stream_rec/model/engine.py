@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_rec.messages import Interest, Item, RankedItem, Recommendation, Window
+from stream_rec.messages import Item, Recommendation, Window
 from stream_rec.model import audit
 from stream_rec.model import device as devices
 from stream_rec.model.audit import Audit
@@ -27,10 +27,11 @@ from stream_rec.model.incremental import Incremental, Work
 from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.look import look_of
 from stream_rec.model.nearest import Near
-from stream_rec.model.parts import Asked, Found, Shop
+from stream_rec.model.parts import Asked, Evidence, Found
 from stream_rec.model.ranker import Choice, Ranker, Recall
 from stream_rec.model.reader import WindowReader, reader_of
-from stream_rec.model.scorer import BARRED, ItemSide, Ranked
+from stream_rec.model.recommendation import Names, recommendations
+from stream_rec.model.scorer import ItemSide
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Tokens
 from stream_rec.window import fit
@@ -150,7 +151,8 @@ class Engine:
             raise ArithmeticError("the model gave a score that is not a number")
         types = torch.softmax(self._encoder.type_logits(states)[:, UNKNOWN + 1 :], dim=1)
         unknown = sum(one.rows[-1] == UNKNOWN for one in taken)
-        answers = self._answers([one.window for one in taken], ranked, types)
+        named = Names(self.version, self._event_types, self.items.labels, self.catalog.ids)
+        answers = recommendations([one.window for one in taken], ranked, types, named, self._limits.interests_k)
         return Step(answers, work, unknown, self._audit(taken, states), self._recall(taken, states))
 
     def affordable(self, windows: Sequence[Window]) -> int:
@@ -222,12 +224,12 @@ class Engine:
         found: list[Found] = []
         for one, rows in zip(taken, near.rows.cpu().numpy(), strict=True):
             self._learn(one.window, one.rows)
-            found.append(self._shop.ask(one.asked, rows))
+            found.append(self._evidence.ask(one.asked, rows))
         return found
 
     def _ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:
         pairs = zip(taken, near.rows.cpu().numpy(), strict=True)
-        return [self._shop.ask(one.asked, rows) for one, rows in pairs]
+        return [self._evidence.ask(one.asked, rows) for one, rows in pairs]
 
     def _share(self, count: int, share: float) -> NDArray[np.int64]:
         """A random `share` of the numbers below `count`."""
@@ -261,7 +263,7 @@ class Engine:
             residual = encoder.residual(where.clamp(max=encoder.residual.num_embeddings - 1)) * trained
             items = encoder.items(vectors, residual)
             self._look.update(count, where, items)
-            self._outputs[where] = torch.nn.functional.normalize(items, dim=1) * encoder.log_scale.exp()
+            self._outputs[where] = encoder.outputs(items)
         labels, categories = tuple(self.catalog.labels), self.catalog.categories[:count]
         shown = self._limits.categories or frozenset(labels)
         allowed = self.catalog.available[:count] & np.array([label in shown for label in labels])[categories]
@@ -272,41 +274,4 @@ class Engine:
             labels=labels,
         )
         self.ranker.update(self.items, rows)
-        catalog = self.catalog
-        mark = np.zeros(len(self._outputs), np.int32)
-        self._shop = Shop(self.memory, catalog.text, catalog.words, catalog.categories, catalog.prices, mark)
-
-    def _answers(self, windows: Sequence[Window], ranked: Ranked, types: Tensor) -> list[Recommendation]:
-        named = self.items.labels
-        best = ranked.interests.topk(min(self._limits.interests_k, ranked.interests.shape[1]), dim=1)
-        columns = (
-            *(
-                (ranked.scores > BARRED).sum(dim=1),
-                ranked.rows,
-                _rounded(ranked.scores, 4),
-                _rounded(ranked.probabilities, 6),
-            ),
-            *(best.indices, _rounded(best.values, 4), _rounded(types, 4)),
-        )
-        return [
-            Recommendation(
-                user_id=window.user_id,
-                seq=window.n,
-                offset=window.offset,
-                event_time=window.events[-1].timestamp,
-                items=tuple(map(RankedItem, self.catalog.ids(rows[:shown]), scores, probabilities)),
-                next_event=dict(zip(self._event_types, next_types, strict=True)),
-                interests=tuple(
-                    Interest(name, weight) for at, weight in zip(labels, weights, strict=True) if (name := named[at])
-                ),
-                model=self.version,
-            )
-            for window, shown, rows, scores, probabilities, labels, weights, next_types in zip(
-                windows, *(column.tolist() for column in columns), strict=True
-            )
-        ]
-
-
-def _rounded(values: Tensor, digits: int) -> NDArray[np.float64]:
-    """What is worth writing: the shortest decimals within float32's precision."""
-    return values.cpu().numpy().astype(np.float64).round(digits)
+        self._evidence = Evidence.of(self.memory, self.catalog)

@@ -5,12 +5,14 @@ those, what is popular now, and the user's own. Only they are scored: a few hund
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_rec.model.counters import REACH, Heard, Memory, Sums
+from stream_rec.model.catalog import Catalog
+from stream_rec.model.counters import REACH, Memory
+from stream_rec.model.decay import Heard, Sums
 from stream_rec.model.likeness import Likeness
 from stream_rec.model.tokens import Numbers
 
@@ -76,8 +78,8 @@ class Found(NamedTuple):
     """(candidates, len(PARTS)); the decoder's is not filled in."""
 
 
-class Shop(NamedTuple):
-    """What is known of items, by row; arrays are as long as the catalogue, or longer."""
+class Evidence(NamedTuple):
+    """What speaks for items, by row; arrays are as long as the catalogue, or longer."""
 
     memory: Memory
     text: Likeness
@@ -87,6 +89,11 @@ class Shop(NamedTuple):
     """Logarithms, NaN where there is none."""
     mark: NDArray[np.int32]
     """Scratch."""
+
+    @classmethod
+    def of(cls, memory: Memory, catalog: Catalog) -> Self:
+        mark = np.zeros(len(catalog.stamps), np.int32)
+        return cls(memory, catalog.text, catalog.words, catalog.categories, catalog.prices, mark)
 
     def ask(self, asked: Asked, near: Numbers) -> Found:
         """The candidates, `near` (n,) among them: the decoder's."""

@@ -30,7 +30,7 @@ from stream_rec.pipeline.broker import Broker
 from stream_rec.pipeline.feed import feed, steady
 from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.follow import Follower, following
-from stream_rec.pipeline.parts import Parts
+from stream_rec.pipeline.processes import Processes
 from stream_rec.pipeline.publish import publish_items
 
 SIMULATED_EVENTS = 40_000
@@ -89,8 +89,8 @@ def run(settings: Settings, plan: Plan) -> int:
             ports = {"agents_metrics_port": 0, "worker_metrics_port": 0}
             each = {"coalesce": False}  # every event is compared with what was predicted right before it
             own = config.load(**(each | settings.model_dump(exclude_unset=True) | here | ports))
-            parts = stack.enter_context(Parts(home, own))
-            summary = asyncio.run(_demonstrate(own, plan, shop, parts, console))
+            running = stack.enter_context(Processes(home, own))
+            summary = asyncio.run(_demonstrate(own, plan, shop, running, console))
         except KeyboardInterrupt:
             console.print("stopped")
             return 0
@@ -121,8 +121,10 @@ def _logged(plan: Plan, events: Path) -> Shop:
     return Shop(items, logs.to_events(past), logs.to_events(live), types, tuple(training))
 
 
-async def _demonstrate(settings: Settings, plan: Plan, shop: Shop, parts: Parts, console: Console) -> dict[str, Any]:
-    """Starts the parts in their order, feeds until time or events are over or the person says stop; the summary."""
+async def _demonstrate(
+    settings: Settings, plan: Plan, shop: Shop, running: Processes, console: Console
+) -> dict[str, Any]:
+    """Starts the processes in their order, feeds until time or events are over or the person says stop; the summary."""
     told, over = asyncio.Event(), asyncio.Event()
 
     def tell() -> None:
@@ -133,26 +135,26 @@ async def _demonstrate(settings: Settings, plan: Plan, shop: Shop, parts: Parts,
         asyncio.get_running_loop().add_signal_handler(number, tell)
     await topics.create(settings)
     await publish_items(shop.items, settings)
-    parts.start("agents")
+    running.start("agents")
     fast = ("--no-refit", "--epochs", str(plan.epochs), "--seed", str(plan.seed))
-    training_s = await _unless(told, parts.finish("train", *shop.training, *fast, "--out", str(settings.model)))
-    parts.start("worker")
+    training_s = await _unless(told, running.finish("train", *shop.training, *fast, "--out", str(settings.model)))
+    running.start("worker")
     with console.status("starting the agents and the worker"):
-        await _unless(told, asyncio.gather(parts.ready("agents"), parts.ready("worker")))
+        await _unless(told, asyncio.gather(running.ready("agents"), running.ready("worker")))
     floors = Floors((event.user_id, event.item_id) for event in shop.past if event.item_id)
     titles = {item.item_id: item for item in shop.items}
     if plan.seconds is not None:
         asyncio.get_running_loop().call_later(plan.seconds, over.set)
     async with following(settings, floors) as follower:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            watching = asyncio.create_task(_watch(live, follower, titles, parts, over))
+            watching = asyncio.create_task(_watch(live, follower, titles, running, over))
             await feed(shop.live, settings, pace=steady(plan.rate), stop=over)
             draining, hurry = asyncio.create_task(follower.drain(DRAIN_S)), asyncio.create_task(told.wait())
             await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait({draining}, timeout=HURRY_S)
             hurry.cancel()
             watching.cancel()
-        parts.check()
+        running.check()
         return {**follower.summary(), "training_s": round(training_s, 1)}
 
 
@@ -168,7 +170,9 @@ async def _unless(told: asyncio.Event, work: Awaitable[T]) -> T:
     return await working
 
 
-async def _watch(live: Live, follower: Follower, titles: dict[str, Item], parts: Parts, over: asyncio.Event) -> None:
+async def _watch(
+    live: Live, follower: Follower, titles: dict[str, Item], running: Processes, over: asyncio.Event
+) -> None:
     """Draws the live view once a second; a process that dies ends the feeding."""
     events = recommendations = 0
     while True:
@@ -181,7 +185,7 @@ async def _watch(live: Live, follower: Follower, titles: dict[str, Item], parts:
         live.update(Group(now, accuracy, lookup.table(newest, titles, most=5) if newest else Text()))
         await asyncio.sleep(1)
         try:
-            parts.check()
+            running.check()
         except UserError:
             over.set()
             return

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_rec.learn import blend, evaluate
-from stream_rec.learn.evaluate import MISSED
+from stream_rec.learn import blend
+from stream_rec.learn.metrics import Ranks, figures
+from stream_rec.learn.predict import MISSED, ranks
 from stream_rec.model.parts import PARTS
 from stream_rec.model.scorer import BARRED, Blend, Table
 
@@ -68,7 +69,7 @@ def test_a_rank_counts_all_that_is_at_least_as_good(counts: list[int], seed: int
     begins = np.cumsum([0, *counts])
     truth = [draw.draw(st.integers(-1, counts[answer] - 1)) for answer in asked]
     places = [int(begins[answer]) + at if at >= 0 else -1 for answer, at in zip(asked, truth, strict=True)]
-    found = evaluate.ranks(table, values, torch.tensor(asked), torch.tensor(places))
+    found = ranks(table, values, torch.tensor(asked), torch.tensor(places))
     for answer, place, rank in zip(asked, places, found.tolist(), strict=True):
         if place < 0 or values[place] <= BARRED:
             assert rank == MISSED
@@ -78,8 +79,9 @@ def test_a_rank_counts_all_that_is_at_least_as_good(counts: list[int], seed: int
 
 
 def test_the_figures_of_known_ranks() -> None:
-    found = evaluate.figures(torch.tensor([0, 9, 10, MISSED]))
-    assert found.hit_rate_at_10 == 0.5
-    assert found.ndcg_at_10 == pytest.approx((1 + 1 / math.log2(11)) / 4)
-    assert found.mrr == pytest.approx((1 + 1 / 10 + 1 / 11) / 4, abs=1e-6)
-    assert found.predictions == 4
+    ranked = Ranks(np.arange(4), np.array([0, 9, 10, MISSED]), 4)
+    found = figures(ranked)
+    assert found["hr_at_10"] == 0.5
+    assert found["ndcg_at_10"] == pytest.approx((1 + 1 / math.log2(11)) / 4)
+    assert found["mrr"] == pytest.approx((1 + 1 / 10 + 1 / 11) / 4, abs=1e-6)
+    assert ranked.predictions == 4

@@ -48,8 +48,8 @@ def test_training_measures_every_part_alone_and_left_out(world) -> None:
     measured = world[0].measured
     assert set(measured.alone) == set(measured.left_out) == set(PARTS)
     for part in measured.alone.values():
-        assert measured.blend.ndcg_at_10 > part.ndcg_at_10
-        assert measured.blend.hit_rate_at_10 > part.hit_rate_at_10
+        assert measured.blend["ndcg_at_10"] > part["ndcg_at_10"]
+        assert measured.blend["hr_at_10"] > part["hr_at_10"]
 
 
 def test_the_blend_beats_every_floor_by_a_margin(world) -> None:

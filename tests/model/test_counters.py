@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_rec.model import counters
-from stream_rec.model.counters import Counts, Followers, Heard, Horizons, Largest, Memory, Transitions
+from stream_rec.model import counters, decay
+from stream_rec.model.counters import Counts, Followers, Horizons, Memory, Transitions
+from stream_rec.model.decay import Heard, Largest
 
 DAY = 86_400.0
 HORIZONS = Horizons(lasting=10 * DAY, recent=DAY)
@@ -115,7 +116,7 @@ def test_the_highest_counts_are_the_highest_wherever_the_landmark_is(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counters, "POPULAR", popular)
-        patch.setattr(counters, "HEADROOM", 20.0)
+        patch.setattr(decay, "HEADROOM", 20.0)
         counts = Counts(100.0)
         rows, until = np.arange(1, 10), max(time for _, time in added)
         for row, time in sorted(added, key=lambda one: one[1]):
@@ -136,7 +137,7 @@ def test_the_highest_counts_are_the_highest_wherever_the_landmark_is(
 def test_a_time_far_ahead_is_read_like_any_other() -> None:
     counts = Counts(1.0)
     counts.add(1, 0.0)
-    assert counts.at(np.array([1]), 2 * counters.HEADROOM)[0] == pytest.approx(0, abs=1e-9)
+    assert counts.at(np.array([1]), 2 * decay.HEADROOM)[0] == pytest.approx(0, abs=1e-9)
 
 
 def learn(memory: Memory, log: list[tuple[int, int]], begin: int = 0) -> None:
@@ -196,7 +197,7 @@ def test_a_state_holds_all_that_was_learned_both_ways(log: list[tuple[int, int]]
 
 def test_sums_survive_a_new_landmark() -> None:
     memory = Memory(Horizons(1.0, 1.0))
-    late = 2 * counters.HEADROOM
+    late = 2 * decay.HEADROOM
     for row, time in ((2, 0.0), (3, late), (3, late + 1)):
         memory.learn_last([1, row], time)
     again = Memory(Horizons(1.0, 1.0))

@@ -174,7 +174,7 @@ def test_a_new_item_is_found_through_its_text_by_users_of_similar_items(engine_o
     def candidates() -> set[int]:
         """Without the decoder's."""
         near = np.zeros(0, np.int64)
-        return set(engine._shop.ask(Asked(rows, asked.events[-1].timestamp), near).rows.tolist())
+        return set(engine._evidence.ask(Asked(rows, asked.events[-1].timestamp), near).rows.tolist())
 
     alike, foreign = (np.array(items()[7].vector) * sign for sign in (1.0, -1.0))
     new = [Item("alike", vector=alike.tolist()), Item("foreign", vector=foreign.tolist())]

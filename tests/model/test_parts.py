@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stream_rec.model import counters
 from stream_rec.model.counters import Horizons, Memory
 from stream_rec.model.likeness import Likeness, by_direction
-from stream_rec.model.parts import DECODER, PARTS, Asked, Found, Shop
+from stream_rec.model.parts import DECODER, PARTS, Asked, Evidence, Found
 from stream_rec.model.tokens import UNKNOWN
 
 ROWS = 16
@@ -21,7 +21,7 @@ LOGS = st.lists(
 
 
 class World(NamedTuple):
-    shop: Shop
+    evidence: Evidence
     text: np.ndarray
     words: np.ndarray
     """Vectors."""
@@ -35,8 +35,8 @@ def world() -> World:
     alike = [Likeness.empty(ROWS).updated(ROWS, every, by_direction(vectors)) for vectors in (text, words)]
     prices = draw.normal(size=ROWS).astype(np.float32)
     prices[[UNKNOWN, 3, 4]] = np.nan
-    shop = Shop(Memory(HORIZONS), *alike, draw.integers(0, 3, ROWS), prices, np.zeros(ROWS, np.int32))
-    return World(shop, text, words)
+    evidence = Evidence(Memory(HORIZONS), *alike, draw.integers(0, 3, ROWS), prices, np.zeros(ROWS, np.int32))
+    return World(evidence, text, words)
 
 
 class Naive:
@@ -60,7 +60,7 @@ class Naive:
                     self.follow[before, row] += 2 ** ((time - now) / HORIZONS.lasting) / distance
 
     def part(self, name: str, window: list[int], j: int) -> float:
-        last, shop = window[-1], self.world.shop
+        last, evidence = window[-1], self.world.evidence
         recent = list(enumerate(window[:-6:-1], 1))
         match name:
             case "transitions":
@@ -83,9 +83,9 @@ class Naive:
             case "again":
                 return log1p(window.count(j)) * (j != last)
             case "category":
-                return float(shop.categories[j] == shop.categories[last] and j not in window)
+                return float(evidence.categories[j] == evidence.categories[last] and j not in window)
             case "price":
-                apart = abs(float(shop.prices[j]) - float(shop.prices[last]))
+                apart = abs(float(evidence.prices[j]) - float(evidence.prices[last]))
                 return exp(-3 * apart) if isfinite(apart) else 0.0
             case "repeat":
                 return float(j == last)
@@ -103,9 +103,9 @@ def ask(world: World, log: list[tuple[int, int, float]], user: int, near: list[i
     held: dict[int, list[int]] = defaultdict(list)
     for whose, row, time in log:
         held[whose].append(row)
-        world.shop.memory.learn_last(held[whose][-counters.REACH - 1 :], time)
+        world.evidence.memory.learn_last(held[whose][-counters.REACH - 1 :], time)
     window = naive.held[user]
-    return naive, window, world.shop.ask(Asked(window, log[-1][2]), np.array(near, np.int64))
+    return naive, window, world.evidence.ask(Asked(window, log[-1][2]), np.array(near, np.int64))
 
 
 def timed(log: list[tuple[int, int, int]]) -> list[tuple[int, int, float]]:
@@ -139,7 +139,7 @@ def test_the_candidates_are_all_that_has_something_to_do_with_the_user_and_none_
             for j in range(ROWS)
             if cosine(vectors, h, j) > 0
         }
-        popular = set(naive.world.shop.memory.recency.highest.tolist())
+        popular = set(naive.world.evidence.memory.recency.highest.tolist())
         rows = found.rows.tolist()
         assert len(set(rows)) == len(rows)
         assert set(rows) >= {*near, *window, *followers, *alike, *popular}
@@ -150,11 +150,11 @@ def test_an_event_from_long_ago_or_far_ahead_has_finite_parts() -> None:
     draw = np.random.default_rng(0)
     log = [(0, int(row), float(time)) for time, row in enumerate(draw.integers(1, ROWS, 100), 10**9)]
     for time in (0.0, 1.0, 1e9 - 200 * HORIZONS.lasting, 1e11):
-        shop = world().shop
+        evidence = world().evidence
         for at in range(len(log)):
-            shop.memory.learn_last([row for _, row, _ in log[max(0, at - 5) : at + 1]], log[at][2])
+            evidence.memory.learn_last([row for _, row, _ in log[max(0, at - 5) : at + 1]], log[at][2])
         with np.errstate(over="raise", divide="raise", invalid="raise"):
-            found = shop.ask(Asked([1, 2, 3], time), np.arange(1, 5)).columns
+            found = evidence.ask(Asked([1, 2, 3], time), np.arange(1, 5)).columns
         assert np.isfinite(found).all()
 
 
@@ -162,6 +162,6 @@ def test_asking_again_gives_the_same() -> None:
     log = [(0, row, float(row)) for row in range(1, ROWS)]
     made = world()
     _, window, first = ask(made, log, 0, [3, 4])
-    again = made.shop.ask(Asked(window, log[-1][2]), np.array([3, 4]))
+    again = made.evidence.ask(Asked(window, log[-1][2]), np.array([3, 4]))
     assert np.array_equal(first.rows, again.rows)
     assert np.array_equal(first.columns, again.columns)

@@ -15,10 +15,10 @@ from stream_rec.pipeline import child
 READY_S = 120.0
 POLL_S = 0.1
 END_S = 4.0
-"""How long the parts may take to end in order, seconds; then they are killed."""
+"""How long the processes may take to end in order, seconds; then they are killed."""
 
 
-class Parts:
+class Processes:
     """A context that ends its processes when it ends; what they say goes to files in `folder`."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:

@@ -1,0 +1,59 @@
+"""Ranked rows to recommendations as they stand in the topic: numbers get names, and no digits that say nothing."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stream_rec.messages import Interest, RankedItem, Recommendation, Window
+from stream_rec.model.scorer import BARRED, Ranked
+
+
+class Names(NamedTuple):
+    """What numbers stand for."""
+
+    model: str
+    """The model's version."""
+    event_types: Sequence[str]
+    categories: Sequence[str]
+    """The empty one is that of items without."""
+    items: Callable[[Sequence[int]], list[str]]
+    """Of rows."""
+
+
+def recommendations(
+    windows: Sequence[Window], ranked: Ranked, types: Tensor, names: Names, interests: int
+) -> list[Recommendation]:
+    """One a window. `types` (windows, event types) are probabilities; of the interests the `interests` strongest."""
+    best = ranked.interests.topk(min(interests, ranked.interests.shape[1]), dim=1)
+    shown = (ranked.scores > BARRED).sum(dim=1)
+    columns = (
+        *(shown, ranked.rows, _rounded(ranked.scores, 4), _rounded(ranked.probabilities, 6)),
+        *(best.indices, _rounded(best.values, 4), _rounded(types, 4)),
+    )
+    return [
+        Recommendation(
+            user_id=window.user_id,
+            seq=window.n,
+            offset=window.offset,
+            event_time=window.events[-1].timestamp,
+            items=tuple(map(RankedItem, names.items(rows[:count]), scores, probabilities)),
+            next_event=dict(zip(names.event_types, next_types, strict=True)),
+            interests=tuple(
+                Interest(name, weight)
+                for at, weight in zip(labels, weights, strict=True)
+                if (name := names.categories[at])
+            ),
+            model=names.model,
+        )
+        for window, count, rows, scores, probabilities, labels, weights, next_types in zip(
+            windows, *(column.tolist() for column in columns), strict=True
+        )
+    ]
+
+
+def _rounded(values: Tensor, digits: int) -> NDArray[np.float64]:
+    """What is worth writing: the shortest decimals within float32's precision."""
+    return values.cpu().numpy().astype(np.float64).round(digits)
