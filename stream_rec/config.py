@@ -113,6 +113,12 @@ class Settings(BaseSettings):
         description="of cached keys and values, and on a GPU of the decoder; auto is float32, on a GPU bfloat16",
     )
 
+    memory: Literal["all", "own"] = Field(
+        "all",
+        description="what the online memory learns from: all partitions of the windows topic, or each partition's own "
+        "from that one alone, so that an answer is a function of its partition",
+    )
+
     # Model and catalogue
     model: Path = Field(Path("model"), description="folder of the trained model, or a link to it")
     watch_model_s: float = Field(

@@ -50,6 +50,11 @@ class WorkerMetrics:
         self.coalesced = Counter(
             "stream_rec_windows_coalesced", "Windows answered by a newer one of the same user", registry=registry
         )
+        self.learned = Counter(
+            "stream_rec_windows_learned",
+            "Windows that taught the online memory without being answered here",
+            registry=registry,
+        )
         self.dead_letters = Counter(
             "stream_rec_worker_dead_letters",
             "Windows and items sent to the dead-letter topic",

@@ -7,6 +7,7 @@ a function of the windows seen. It is not thread-safe: one thread calls it, exce
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,14 +21,15 @@ from stream_rec.model import audit
 from stream_rec.model import device as devices
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
-from stream_rec.model.counters import Memory
+from stream_rec.model.counters import Memory, State
 from stream_rec.model.features import Vectors
-from stream_rec.model.folder import Model, load
+from stream_rec.model.folder import Model, ModelConfig, load
 from stream_rec.model.incremental import Incremental, Work
 from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.look import look_of
+from stream_rec.model.memories import Memories
 from stream_rec.model.nearest import Near
-from stream_rec.model.parts import Asked, Evidence, Found
+from stream_rec.model.parts import Asked, Found
 from stream_rec.model.ranker import Choice, Ranker, Recall
 from stream_rec.model.reader import WindowReader, reader_of
 from stream_rec.model.recommendation import Names, recommendations
@@ -86,6 +88,8 @@ class Taken(NamedTuple):
     """Cut to the model's capacity."""
     rows: Rows
     tokens: Tokens
+    log: int = 0
+    """Whose memory learns from it and is asked."""
 
     @property
     def asked(self) -> Asked:
@@ -99,8 +103,7 @@ class Engine:
         self.version = model.version
         self.capacity = model.config.capacity
         self.catalog = catalog
-        self.memory = Memory(model.config.horizons, since=model.config.trained_until)
-        self.memory.load(model.memory)
+        self.memories = Memories(partial(_memory, model.config, model.memory), catalog)
         self._limits = limits
         self._event_types = model.config.event_types
         self._draw = np.random.default_rng()
@@ -141,9 +144,13 @@ class Engine:
         return cls(model, Catalog(model.items, model.vectors, model.features, model.alike, encoder), limits, place)
 
     @torch.inference_mode()
-    def step(self, windows: Sequence[Window]) -> Step:
-        """Answers each of `windows`, at least one, oldest first for each user; each also teaches the online memory."""
-        taken = self._take(windows)
+    def step(self, windows: Sequence[Window], logs: Sequence[int] | None = None) -> Step:
+        """Answers each of `windows`, at least one, oldest first for each user; each also teaches the online memory.
+
+        `logs` (len(windows),) says which memory, see `Memories`: by default there is one.
+        """
+        whose = [0] * len(windows) if logs is None else logs
+        taken = [one._replace(log=log) for one, log in zip(self._take(windows), whose, strict=True)]
         tokens = [one.tokens for one in taken]
         states, work = self.incremental.encode([window.user_id for window in windows], tokens)
         ranked = self.ranker.rank(states, partial(self._learn_and_ask, taken))
@@ -163,16 +170,16 @@ class Engine:
         costs = self.incremental.costs([window.user_id for window in windows], tokens)
         return max(1, int((costs.cumsum() <= self._limits.token_budget).sum()))
 
-    def learn(self, window: Window) -> None:
+    def learn(self, window: Window, log: int = 0) -> None:
         """Teaches the online memory a window without answering it: what a restart needs to be where it was."""
         window = self._fit(window)
-        self._learn(window, self._rows(window))
+        self._learn(window, self._rows(window), log)
 
     def forget(self, user_id: str) -> None:
-        """Erases a user's cached keys and values and their place in the online memory."""
+        """Erases a user's cached keys and values and their place in the online memories."""
         self._taken.clear()
         self.incremental.cache.forget(user_id)
-        self.memory.forget(user_id)
+        self.memories.forget(user_id)
 
     def read(self, items: Sequence[Item]) -> Vectors:
         """Vectors for `upsert`: slow where a text is new. May run on another thread, beside `step`."""
@@ -210,26 +217,26 @@ class Engine:
             fitted = [self._fit(window) for window in new]
             rows = [self._rows(window) for window in fitted]
             read = zip(new, fitted, rows, self._reader.read(fitted, rows), strict=True)
-            self._taken = self._taken | {id(taken.source): taken for taken in map(Taken._make, read)}
+            self._taken = self._taken | {id(taken.source): taken for taken in starmap(Taken, read)}
         found = [self._taken[id(window)] for window in windows]
         self._taken = {id(taken.source): taken for taken in found}
         return found
 
-    def _learn(self, window: Window, rows: Rows) -> None:
+    def _learn(self, window: Window, rows: Rows, log: int) -> None:
         times = [event.timestamp for event in window.events]
-        self.memory.learn(window.user_id, window.n, window.offset, rows, times)
+        self.memories.evidence(log).memory.learn(window.user_id, window.n, window.offset, rows, times)
 
     def _learn_and_ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:
         """Window by window: an answer never depends on how windows fell into batches."""
         found: list[Found] = []
         for one, rows in zip(taken, near.rows.cpu().numpy(), strict=True):
-            self._learn(one.window, one.rows)
-            found.append(self._evidence.ask(one.asked, rows))
+            self._learn(one.window, one.rows, one.log)
+            found.append(self.memories.evidence(one.log).ask(one.asked, rows))
         return found
 
     def _ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:
         pairs = zip(taken, near.rows.cpu().numpy(), strict=True)
-        return [self._evidence.ask(one.asked, rows) for one, rows in pairs]
+        return [self.memories.evidence(one.log).ask(one.asked, rows) for one, rows in pairs]
 
     def _share(self, count: int, share: float) -> NDArray[np.int64]:
         """A random `share` of the numbers below `count`."""
@@ -274,4 +281,11 @@ class Engine:
             labels=labels,
         )
         self.ranker.update(self.items, rows)
-        self._evidence = Evidence.of(self.memory, self.catalog)
+        self.memories.changed()
+
+
+def _memory(config: ModelConfig, state: State) -> Memory:
+    """An online memory that knows what training knew."""
+    memory = Memory(config.horizons, since=config.trained_until)
+    memory.load(state)
+    return memory

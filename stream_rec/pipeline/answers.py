@@ -23,8 +23,8 @@ class Model(Protocol):
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many leading ones of `windows` make a step, at least 1."""
 
-    def step(self, windows: Sequence[Window]) -> Sequence[Recommendation]:
-        """An answer to each of `windows`."""
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Recommendation]:
+        """An answer to each of `windows`, which stand in `partitions`."""
 
     def forget(self, user_id: str) -> None:
         """Erases a user."""
@@ -121,7 +121,8 @@ class Answerer:
     def _compute(self, model: Model, waiting: Sequence[tuple[Record, Window]]) -> list[Answer]:
         """One step; should the model fail, halves of it, so that the one window at fault becomes a dead letter."""
         try:
-            recommendations = model.step([window for _, window in waiting])
+            partitions = [record.partition for record, _ in waiting]
+            recommendations = model.step([window for _, window in waiting], partitions)
         except Exception as error:  # noqa: BLE001 - one window must neither stop the stream nor vanish
             if len(waiting) > 1:
                 half = len(waiting) // 2

@@ -21,7 +21,8 @@ from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
 from stream_rec.pipeline.answers import Answer, Answerer
-from stream_rec.pipeline.host import Host, Span
+from stream_rec.pipeline.host import Host
+from stream_rec.pipeline.learning import Span
 from stream_rec.pipeline.transactions import Outlet
 from stream_rec.telemetry import WorkerMetrics
 
@@ -95,6 +96,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
 
         Its memory is rebuilt first, while the former one serves; only the last few windows are learned in between.
         """
+        await host.learning.begin(list(self._outlets), ())
         while True:
             try:
                 before, count = math.inf, await self._teach(host)
@@ -104,6 +106,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                     await self._published()
                     await self._teach(host)
                     former, self.host = self.host, host
+                    self._follow_others()
             except KafkaError as error:
                 log.warning("Kafka: %s; the new model waits", type(error).__name__)
                 await asyncio.sleep(RETRY_S)
@@ -112,12 +115,12 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                 return former
 
     async def _teach(self, host: Host) -> int:
-        """Teaches the memory of `host` the windows that were answered; returns how many."""
-        ends = {partition: self.host.learned[partition] for partition in self._outlets}
+        """Teaches the memory of `host` the windows that the present one's has learned; returns how many."""
+        ends = dict(self.host.learning.learned)
         if not ends:
             return 0
         begins = await self._consumer.beginning_offsets(list(ends))
-        return await host.remember({partition: Span(begins[partition], end) for partition, end in ends.items()})
+        return await host.learning.remember({one: Span(begins[one], end) for one, end in ends.items()})
 
     async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
         """Lets what is in flight be committed before the partitions go."""
@@ -145,20 +148,27 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             await self._outlets.pop(partition).close()
         fresh = sorted(self._assigned - self._outlets.keys())
         self._drop(fresh)
+        if fresh:
+            await self.host.learning.begin(fresh, self._outlets)
         for partition in fresh:
             outlet = await Outlet.open(partition, self._settings)  # bars the former owner, then asks where it came to
             try:
                 committed = await self._consumer.committed(partition)
                 first = (await self._consumer.beginning_offsets([partition]))[partition]
                 position = first if committed is None else committed
-                await self.host.remember({partition: Span(first, position)})
+                await self.host.learning.remember({partition: Span(first, position)})
                 self._consumer.seek(partition, position)
             except BaseException:
                 await outlet.close()
                 raise
             self._outlets[partition] = outlet
+        self._follow_others()
         if fresh:
             log.info("worker ready: %d partitions, model %s", len(self._assigned), self.host.engine.version)
+
+    def _follow_others(self) -> None:
+        every = self._consumer.partitions_for_topic(self._settings.windows_topic) or ()
+        self.host.learning.follow({TopicPartition(self._settings.windows_topic, one) for one in every} - self._assigned)
 
     def _drop(self, partitions: Collection[TopicPartition]) -> None:
         """Forgets what waits of `partitions`."""
@@ -235,7 +245,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         self._metrics.recommendations.labels(self.host.engine.version).inc(len(arrivals))
         for arrived in arrivals:
             self._metrics.latency.observe(max(0.0, now - arrived))
-        self.host.learned[partition] = records[-1].offset + 1
+        self.host.learning.learned[partition] = records[-1].offset + 1
 
     async def _published(self) -> None:
         """Returns when the transaction in flight, if any, is over."""

@@ -280,6 +280,56 @@ async def test_the_memory_is_rebuilt_after_a_restart(
     assert [ranked.score for ranked in got.items] == pytest.approx([r.score for r in want.items], abs=2e-3)
 
 
+async def test_with_a_memory_a_partition_an_answer_is_a_function_of_its_partition(
+    make_settings: Callable[..., Settings], model: Path, start: Start, tmp_path: Path
+) -> None:
+    """Though the worker that gave the first ones was killed, whatever it had learned and not committed."""
+    settings = make_settings(model=model, capacity=CAPACITY, stride=STRIDE, coalesce=False, memory="own")
+    await topics.create(settings)
+    made = windows(users=9, rounds=20)
+    part = start("worker", settings)
+    part.wait_for("worker ready")
+    await write(settings, made[:90])
+
+    async def some() -> bool:
+        return len(await answers(settings)) > 20
+
+    await until(some)
+    part.kill()
+    await write(settings, made[90:])
+    start("worker", settings)
+    await all_done(settings)
+    engine = Engine.load(model, tmp_path, Limits(stride=STRIDE), "cpu")
+    named = {(one.user_id, one.n): one for one in made}
+    records = await read_topic(settings, settings.recommendations_topic)
+    assert len(records) == len(made)
+    assert len({record.partition for record in records}) > 1
+    for record in sorted(records, key=lambda record: (record.partition, record.offset)):
+        got = read_recommendation(record.value)
+        want = engine.step([named[got.user_id, got.seq]], [record.partition]).recommendations[0]
+        assert [ranked.score for ranked in got.items] == pytest.approx([r.score for r in want.items], abs=2e-4)
+
+
+async def test_a_worker_learns_from_what_others_serve(settings: Settings, start: Start) -> None:
+    made = windows(users=9, rounds=10)
+    await write(settings, made[:30])
+    parts = [start("worker", settings), start("worker", settings)]
+    for part in parts:
+        part.wait_for("worker ready: 1 partitions")
+    await write(settings, made[30:])
+    await all_done(settings)
+
+    async def learned() -> bool:
+        """Answered here, or only learned: both count what was answered before the partitions were shared out."""
+        said = [part.metrics() for part in parts]
+        return all(
+            one["stream_rec_windows_read_total"] + one["stream_rec_windows_learned_total"] >= len(made) for one in said
+        )
+
+    await until(learned)
+    assert all(part.metrics()["stream_rec_windows_learned_total"] > 0 for part in parts)
+
+
 async def test_what_a_person_can_put_right_is_one_line_and_exit_code_2(
     settings: Settings, model: Path, tmp_path: Path
 ) -> None:

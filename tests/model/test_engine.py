@@ -174,7 +174,7 @@ def test_a_new_item_is_found_through_its_text_by_users_of_similar_items(engine_o
     def candidates() -> set[int]:
         """Without the decoder's."""
         near = np.zeros(0, np.int64)
-        return set(engine._evidence.ask(Asked(rows, asked.events[-1].timestamp), near).rows.tolist())
+        return set(engine.memories.evidence(0).ask(Asked(rows, asked.events[-1].timestamp), near).rows.tolist())
 
     alike, foreign = (np.array(items()[7].vector) * sign for sign in (1.0, -1.0))
     new = [Item("alike", vector=alike.tolist()), Item("foreign", vector=foreign.tolist())]
@@ -207,7 +207,7 @@ def test_a_loaded_model_knows_of_no_items_but_its_own(engine_of: EngineOf, model
     folder.save(model._replace(memory=memory.state()), tmp_path / "m")
     engine = Engine.load(tmp_path / "m", tmp_path / "cache", Limits(stride=STRIDE), "cpu")
     assert len(memory.state()["recency.sums"]) > len(engine.catalog)
-    assert engine.memory.recency.highest.tolist() == [2]
+    assert engine.memories.evidence(0).memory.recency.highest.tolist() == [2]
     assert len(engine.step([window("u", 1, ["i3"])]).recommendations[0].items) == 20
     changed = [replace(items()[3], vector=[1.0] * TEXT_DIM)]
     engine.upsert(changed, engine.read(changed))  # what was loaded can be changed in place

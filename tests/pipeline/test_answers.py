@@ -38,9 +38,9 @@ class Accounts:
         self._check(windows)
         return self._engine.affordable(windows)
 
-    def step(self, windows: Sequence[Window]) -> Sequence[Recommendation]:
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Recommendation]:
         self._check(windows)
-        step = self._engine.step(windows)
+        step = self._engine.step(windows, partitions)
         self.steps.append((step.work.appended + step.work.prefilled, len(windows)))
         return step.recommendations
 

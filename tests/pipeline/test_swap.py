@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from stream_rec.messages import Window, WindowEvent
-from stream_rec.pipeline.host import Recent
+from stream_rec.pipeline.recent import Recent
 from stream_rec.pipeline.swap import stamps
 
 

@@ -1,0 +1,186 @@
+"""What the online memory has learned of the windows topic: rebuilt at a start, kept up to date while serving.
+
+A step teaches the memory the windows that it answers. What else there is to learn comes from here: what was answered
+before this process began, and, unless each partition has a memory of its own, what other workers answer meanwhile,
+read without a group. Learning a window twice is learning it once, so it doesn't matter who reads what first.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from stream_rec.config import Settings
+from stream_rec.messages import read_window
+from stream_rec.pipeline.recent import Recent
+from stream_rec.telemetry import WorkerMetrics
+
+if TYPE_CHECKING:
+    from stream_rec.model.engine import Engine
+
+log = logging.getLogger(__name__)
+
+READ = 2_000
+"""Most windows that are learned in one go while nothing is served."""
+BESIDE = 100
+"""The same while windows are served: an event that comes meanwhile waits for no more than these."""
+QUIET_MS = 200
+RETRY_S = 1.0
+
+
+class Span(NamedTuple):
+    """Offsets of a partition: from `begin` up to but not including `end`."""
+
+    begin: int
+    end: int
+
+
+class Learning:
+    """Teaches the memories of `engine`; `call` runs something on the engine's thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: WorkerMetrics,
+        engine: "Engine",
+        recent: Recent,
+        call: Callable[..., Awaitable[Any]],
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._engine = engine
+        self._recent = recent
+        self._call = call
+        self._own: frozenset[TopicPartition] = frozenset()
+        """Partitions that are served here: their windows may be encoded ahead."""
+        self._others: frozenset[TopicPartition] = frozenset()
+        self._following: asyncio.Task[None] | None = None
+        self.learned: dict[TopicPartition, int] = {}
+        """Next offset of each partition that the memory hasn't learned."""
+
+    def logs(self, partitions: Sequence[int]) -> Sequence[int]:
+        """Which memory learns from each of `partitions`, see `model.memories`."""
+        return [0] * len(partitions) if self._settings.memory == "all" else partitions
+
+    async def begin(self, fresh: Collection[TopicPartition], kept: Collection[TopicPartition]) -> None:
+        """The partitions `fresh` are about to be taken over, and those `kept` go on.
+
+        A memory of a partition's own begins anew: it may have learned what was never committed, and would know then
+        what comes after the windows that it is asked about.
+        """
+        self._own = frozenset([*fresh, *kept])
+        if self._settings.memory == "own":
+            for partition in self.learned.keys() - set(kept):
+                del self.learned[partition]
+                await self._call(self._engine.memories.drop, partition.partition)
+        for number in set(self.logs([partition.partition for partition in fresh])):
+            await self._call(self._engine.memories.evidence, number)  # now, rather than in the first step
+
+    async def remember(self, spans: Mapping[TopicPartition, Span]) -> int:
+        """Learns what isn't learned yet of `spans`; returns how many windows those were.
+
+        Raises `KafkaError`; what was learned until then is not read again.
+        """
+        left: dict[TopicPartition, Span] = {}
+        for partition, (begin, end) in spans.items():
+            self.learned[partition] = max(begin, self.learned.get(partition, begin))
+            if self.learned[partition] < end:
+                left[partition] = Span(self.learned[partition], end)
+        if not left:
+            return 0
+        began, count = time.monotonic(), 0
+        reader = self._reader()
+        await reader.start()
+        try:
+            self._seek(reader, {partition: span.begin for partition, span in left.items()})
+            while left:
+                for partition, records in (await reader.getmany(*left, timeout_ms=100, max_records=READ)).items():
+                    known = [record for record in records if record.offset < left[partition].end]
+                    await self._learn(known)
+                    count += len(known)
+                for partition in list(left):
+                    position = await reader.position(partition)
+                    self.learned[partition] = min(position, left[partition].end)
+                    if position >= left[partition].end:
+                        del left[partition]
+        finally:
+            await reader.stop()
+        log.info("memory of model %s: %d windows in %.1f s", self._engine.version, count, time.monotonic() - began)
+        return count
+
+    def follow(self, others: Collection[TopicPartition]) -> None:
+        """From now on learns from `others` too, which other workers serve, as their windows come."""
+        self._others = frozenset(others) if self._settings.memory == "all" else frozenset()
+        if self._others and self._following is None:
+            self._following = asyncio.create_task(self._follow(), name="other partitions")
+
+    async def close(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        while True:
+            reader = self._reader()
+            try:
+                await reader.start()
+                await self._read_others(reader)
+            except KafkaError as error:
+                log.warning("Kafka: %s; learning from other partitions goes on in a moment", type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+            finally:
+                await reader.stop()
+
+    async def _read_others(self, reader: AIOKafkaConsumer) -> None:
+        reading: frozenset[TopicPartition] = frozenset()
+        while True:
+            if reading != self._others:
+                reading = self._others
+                begins = await reader.beginning_offsets(list(reading))
+                for partition, begin in begins.items():
+                    self.learned.setdefault(partition, begin)
+                self._seek(reader, {one: max(begin, self.learned[one]) for one, begin in begins.items()})
+            if not reading:
+                await asyncio.sleep(QUIET_MS / 1_000)
+                continue
+            for partition, records in (await reader.getmany(timeout_ms=QUIET_MS, max_records=BESIDE)).items():
+                if partition in self._others:
+                    await self._learn(records)
+                    self.learned[partition] = max(self.learned[partition], records[-1].offset + 1)
+
+    def _reader(self) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
+            bootstrap_servers=self._settings.bootstrap_servers,
+            max_partition_fetch_bytes=self._settings.max_message_bytes,
+            auto_offset_reset="earliest",
+        )
+
+    @staticmethod
+    def _seek(reader: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:
+        reader.assign(list(offsets))
+        for partition, offset in offsets.items():
+            reader.seek(partition, offset)
+
+    async def _learn(self, records: Sequence[ConsumerRecord]) -> None:
+        await self._call(self._teach, records)
+        self._metrics.learned.inc(len(records))
+
+    def _teach(self, records: Sequence[ConsumerRecord]) -> None:
+        """On the engine's thread. What is no window teaches nothing; who was erased is erased here too."""
+        for record, number in zip(records, self.logs([record.partition for record in records]), strict=True):
+            if record.value is None:
+                user = (record.key or b"").decode(errors="replace")
+                self._engine.forget(user)
+                self._recent.forget(user)
+                continue
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                window = read_window(record.value)
+                self._engine.learn(window, number)
+                if TopicPartition(record.topic, record.partition) in self._own:
+                    self._recent.add(window)
