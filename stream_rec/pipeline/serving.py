@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
 from stream_rec.pipeline.answers import Answer, Answerer
+from stream_rec.pipeline.group import heed_errors
 from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.learning import Span
 from stream_rec.pipeline.transactions import Outlet
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 FETCH_MS = 200
 """How long a quiet worker waits for windows before it looks around."""
 RETRY_S = 0.5
-SESSION_MS = 10_000
+SESSION_MS = 6_000
 """After which a killed worker's partitions move, milliseconds."""
 FEW = 1_000
 """Windows that a new model may still have to learn when it is switched to."""
@@ -71,6 +72,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         )
         self._consumer.subscribe([self._settings.windows_topic], listener=self)
         await self._consumer.start()
+        heed_errors(self._consumer._coordinator)
         measuring = asyncio.create_task(self._measure())
         try:
             while not stop.is_set():
