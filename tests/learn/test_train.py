@@ -134,6 +134,7 @@ def test_the_goal_is_the_purchase_or_what_is_said_and_a_log_of_views_has_none(sh
 
 @pytest.mark.usefixtures("quick")
 def test_an_event_type_counts_as_much_as_is_said(shop, tmp_path: Path) -> None:
+    shop = shop[0].head(1_500), shop[1]
     config = msgspec.structs.replace(SMALL, epochs=1)
     plain, same, other = (
         run(shop, msgspec.structs.replace(config, weights=counts), tmp_path / str(number))
