@@ -88,12 +88,15 @@ class Item(Struct, frozen=True, omit_defaults=True):
     available: bool = True
 
 
-class RankedItem(Struct, frozen=True):
+class RankedItem(Struct, frozen=True, omit_defaults=True):
     item_id: str
     score: float
     """The blend's score: a log-odds scale, comparable within one recommendation."""
     probability: float
     """That this item is the user's next one, out of the whole catalogue."""
+    interest: float | None = None
+    """The probability that the user's next event with this item, if it is the next one, is the model's goal (usually a
+    purchase): times `probability`, that both happen. Absent where the model has no goal."""
 
 
 class Interest(Struct, frozen=True):

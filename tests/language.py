@@ -49,7 +49,7 @@ def word_model(language: Path) -> Model:
     torch.manual_seed(0)
     encoder = UserEncoder(config, base.body, ITEMS + 1, model.features.dim, 3, base.table)
     return model._replace(
-        config=replace(model.config, encoder=config, body=base.body.config.to_dict()),
+        config=replace(model.config, encoder=config, body=base.body.config.to_dict(), goal=None),
         encoder=encoder.eval(),
         tokenizer=load_tokenizer(str(language)),
     )

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_rec.messages import ERASE, Event, Rejected, encode, read_event
+from stream_rec.messages import (
+    ERASE,
+    Event,
+    RankedItem,
+    Recommendation,
+    Rejected,
+    encode,
+    read_event,
+    read_recommendation,
+)
 
 NOW = 1_700_000_000.0
 LIMITS: dict[str, Any] = {"event_types": ("view", "cart"), "now": NOW, "max_bytes": 1_000, "max_future_s": 60.0}
@@ -91,3 +100,25 @@ def test_an_event_survives_the_wire(event: Event) -> None:
     except UnicodeEncodeError:
         return
     assert read(value, key) == event
+
+
+class OldItem(msgspec.Struct, frozen=True):
+    """A ranked item as consumers knew it before it had an interest."""
+
+    item_id: str
+    score: float
+    probability: float
+
+
+class OldRecommendation(msgspec.Struct, frozen=True):
+    user_id: str
+    items: tuple[OldItem, ...]
+
+
+@pytest.mark.parametrize("interest", [None, 0.25])
+def test_a_consumer_that_knows_no_interest_reads_what_has_one(interest: float | None) -> None:
+    answer = Recommendation("u", 3, 2, NOW, (RankedItem("tea", 1.5, 0.5, interest),), {"view": 1.0}, (), "m")
+    wire = encode(answer)
+    assert (b'interest"' in wire) == (interest is not None)
+    assert read_recommendation(wire) == answer
+    assert msgspec.json.decode(wire, type=OldRecommendation).items == (OldItem("tea", 1.5, 0.5),)

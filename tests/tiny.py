@@ -68,7 +68,7 @@ def tiny_model() -> Model:
         Likeness.empty(ITEMS + 1).updated(ITEMS + 1, every, by_direction(directions)),
         Likeness.empty(ITEMS + 1).updated(ITEMS + 1, every, by_words(lexical)),
     )
-    encoder = UserEncoder(config, new_body(config), items=ITEMS + 1, item_dim=features.dim, types=3)
+    encoder = UserEncoder(config, new_body(config), items=ITEMS + 1, item_dim=features.dim, types=3, goal=True)
     with torch.no_grad():
         for weight in encoder.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -83,6 +83,7 @@ def tiny_model() -> Model:
             blend=BLEND,
             horizons=HORIZONS,
             trained_until=0.0,
+            goal="cart",
         ),
         encoder.eval(),
         features,

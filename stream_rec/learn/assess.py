@@ -12,6 +12,7 @@ from rich.table import Table
 
 from stream_rec.config import Settings
 from stream_rec.learn import logs
+from stream_rec.learn.metrics import QUALITIES, qualities
 from stream_rec.learn.progress import bars
 from stream_rec.learn.protocol import Protocol
 
@@ -55,12 +56,23 @@ def run(settings: Settings, plan: Plan) -> int:
         means = {name: round(statistics.mean(one[name] for one in found), 4) for name in ("hr_at_10", "ndcg_at_10")}
         first = found[0] | means | {"seeds": len(found), "protocol": plan.protocol}
         if len(found) > 1:
-            first["each"] = [{name: one[name] for name in means} for one in found]
+            first["each"] = [{name: one[name] for name in (*means, "probabilities")} for one in found]
         click.echo(msgspec.json.encode(first))
     else:
         for path, one in zip(plan.models, found, strict=True):
             _show(path, one)
     return 0
+
+
+def _probabilities(found: dict[str, dict[str, dict[str, float]]]) -> Table:
+    view = Table(title="Probabilities, and what frequencies alone would have said")
+    for heading in ("", *QUALITIES):
+        view.add_column(heading, justify="right" if heading else "left")
+    for what, rows in found.items():
+        view.add_section()
+        for name, figures in rows.items():
+            view.add_row(f"{what}, {name}", *qualities(figures))
+    return view
 
 
 def _show(path: Path, found: dict[str, Any]) -> None:
@@ -85,6 +97,7 @@ def _show(path: Path, found: dict[str, Any]) -> None:
         for name, figures in found[f"by_{kind}"].items():
             add(f"{name} ({figures['predictions']:,})", figures)
     console.print(view)
+    console.print(_probabilities(found["probabilities"]))
     over = found["over_best_floor"]
     for key, name in (("hr_at_10", "HR@10"), ("ndcg_at_10", "NDCG@10")):
         mean, low, high = over[key]

@@ -2,6 +2,8 @@
 
 from msgspec import Struct
 
+from stream_rec.learn.interest import Scaling
+from stream_rec.learn.metrics import QUALITIES, qualities
 from stream_rec.learn.protocol import ABOUT as PROTOCOL
 from stream_rec.learn.protocol import Protocol
 from stream_rec.learn.tune import ABOUT, Tune
@@ -35,11 +37,33 @@ is ranked, seen items are not filtered, a tie counts against the prediction.
 
 Log loss of the next event's type: {type_log_loss:.4f}; of the types' frequency alone: {type_log_loss_of_frequency:.4f}.
 
+{interest}
+
 ## Limits
 
 Probabilities are those of a softmax over the blend, whose weights were fitted on held-out time; their calibration has
 not been measured. Trained on one shop's log, the model knows nothing of another's.
 """
+
+INTEREST = """Interest, the probability that a contact with an item is a {goal}: on the items that came next in the same
+predictions, {goals} of them a {goal}.
+
+| | {headings} |
+|---|---|---|---|
+{rows}"""
+NO_INTEREST = "It tells no interest: the log has no goal among several event types."
+
+
+class MeasuredInterest(Struct, frozen=True):
+    """How well the interest tells, of the items that came next, which event was the goal."""
+
+    goal: str
+    goals: int
+    """Among the predictions."""
+    scaling: Scaling
+    """Of the log-odds, by the other half."""
+    figures: dict[str, dict[str, float]]
+    """Of the model and of what needs no training."""
 
 
 class Measured(Struct, frozen=True):
@@ -54,6 +78,8 @@ class Measured(Struct, frozen=True):
     """The blend fitted without it."""
     type_log_loss: float
     type_log_loss_of_frequency: float
+    interest: MeasuredInterest | None = None
+    """None: the model has no goal."""
 
     def rows(self) -> dict[str, dict[str, float]]:
         """All figures by the name of what they are of."""
@@ -89,7 +115,13 @@ def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, event
         type_log_loss=measured.type_log_loss,
         type_log_loss_of_frequency=measured.type_log_loss_of_frequency,
         blend=", ".join(f"{part} {getattr(model.config.blend, part):.2f}" for part in PARTS),
+        interest=NO_INTEREST if measured.interest is None else _interest(measured.interest),
     )
+
+
+def _interest(measured: MeasuredInterest) -> str:
+    rows = "\n".join(f"| {name} | {' | '.join(qualities(found))} |" for name, found in measured.figures.items())
+    return INTEREST.format(headings=" | ".join(QUALITIES), goal=measured.goal, goals=measured.goals, rows=rows)
 
 
 def _reads(words: Words | None) -> str:

@@ -54,6 +54,10 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
 @click.option("--learning-rate", default=2e-3, show_default=True, help="at its highest")
 @click.option("--validation", default=0.1, show_default=True, help="share of the events, the last ones, held out")
 @click.option("--refit/--no-refit", default=True, show_default=True, help="train once more with the held-out events")
+@click.option("--goal", help="event type whose probability an item's interest is [default: purchase, if there is one]")
+@click.option(
+    "--weights", default="", help="what event types count in the decoder's loss: view=1,purchase=4 [default: 1]"
+)
 @PROTOCOL
 @click.option("--seed", default=0, show_default=True, help="the same seed and data give the same model")
 @THREADS

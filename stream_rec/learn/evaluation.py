@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from stream_rec.errors import UserError
-from stream_rec.learn import blend, metrics
+from stream_rec.learn import blend, fit, interest, metrics, probabilities
 from stream_rec.learn.dataset import Dataset
 from stream_rec.learn.metrics import Lists, Ranks
 from stream_rec.learn.predict import Predicted, everything, find, predict, states_at
 from stream_rec.learn.predict import ranks as ranks_of
 from stream_rec.learn.prepare import Prepared, reopen
+from stream_rec.learn.probabilities import Mass
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.protocol import BASKETS, Protocol, Split, first_of_basket, same_time
 from stream_rec.learn.recipe import TrainConfig
@@ -59,6 +60,7 @@ class Outcome(NamedTuple):
     ranks: dict[str, Ranks]
     """Of the blend, of each part alone."""
     first: "First"
+    mass: Mass
     places: Numbers
     """Of the (first) event that was predicted, (predictions,)."""
 
@@ -72,12 +74,11 @@ class First(NamedTuple):
     """Whether the item was right."""
 
     @classmethod
-    def of(cls, table: Table, values: Tensor, covered: float, right_of: Numbers, right_rows: Numbers) -> "First":
-        """By `values` (candidates,). A catalogue with fewer items is filled up with the unknown one."""
-        scores = F.pad(table.spread(values, BARRED), (0, TOP), value=BARRED)
-        best = scores.topk(TOP, dim=1).indices
-        rows = F.pad(table.spread(table.rows, UNKNOWN), (0, TOP), value=UNKNOWN).gather(1, best).numpy()
-        probabilities = (covered * torch.softmax(scores, dim=1)).gather(1, best).numpy()
+    def of(cls, shares: Tensor, candidates: Tensor, right_of: Numbers, right_rows: Numbers) -> "First":
+        """By the `shares` of `candidates` (batch, most). A catalogue with fewer items is filled up with the unknown."""
+        best = F.pad(shares, (0, TOP)).topk(TOP, dim=1).indices
+        rows = F.pad(candidates, (0, TOP), value=UNKNOWN).gather(1, best).numpy()
+        probabilities = F.pad(shares, (0, TOP)).gather(1, best).numpy()
         wide = int(max(rows.max(), right_rows.max())) + 1
         happened = np.isin(np.arange(len(rows))[:, None] * wide + rows, right_of * wide + right_rows)
         return cls(rows, probabilities, happened)
@@ -105,11 +106,13 @@ def run(model: Model, frame: pl.DataFrame, plan: Plan, texts: TextEncoder, progr
             *(prepared, split._replace(online=online), memory, lambda which: nearest(states[which], NEAREST), config),
             lambda done: progress(what, done, len(split.targets)),
         )
-        return collect(predicted, data, model.config.blend, baskets=baskets, exclude_seen=exclude)
+        return collect(predicted, prepared, model.config.blend, baskets=baskets, exclude_seen=exclude)
 
     found = outcome(split.online, "predicting")
     frozen = outcome(False, "predicting, memory frozen") if split.online else found
-    return report(prepared, found, frozen, known, baskets=baskets, exclude_seen=exclude)
+    users = fit.users_of(model.encoder, prepared, states, split.targets)
+    figures = report(prepared, found, frozen, known, baskets=baskets, exclude_seen=exclude)
+    return figures | {"probabilities": told(model, prepared, users, nearest.outputs, found, known)}
 
 
 def split_of(data: Dataset, model: Model, protocol: Protocol) -> tuple[Split, NDArray[np.bool_]]:
@@ -121,12 +124,16 @@ def split_of(data: Dataset, model: Model, protocol: Protocol) -> tuple[Split, ND
     return Split.at(data, int(known.sum()), len(data.rows), online=protocol == "prequential"), known
 
 
-def collect(asked: Iterator[Predicted], data: Dataset, weights: Blend, *, baskets: bool, exclude_seen: bool) -> Outcome:
+def collect(
+    asked: Iterator[Predicted], prepared: Prepared, weights: Blend, *, baskets: bool, exclude_seen: bool
+) -> Outcome:
     """Ranks what was right, by the blend and by each part alone."""
+    data, categories = prepared.data, prepared.catalog.categories
     scores = {BLEND: weights, **{part: blend.alone(part) for part in PARTS}}
     of: list[Numbers] = []
     ranks: dict[str, list[Numbers]] = {name: [] for name in scores}
     first: list[First] = []
+    masses: list[Mass] = []
     places: list[Numbers] = []
     for places_now, table in asked:
         begin = sum(map(len, places))
@@ -140,11 +147,15 @@ def collect(asked: Iterator[Predicted], data: Dataset, weights: Blend, *, basket
         values = {name: (table.columns @ one.weights).masked_fill_(barred, BARRED) for name, one in scores.items()}
         for name, found in values.items():
             ranks[name].append(ranks_of(table, found, torch.from_numpy(right_of), truth).numpy())
-        first.append(First.of(table, values[BLEND], weights.covered, right_of, right_rows))
+        blended, candidates = table.spread(values[BLEND], BARRED), table.spread(table.rows, UNKNOWN)
+        shares = weights.covered * torch.softmax(blended, dim=1).masked_fill(blended <= BARRED, 0)
+        first.append(First.of(shares, candidates, right_of, right_rows))
+        masses.append(Mass.of(shares, candidates, data.rows[places_now], categories))
     whose, count = np.concatenate(of), sum(map(len, places))
     return Outcome(
         {name: Ranks(whose, np.concatenate(found), count) for name, found in ranks.items()},
         First(*map(np.concatenate, zip(*first, strict=True))),
+        Mass.joined(masses),
         np.concatenate(places),
     )
 
@@ -205,6 +216,31 @@ def report(
             for kind, kinds in groups.items()
         },
         "reliability": [[round(said, 5), round(came, 5), count] for said, came, count in chance.bins],
+    }
+
+
+def told(
+    model: Model, prepared: Prepared, users: Tensor, outputs: Tensor, live: Outcome, known: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """How good each probability is; `users` (predictions, width + types), `outputs` (rows, width)."""
+    data, categories, places = prepared.data, prepared.catalog.categories, live.places
+    in_catalogue = data.rows[places] != UNKNOWN  # the others are never recommended
+    truth, met = data.rows[places[in_catalogue]], data.rows[known & (data.rows != UNKNOWN)]
+    item, category = (said.pick(in_catalogue) for said in live.mass)
+    found = {
+        "probability": probabilities.of_items(item, truth, met, len(prepared.items)),
+        "next_event": probabilities.of_types(prepared, model.encoder, users, places, known),
+        "interests": probabilities.of_categories(category, truth, categories, met),
+    }
+    goal = model.config.goal
+    if goal is not None:
+        asked = interest.contacts(prepared, goal, users[torch.from_numpy(in_catalogue)], places[in_catalogue])
+        said = torch.sigmoid(interest.logits(model.encoder, asked, outputs)).double().numpy()
+        seen = interest.Seen.of(prepared, known, goal)
+        found["interest"] = probabilities.of_interest(data, places[in_catalogue], said, seen)
+    return {
+        name: {of: {key: round(value, 5) for key, value in figures.items()} for of, figures in one.items()}
+        for name, one in found.items()
     }
 
 

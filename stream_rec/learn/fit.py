@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from stream_rec.errors import UserError
-from stream_rec.learn import checkpoint, dataset
+from stream_rec.learn import checkpoint, dataset, interest
 from stream_rec.learn.convex import minimise
 from stream_rec.learn.dataset import Slice
+from stream_rec.learn.event_types import weights_of
 from stream_rec.learn.prepare import Prepared
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.recipe import TrainConfig
@@ -27,6 +28,8 @@ from stream_rec.model.incremental import Look
 from stream_rec.model.tokens import Numbers
 
 TYPE_RIDGE = 1e-4
+SMALLEST = 1e-6
+"""What a step's targets count at least: those of some steps may all weigh nothing."""
 
 
 def fit(
@@ -37,8 +40,7 @@ def fit(
     encoder = new_encoder(prepared, config)
     with tuning(encoder.body, config.tune):
         _epochs(encoder, prepared, config, known, stage, progress)
-    windows = dataset.slices(prepared.data, config.capacity, config.stride, known)
-    fit_types(encoder, prepared, windows, config)
+    fit_heads(encoder, prepared, config, known)
     return encoder
 
 
@@ -52,6 +54,7 @@ def new_encoder(prepared: Prepared, config: TrainConfig) -> UserEncoder:
         item_dim=prepared.features.dim,
         types=len(prepared.event_types) + 1,
         table=base.table if base is not None and shape.words else None,
+        goal=config.goal is not None,
     )
 
 
@@ -67,6 +70,7 @@ def _epochs(
     optimiser = torch.optim.AdamW(groups(encoder, config), betas=(0.9, 0.98))
     seen = torch.from_numpy(np.unique(prepared.data.rows[known]))
     whole = len(seen) <= 4 * config.negatives
+    weights = torch.tensor([1.0, *weights_of(config.weights, prepared.event_types)])
     begun = stage.restore(encoder, optimiser)
     for epoch in range(begun, config.epochs):
         torch.manual_seed(config.seed * 10_007 + epoch)
@@ -82,7 +86,7 @@ def _epochs(
             for group in optimiser.param_groups:
                 group["lr"] = group["highest"] * rate
             negatives = seen if whole else seen[torch.randint(0, len(seen), (config.negatives,))]
-            value = loss(encoder, prepared, chosen, negatives)
+            value = loss(encoder, prepared, chosen, negatives, weights)
             optimiser.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
@@ -109,26 +113,44 @@ def groups(encoder: UserEncoder, config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
-def loss(encoder: UserEncoder, prepared: Prepared, chosen: Sequence[Slice], negatives: Tensor) -> Tensor:
-    """Cross-entropy of the next item among `negatives` and the batch's targets."""
+def loss(
+    encoder: UserEncoder, prepared: Prepared, chosen: Sequence[Slice], negatives: Tensor, weights: Tensor
+) -> Tensor:
+    """Cross-entropy of the next item among `negatives` and the batch's targets, by the `weights` (types,) of these."""
     states, places = states_of(encoder, prepared, chosen)
     targets = torch.from_numpy(prepared.data.rows[places])
     candidates, place = torch.unique(torch.cat([targets, negatives]), return_inverse=True)
     logits = encoder.score(states, encoder.items(prepared.vectors[candidates], encoder.residual(candidates)))
-    return F.cross_entropy(logits, place[: len(targets)])
+    losses = F.cross_entropy(logits, place[: len(targets)], reduction="none")
+    counts = weights[torch.from_numpy(prepared.data.types[places])]
+    return (losses * counts).sum() / counts.sum().clamp(min=SMALLEST)
 
 
-def fit_types(encoder: UserEncoder, prepared: Prepared, windows: Sequence[Slice], config: TrainConfig) -> None:
-    """Fits the head for the next event's type, a softmax regression on the finished encoder's states."""
+def fit_heads(encoder: UserEncoder, prepared: Prepared, config: TrainConfig, known: NDArray[np.bool_]) -> None:
+    """Fits what reads the finished encoder's states: the head for the next event's type, and that for the interest."""
     encoder.eval()
+    windows = dataset.slices(prepared.data, config.capacity, config.stride, known)
     with torch.no_grad():
         read = [states_of(encoder, prepared, chosen) for chosen in plan(prepared, windows, config)]
-        states = F.normalize(torch.cat([states for states, _ in read]), dim=-1)
-    types = torch.from_numpy(prepared.data.types[np.concatenate([places for _, places in read])])
-    inputs = torch.cat([states, torch.ones(len(states), 1)], dim=1)
+        outputs = outputs_of(encoder, prepared.vectors)
+    states, places = torch.cat([states for states, _ in read]), np.concatenate([places for _, places in read])
+    users = users_of(encoder, prepared, states, places)
+    fit_types(encoder, users, torch.from_numpy(prepared.data.types[places]))
+    if config.goal is not None:
+        interest.fit(encoder, interest.contacts(prepared, config.goal, users, places), outputs)
+
+
+def users_of(encoder: UserEncoder, prepared: Prepared, states: Tensor, places: Numbers) -> Tensor:
+    """Users before the events at `places` (n,), none of them a user's first, by their `states` (n, width)."""
+    return encoder.users(states, torch.from_numpy(prepared.data.types[places - 1]))
+
+
+def fit_types(encoder: UserEncoder, users: Tensor, types: Tensor) -> None:
+    """Fits the head for the next event's type: a softmax regression of `types` (n,) on `users` (n, width + types)."""
+    inputs = torch.cat([users, torch.ones(len(users), 1)], dim=1)
 
     def loss_of_types(weights: Tensor) -> Tensor:
-        return F.cross_entropy(inputs @ weights.T, types) + TYPE_RIDGE * weights[:, :-1].square().sum()
+        return F.cross_entropy(inputs @ weights.T, types) + TYPE_RIDGE * weights[:, : encoder.width].square().sum()
 
     found = minimise(loss_of_types, torch.zeros(encoder.next_type.out_features, inputs.shape[1]))
     with torch.no_grad():
@@ -158,6 +180,11 @@ def look_of(encoder: UserEncoder, vectors: Tensor) -> Look:
         return tokens
 
     return look
+
+
+def outputs_of(encoder: UserEncoder, vectors: Tensor) -> Tensor:
+    """The output vectors of the items whose `vectors` (rows, dim) those are, (rows, width)."""
+    return encoder.outputs(encoder.items(vectors, encoder.residual.weight))
 
 
 def plan(prepared: Prepared, windows: Sequence[Slice], config: TrainConfig) -> list[list[Slice]]:

@@ -1,5 +1,6 @@
 """Figures of ranked lists, from the ranks of what was right."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -116,6 +117,14 @@ class Lists(NamedTuple):
         return float(1 - np.mean(likeness))
 
 
+QUALITIES = ("log loss", "AUC", "calibration error")
+
+
+def qualities(figures: Mapping[str, float]) -> list[str]:
+    """The figures of a probability as a person reads them, in the order of `QUALITIES`."""
+    return [f"{figures[key]:.4f}" if key in figures else "-" for key in ("log_loss", "auc", "calibration_error")]
+
+
 class Calibration(NamedTuple):
     """Predicted probabilities against what happened."""
 
@@ -128,7 +137,9 @@ class Calibration(NamedTuple):
 def calibration(probabilities: NDArray[np.floating], happened: NDArray[np.bool_], bins: int = 10) -> Calibration:
     """`probabilities` and `happened` (n,)."""
     order = np.argsort(probabilities, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    ascending = probabilities[order]
+    firsts = np.searchsorted(ascending, ascending[np.arange(bins) * len(order) // bins])
+    parts = np.split(order, np.unique(firsts)[1:])  # what is equally likely stays together
     table = [(float(probabilities[part].mean()), float(happened[part].mean()), len(part)) for part in parts]
     error = sum(abs(said - came) * count for said, came, count in table) / len(order)
     return Calibration(error, table)

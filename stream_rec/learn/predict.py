@@ -56,7 +56,7 @@ def states_at(encoder: UserEncoder, prepared: Prepared, targets: Numbers, config
 @torch.inference_mode()
 def everything(encoder: UserEncoder, prepared: Prepared) -> Everything:
     """The catalogue as the decoder scores it."""
-    outputs = encoder.outputs(encoder.items(prepared.vectors, encoder.residual.weight))
+    outputs = fit.outputs_of(encoder, prepared.vectors)
     return Everything(outputs, torch.arange(len(outputs)) == UNKNOWN)
 
 

@@ -48,4 +48,8 @@ class TrainConfig(Struct, frozen=True):
     """Train once more on the whole log, validation included, with the weights found."""
     protocol: Protocol = "prequential"
     """What the blend's weights and the figures are for; and with leave-one-out each user's last event is never seen."""
+    goal: str | None = None
+    """The event type that interest is the probability of; None: purchase, where the log has it among others."""
+    weights: dict[str, float] = {}
+    """How much an event of a type counts in the decoder's loss, 1 where nothing is said."""
     seed: int = 0

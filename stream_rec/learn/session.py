@@ -17,14 +17,16 @@ from rich.table import Table
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.learn import logs
+from stream_rec.learn.event_types import parse_weights
 from stream_rec.learn.logs import Log
+from stream_rec.learn.metrics import QUALITIES, qualities
 from stream_rec.learn.progress import bars
 from stream_rec.learn.protocol import Protocol
 from stream_rec.messages import Item
 from stream_rec.model.words import Words
 
 if TYPE_CHECKING:
-    from stream_rec.learn.card import Measured
+    from stream_rec.learn.card import Measured, MeasuredInterest
     from stream_rec.learn.recipe import Size, TrainConfig
     from stream_rec.learn.train import Trained
     from stream_rec.learn.tune import Tune
@@ -56,6 +58,8 @@ class Plan(NamedTuple):
     learning_rate: float = 2e-3
     validation: float = 0.1
     refit: bool = True
+    goal: str | None = None
+    weights: str = ""
     protocol: Protocol = "prequential"
     seed: int = 0
     threads: int | None = None
@@ -83,6 +87,8 @@ def run(settings: Settings, plan: Plan) -> int:
     version = _save(trained, plan.out, plan.protocol, log)
     checkpoints.remove()
     Console().print(_table(trained.measured))
+    if trained.measured.interest is not None:
+        Console().print(_interest(trained.measured.interest))
     Console().print(f"model {version} in {plan.out}", highlight=False)
     return 0
 
@@ -148,6 +154,8 @@ def _config(settings: Settings, plan: Plan, size: "Size") -> "TrainConfig":
         learning_rate=plan.learning_rate,
         validation=plan.validation,
         refit=plan.refit,
+        goal=plan.goal,
+        weights=parse_weights(plan.weights),
         protocol=plan.protocol,
         seed=plan.seed,
     )
@@ -203,4 +211,13 @@ def _table(measured: "Measured") -> Table:
         view.add_column(heading, justify="left" if heading == "score" else "right")
     for name, found in measured.rows().items():
         view.add_row(name, *(f"{found[figure]:.4f}" for figure in ("hr_at_10", "ndcg_at_10", "mrr")))
+    return view
+
+
+def _interest(measured: "MeasuredInterest") -> Table:
+    view = Table(title=f"Interest: the probability of a {measured.goal}, given the next item; {measured.goals} of them")
+    for heading in ("", *QUALITIES):
+        view.add_column(heading, justify="right" if heading else "left")
+    for name, found in measured.figures.items():
+        view.add_row(name, *qualities(found))
     return view

@@ -16,9 +16,10 @@ from msgspec import structs
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_rec.learn import blend, checkpoint, fit
-from stream_rec.learn.card import Measured
+from stream_rec.learn import blend, checkpoint, fit, interest, probabilities
+from stream_rec.learn.card import Measured, MeasuredInterest
 from stream_rec.learn.dataset import Dataset
+from stream_rec.learn.event_types import goal_of, weights_of
 from stream_rec.learn.metrics import Ranks, figures
 from stream_rec.learn.predict import Predicted, everything, find, joined, predict, ranks, states_at, teach
 from stream_rec.learn.prepare import Prepared, prepare
@@ -54,9 +55,12 @@ def train(
 ) -> Trained:
     """A model of the events in `frame` (user, item, event, time, in order); checkpoints go to `out`.
 
-    Raises `UserError` when `out` holds an unfinished training of something else.
+    Raises `UserError` when `out` holds an unfinished training of something else, and for event types that are none.
     """
     checkpoints = checkpoint.Checkpoints(out, checkpoint.fingerprint(config, frame, items))
+    event_types = frame["event"].unique().to_list()
+    weights_of(config.weights, event_types)
+    config = structs.replace(config, goal=goal_of(config.goal, event_types))
     prepared = prepare(frame, items, config, texts, progress)
     data = prepared.data
     validation, whole = splits(data, config)
@@ -65,6 +69,8 @@ def train(
     fitted = fit.fit(prepared, config, validation.known, checkpoints.stage("fit"), progress)
     weights, measured = validate(fitted, prepared, validation, Memory(horizons), config, progress)
     encoder = fit.fit(prepared, config, whole, checkpoints.stage("refit"), progress) if config.refit else fitted
+    if measured.interest is not None:
+        interest.scale(encoder, measured.interest.scaling)
     memory = Memory(horizons)
     teach(prepared, memory, data.in_log_order(whole))
     model = Model(
@@ -78,6 +84,7 @@ def train(
             blend=weights,
             horizons=horizons,
             trained_until=float(data.times[whole].max()),
+            goal=config.goal,
         ),
         encoder.eval(),
         prepared.features,
@@ -136,6 +143,8 @@ def validate(
     order = np.random.default_rng(config.seed).permutation(count)
     first, second = (Half.of(predicted, truth, np.sort(half)) for half in np.array_split(order, 2))
     weights = blend.fit(first.table, first.truth)
+    users = fit.users_of(encoder, prepared, states, split.targets)
+    halves = [(users[half.which], half.places.numpy()) for half in (first, second)]
     left_out = {}
     for at, part in enumerate(PARTS):
         progress("leaving out each part", at + 1, len(PARTS))
@@ -143,7 +152,7 @@ def validate(
     types = torch.from_numpy(data.types)[second.places]
     frequency = np.bincount(data.types[validation.known], minlength=len(prepared.event_types) + 1)
     type_loss = type_log_loss(
-        encoder.type_logits(states[second.which]).detach(), types, frequency / validation.known.sum()
+        encoder.type_logits(users[second.which]).detach(), types, frequency / validation.known.sum()
     )
     return weights, Measured(
         predictions=len(second.places),
@@ -152,7 +161,25 @@ def validate(
         left_out=left_out,
         type_log_loss=type_loss[0],
         type_log_loss_of_frequency=type_loss[1],
+        interest=None if config.goal is None else validate_interest(encoder, prepared, validation, config.goal, halves),
     )
+
+
+Predicting = tuple[Tensor, Numbers]
+"""Users, (n, width + types), and the places of the events behind them, (n,)."""
+
+
+def validate_interest(
+    encoder: UserEncoder, prepared: Prepared, validation: Split, goal: str, halves: Sequence[Predicting]
+) -> MeasuredInterest:
+    """How the first of two halves of the predictions scales the interest, and the figures on the other."""
+    outputs = fit.outputs_of(encoder, prepared.vectors).detach()
+    ours, others = (interest.contacts(prepared, goal, *half) for half in halves)
+    scaling = interest.scaling(interest.logits(encoder, ours, outputs), ours.goals)
+    said = torch.sigmoid(scaling.slope * interest.logits(encoder, others, outputs) + scaling.offset)
+    goals, seen = int(others.goals.sum()), interest.Seen.of(prepared, validation.known, goal)
+    figures = probabilities.of_interest(prepared.data, halves[1][1], said.double().numpy(), seen)
+    return MeasuredInterest(goal, goals, scaling, figures)
 
 
 class Half(NamedTuple):

@@ -4,6 +4,10 @@
                  or the language model's own vector of a word
     user state = out(decoder(tokens))           at every position, so that one pass trains all of them
     score      = cosine(user state, project(item vector) + item residual) * exp(log scale)
+    user       = [user state of unit length; the last event's type, one-hot]
+    next type  = softmax(linear(user))
+    interest   = sigmoid(theta . [user; item of unit length] + bias): that a contact with the item is the goal, say a
+                 purchase; only where the training log knows a goal
 
 Item tokens and the output share the item side. The body is any transformers decoder: a small Llama from scratch, or a
 pre-trained causal language model (see `pretrained`), optionally its first layers alone.
@@ -85,11 +89,19 @@ class WordInputs(nn.Module):
 class UserEncoder(nn.Module):
     """See the module. `items` counts the rows with a learned residual, `UNKNOWN` included; `types` likewise.
 
-    `table` (words, width) are the word vectors of an encoder that reads words.
+    `table` (words, width) are the word vectors of an encoder that reads words. Only one with a `goal` tells interests.
     """
 
     def __init__(
-        self, config: EncoderConfig, body: Any, items: int, item_dim: int, types: int, table: Tensor | None = None
+        self,
+        config: EncoderConfig,
+        body: Any,
+        items: int,
+        item_dim: int,
+        types: int,
+        table: Tensor | None = None,
+        *,
+        goal: bool = False,
     ) -> None:
         super().__init__()
         width = int(body.config.hidden_size)
@@ -99,10 +111,12 @@ class UserEncoder(nn.Module):
         self.residual = nn.Embedding(items, width)
         self.inputs: ItemInputs | WordInputs = ItemInputs(width, types) if table is None else WordInputs(table)
         self.out = nn.Linear(width, width, bias=False)
-        self.next_type = nn.Linear(width, types)
+        self.types = types
+        self.next_type = nn.Linear(width + types, types)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         nn.init.zeros_(self.residual.weight)
         nn.init.eye_(self.out.weight)
+        self.theta = nn.Linear(2 * width + types, 1) if goal else None
         if config.residual_dropout:
             add_residual_dropout(body, config.residual_dropout)
 
@@ -130,10 +144,25 @@ class UserEncoder(nn.Module):
         states: Tensor = self.out(hidden.last_hidden_state.to(tokens.dtype))
         return states
 
-    def type_logits(self, states: Tensor) -> Tensor:
-        """Log-odds of the next event's type, (n, types), of `states` (n, width)."""
-        logits: Tensor = self.next_type(F.normalize(states, dim=-1))
+    def users(self, states: Tensor, last: Tensor) -> Tensor:
+        """What is known of users, (n, width + types): `states` (n, width), and the numbers of the `last` (n,) types."""
+        return torch.cat([F.normalize(states, dim=-1), F.one_hot(last, self.types).to(states)], dim=-1)
+
+    def type_logits(self, users: Tensor) -> Tensor:
+        """Log-odds of the next event's type, (n, types), of `users` (n, width + types)."""
+        logits: Tensor = self.next_type(users)
         return logits
+
+    def interest_logits(self, users: Tensor, outputs: Tensor) -> Tensor:
+        """Log-odds that a contact is the goal, (n, m), of `users` (n, width + types) and `outputs` (n, m, width).
+
+        Only for an encoder with a goal.
+        """
+        assert self.theta is not None  # noqa: S101 - a caller's mistake
+        of_user, of_item = self.theta.weight[0].tensor_split((users.shape[1],))
+        of_users: Tensor = users @ of_user + self.theta.bias
+        of_items: Tensor = F.normalize(outputs, dim=-1) @ of_item
+        return of_users[:, None] + of_items
 
     def outputs(self, items: Tensor) -> Tensor:
         """What states of unit length are multiplied with: `items` (m, width) -> (m, width)."""

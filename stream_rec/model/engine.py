@@ -35,7 +35,7 @@ from stream_rec.model.reader import WindowReader, reader_of
 from stream_rec.model.recommendation import Names, recommendations
 from stream_rec.model.scorer import ItemSide
 from stream_rec.model.text import TextEncoder
-from stream_rec.model.tokens import UNKNOWN, Tokens
+from stream_rec.model.tokens import UNKNOWN, Tokens, event_type_numbers
 from stream_rec.window import fit
 
 Rows = list[int]
@@ -106,6 +106,7 @@ class Engine:
         self.memories = Memories(partial(_memory, model.config, model.memory), catalog)
         self._limits = limits
         self._event_types = model.config.event_types
+        self._type_numbers = event_type_numbers(self._event_types)
         self._draw = np.random.default_rng()
         self._taken: dict[int, Taken] = {}
         """What was read last, by the identity of the window."""
@@ -156,10 +157,13 @@ class Engine:
         ranked = self.ranker.rank(states, partial(self._learn_and_ask, taken))
         if not ranked.scores.isfinite().all():  # as JSON it would be null, which no reader takes for a score
             raise ArithmeticError("the model gave a score that is not a number")
-        types = torch.softmax(self._encoder.type_logits(states)[:, UNKNOWN + 1 :], dim=1)
+        users = self._encoder.users(states, self._last_types(taken))
+        types = torch.softmax(self._encoder.type_logits(users)[:, UNKNOWN + 1 :], dim=1)
+        interest = self._interest(users, ranked.rows)
         unknown = sum(one.rows[-1] == UNKNOWN for one in taken)
         named = Names(self.version, self._event_types, self.items.labels, self.catalog.ids)
-        answers = recommendations([one.window for one in taken], ranked, types, named, self._limits.interests_k)
+        read = [one.window for one in taken]
+        answers = recommendations(read, ranked, types, interest, named, self._limits.interests_k)
         return Step(answers, work, unknown, self._audit(taken, states), self._recall(taken, states))
 
     def affordable(self, windows: Sequence[Window]) -> int:
@@ -237,6 +241,17 @@ class Engine:
     def _ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:
         pairs = zip(taken, near.rows.cpu().numpy(), strict=True)
         return [self.memories.evidence(one.log).ask(one.asked, rows) for one, rows in pairs]
+
+    def _last_types(self, taken: Sequence[Taken]) -> Tensor:
+        """The number of the type of each window's last event, (len(taken),)."""
+        last = [self._type_numbers.get(one.window.events[-1].event_type, UNKNOWN) for one in taken]
+        return torch.tensor(last, device=self._device)
+
+    def _interest(self, users: Tensor, rows: Tensor) -> Tensor | None:
+        """The probability that a contact with one of `rows` (batch, k) is the goal, (batch, k); None without a goal."""
+        if self._encoder.theta is None:
+            return None
+        return torch.sigmoid(self._encoder.interest_logits(users, self.items.outputs[rows]))
 
     def _share(self, count: int, share: float) -> NDArray[np.int64]:
         """A random `share` of the numbers below `count`."""

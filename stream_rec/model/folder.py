@@ -26,6 +26,7 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as save_tensors
 from tokenizers import Tokenizer
+from torch.nn.functional import pad
 
 from stream_rec.errors import UserError
 from stream_rec.messages import Item
@@ -37,8 +38,9 @@ from stream_rec.model.likeness import Alike, Likeness
 from stream_rec.model.scorer import Blend
 
 LIKENESS = ("text", "words")
-FORMAT = 3
-"""Of the model folder; a folder of another format is refused."""
+FORMAT = 4
+"""Of the model folder. One of format 3 is read too: it has no goal, and its next type did not know the last one."""
+READABLE = (3, FORMAT)
 HASHED = (
     "config.json",
     "encoder.safetensors",
@@ -70,6 +72,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Of the online memory."""
     trained_until: float
     """Timestamp of the last training event, seconds: the online memory learns what came later."""
+    goal: str | None = None
+    """The event type that `interest` is the probability of; None: the model tells no interest."""
 
 
 class Model(NamedTuple):
@@ -125,6 +129,8 @@ def load(folder: Path) -> Model:
         items = msgspec.json.Decoder(Item).decode_lines((folder / "items.jsonl").read_bytes())
         vectors = load_file(folder / "items.safetensors")["vectors"]
         weights = load_tensors(folder / "encoder.safetensors")
+        if config.format < FORMAT:  # it did not know the last event's type
+            weights["next_type.weight"] = pad(weights["next_type.weight"], (0, len(config.event_types) + 1))
         encoder = UserEncoder(
             config.encoder,
             body_from(config.body),
@@ -132,6 +138,7 @@ def load(folder: Path) -> Model:
             item_dim=features.dim,
             types=len(config.event_types) + 1,
             table=weights["inputs.table"] if config.encoder.words else None,
+            goal=config.goal is not None,
         )
         encoder.load_state_dict(weights)
         memory = load_file(folder / "memory.safetensors")
@@ -159,10 +166,10 @@ def _config(folder: Path) -> ModelConfig:
     try:
         text = path.read_bytes()
         form = msgspec.json.decode(text, type=dict[str, Any]).get("format")
-        if form != FORMAT:
+        if form not in READABLE:
             raise UserError(
-                f"the model in {folder} has format {form}, this version reads format {FORMAT}: train it again, "
-                "or install the version that wrote it"
+                f"the model in {folder} has format {form}, this version reads {READABLE[0]} to {FORMAT}: "
+                "train it again, or install the version that wrote it"
             )
         return msgspec.json.decode(text, type=ModelConfig)
     except (OSError, msgspec.MsgspecError) as error:

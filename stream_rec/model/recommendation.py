@@ -24,13 +24,22 @@ class Names(NamedTuple):
 
 
 def recommendations(
-    windows: Sequence[Window], ranked: Ranked, types: Tensor, names: Names, interests: int
+    windows: Sequence[Window],
+    ranked: Ranked,
+    types: Tensor,
+    interest: Tensor | None,
+    names: Names,
+    interests: int,
 ) -> list[Recommendation]:
-    """One a window. `types` (windows, event types) are probabilities; of the interests the `interests` strongest."""
+    """One a window. `types` (windows, event types) and `interest` (windows, k), if any, are probabilities.
+
+    Of the interests by category the `interests` strongest are named.
+    """
     best = ranked.interests.topk(min(interests, ranked.interests.shape[1]), dim=1)
     shown = (ranked.scores > BARRED).sum(dim=1)
+    wanted = np.full(ranked.rows.shape, None) if interest is None else _rounded(interest, 5)
     columns = (
-        *(shown, ranked.rows, _rounded(ranked.scores, 4), _rounded(ranked.probabilities, 6)),
+        *(shown, ranked.rows, _rounded(ranked.scores, 4), _rounded(ranked.probabilities, 6), wanted),
         *(best.indices, _rounded(best.values, 4), _rounded(types, 4)),
     )
     return [
@@ -39,7 +48,7 @@ def recommendations(
             seq=window.n,
             offset=window.offset,
             event_time=window.events[-1].timestamp,
-            items=tuple(map(RankedItem, names.items(rows[:count]), scores, probabilities)),
+            items=tuple(map(RankedItem, names.items(rows[:count]), scores, probabilities, goals)),
             next_event=dict(zip(names.event_types, next_types, strict=True)),
             interests=tuple(
                 Interest(name, weight)
@@ -48,7 +57,7 @@ def recommendations(
             ),
             model=names.model,
         )
-        for window, count, rows, scores, probabilities, labels, weights, next_types in zip(
+        for window, count, rows, scores, probabilities, goals, labels, weights, next_types in zip(
             windows, *(column.tolist() for column in columns), strict=True
         )
     ]

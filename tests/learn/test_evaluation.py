@@ -65,6 +65,22 @@ def test_the_blend_beats_every_floor_by_a_margin(world) -> None:
     assert found["calibration_error"] < 0.02
 
 
+def test_every_probability_is_worth_more_than_what_needs_no_training(world) -> None:
+    trained, frame, texts = world
+    found = evaluation.run(trained.model, frame, PLAN, texts, quiet)["probabilities"]
+    assert set(found) == {"probability", "next_event", "interests", "interest"}
+    for what, rows in found.items():
+        ours = rows["model"]
+        others = {name: figures for name, figures in rows.items() if name != "model"}
+        assert len(others) >= 2
+        for name, other in others.items():
+            level = 1.03 if name == "frequency after the last type" else 1  # in this shop there is little more to know
+            assert ours["log_loss"] < level * other["log_loss"], (what, rows)
+        assert ours["calibration_error"] < 0.1, (what, rows)
+    aucs = {name: figures["auc"] for name, figures in found["interest"].items()}
+    assert aucs["model"] == max(aucs.values()), aucs
+
+
 def test_after_a_time_the_memory_learns_on_or_not(world) -> None:
     trained, frame, texts = world
     live, frozen = (

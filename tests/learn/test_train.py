@@ -10,6 +10,7 @@ import torch
 
 from stream_rec.errors import UserError
 from stream_rec.learn import train
+from stream_rec.learn.card import card
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import Event, Item
@@ -112,6 +113,37 @@ def test_the_engine_serves_the_trained_model(shop, tmp_path: Path) -> None:
     assert answer.model == version
     assert set(answer.next_event) == {"cart", "purchase", "view"}
     assert len(answer.items) == 20
+    assert all(0 < ranked.interest < 1 for ranked in answer.items)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_goal_is_the_purchase_or_what_is_said_and_a_log_of_views_has_none(shop, tmp_path: Path) -> None:
+    frame, items = shop
+    config = msgspec.structs.replace(SMALL, epochs=1)
+    bought = run(shop, config, tmp_path / "a")
+    assert bought.model.config.goal == bought.measured.interest.goal == "purchase"
+    shown = card(bought.model, bought.measured, "full", "prequential", 1, 1)
+    assert "a contact with an item is a purchase" in shown
+    views = frame.filter(pl.col("event") == "view"), items
+    viewed = run(views, config, tmp_path / "b")
+    assert viewed.model.config.goal is viewed.measured.interest is viewed.model.encoder.theta is None
+    assert "tells no interest" in card(viewed.model, viewed.measured, "full", "prequential", 1, 1)
+    with pytest.raises(UserError, match="--goal share: the log's event types are cart, purchase, view"):
+        run(shop, msgspec.structs.replace(config, goal="share"), tmp_path / "c")
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_event_type_counts_as_much_as_is_said(shop, tmp_path: Path) -> None:
+    shop = shop[0].head(1_500), shop[1]
+    config = msgspec.structs.replace(SMALL, epochs=1)
+    plain, same, other = (
+        run(shop, msgspec.structs.replace(config, weights=counts), tmp_path / str(number))
+        for number, counts in enumerate(({}, dict.fromkeys(("view", "cart", "purchase"), 1.0), {"view": 0.0}))
+    )
+    assert all(torch.equal(value, weights(same)[name]) for name, value in weights(plain).items())
+    assert not torch.equal(weights(plain)["residual.weight"], weights(other)["residual.weight"])
+    with pytest.raises(UserError, match="--weights share"):
+        run(shop, msgspec.structs.replace(config, weights={"share": 2.0}), tmp_path / "d")
 
 
 def test_the_default_text_encoder_knows_what_is_alike(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@ from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from safetensors.torch import load_file, save_file
 
 from stream_rec.errors import UserError
 from stream_rec.messages import Event, Item, Window, WindowEvent
@@ -87,6 +89,50 @@ def test_answers_do_not_depend_on_how_windows_fall_into_batches(engine_of, log, 
             assert ours[item] == pytest.approx(theirs[item], abs=1e-3)
         ties = min(ours.values()) + 1e-3  # items that rounding may swap at the edge of the list
         assert all(ours[item] <= ties for item in ours.keys() - theirs.keys())
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(log=logs, sizes=st.lists(st.integers(1, 12), min_size=1, max_size=20))
+def test_the_interest_in_each_item_is_what_the_formula_says_of_the_whole_window(engine_of, model, log, sizes):
+    """sigmoid(theta . [user; item] + bias), whatever was cached."""
+    made, engine, encoder = log_to_windows(log), engine_of(), model.encoder
+    theta, bias = (weight.detach().double() for weight in (encoder.theta.weight[0], encoder.theta.bias[0]))
+    with torch.no_grad():
+        items = encoder.items(torch.from_numpy(engine.catalog.vectors), encoder.residual.weight).double()
+    number = begin = 0
+    while begin < len(made):
+        batch = made[begin : begin + sizes[number % len(sizes)]]
+        answers, states = engine.step(batch).recommendations, engine.full(batch).double()
+        for answer, asked, state in zip(answers, batch, states, strict=True):
+            last = [float(asked.events[-1].event_type == name) for name in ("unknown", "cart", "view")]
+            user = torch.cat([state / state.norm(), torch.tensor(last).double()])
+            for ranked in answer.items:
+                item = items[engine.catalog.row(ranked.item_id)]
+                want = torch.sigmoid(theta @ torch.cat([user, item / item.norm()]) + bias)
+                assert ranked.interest == pytest.approx(float(want), abs=1e-4)
+        begin, number = begin + len(batch), number + 1
+
+
+def test_a_model_without_a_goal_tells_no_interest(model: Model, tmp_path: Path) -> None:
+    """As all of format 3, which are still read: their next type did not know the last one."""
+    folder.save(model, tmp_path)
+    config = msgspec.json.decode((tmp_path / "config.json").read_bytes())
+    weights = load_file(tmp_path / "encoder.safetensors")
+    for name in ("theta.weight", "theta.bias"):
+        del weights[name]
+    width = model.encoder.width
+    weights["next_type.weight"] = weights["next_type.weight"][:, :width].contiguous()
+    del config["goal"]
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode(config | {"format": 3}))
+    save_file(weights, tmp_path / "encoder.safetensors")
+    old = Engine.load(tmp_path, tmp_path / "cache", Limits(stride=STRIDE), "cpu")
+    asked = [window("u", 3, ["i1", "i2", "i3"])]
+    answer = old.step(asked).recommendations[0]
+    assert {ranked.interest for ranked in answer.items} == {None}
+    state = torch.nn.functional.normalize(old.full(asked), dim=1)
+    head = model.encoder.next_type
+    types = torch.softmax((state @ head.weight[:, :width].T + head.bias)[0, 1:], dim=0)
+    assert list(answer.next_event.values()) == pytest.approx(types.tolist(), abs=1e-3)
 
 
 def test_an_append_computes_one_token_and_a_moved_window_all_of_them(engine_of: EngineOf) -> None:
