@@ -76,9 +76,9 @@ class First(NamedTuple):
     @classmethod
     def of(cls, shares: Tensor, candidates: Tensor, right_of: Numbers, right_rows: Numbers) -> "First":
         """By the `shares` of `candidates` (batch, most). A catalogue with fewer items is filled up with the unknown."""
-        best = F.pad(shares, (0, TOP)).topk(TOP, dim=1).indices
-        rows = F.pad(candidates, (0, TOP), value=UNKNOWN).gather(1, best).numpy()
-        probabilities = F.pad(shares, (0, TOP)).gather(1, best).numpy()
+        best = F.pad(shares, (0, TOP)).topk(TOP, dim=1)
+        rows = F.pad(candidates, (0, TOP), value=UNKNOWN).gather(1, best.indices).numpy()
+        probabilities = best.values.numpy()
         wide = int(max(rows.max(), right_rows.max())) + 1
         happened = np.isin(np.arange(len(rows))[:, None] * wide + rows, right_of * wide + right_rows)
         return cls(rows, probabilities, happened)

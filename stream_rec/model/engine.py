@@ -21,9 +21,8 @@ from stream_rec.model import audit
 from stream_rec.model import device as devices
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
-from stream_rec.model.counters import Memory, State
 from stream_rec.model.features import Vectors
-from stream_rec.model.folder import Model, ModelConfig, load
+from stream_rec.model.folder import Model, load
 from stream_rec.model.incremental import Incremental, Work
 from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.look import look_of
@@ -103,7 +102,7 @@ class Engine:
         self.version = model.version
         self.capacity = model.config.capacity
         self.catalog = catalog
-        self.memories = Memories(partial(_memory, model.config, model.memory), catalog)
+        self.memories = Memories(model.config.horizons, model.memory, model.config.trained_until, catalog)
         self._limits = limits
         self._event_types = model.config.event_types
         self._type_numbers = event_type_numbers(self._event_types)
@@ -297,10 +296,3 @@ class Engine:
         )
         self.ranker.update(self.items, rows)
         self.memories.changed()
-
-
-def _memory(config: ModelConfig, state: State) -> Memory:
-    """An online memory that knows what training knew."""
-    memory = Memory(config.horizons, since=config.trained_until)
-    memory.load(state)
-    return memory

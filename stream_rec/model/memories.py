@@ -4,25 +4,27 @@ Usually there is one log, all that happens. Where an answer has to be a function
 is a log, and its memory begins with what training knew, as the others do.
 """
 
-from collections.abc import Callable
-
 from stream_rec.model.catalog import Catalog
-from stream_rec.model.counters import Memory
+from stream_rec.model.counters import Horizons, Memory, State
 from stream_rec.model.parts import Evidence
 
 
 class Memories:
-    """`fresh` makes a memory that knows what training knew."""
+    """Memories that begin with what training knew: `trained`, of all events until `since` (seconds)."""
 
-    def __init__(self, fresh: Callable[[], Memory], catalog: Catalog) -> None:
-        self._fresh = fresh
+    def __init__(self, horizons: Horizons, trained: State, since: float, catalog: Catalog) -> None:
+        self._horizons = horizons
+        self._trained = trained
+        self._since = since
         self._catalog = catalog
         self._evidence: dict[int, Evidence] = {}
 
     def evidence(self, log: int) -> Evidence:
         """What speaks for items, as the memory of `log` knows it."""
         if (found := self._evidence.get(log)) is None:
-            found = self._evidence[log] = Evidence.of(self._fresh(), self._catalog)
+            memory = Memory(self._horizons, self._since)
+            memory.load(self._trained)
+            found = self._evidence[log] = Evidence.of(memory, self._catalog)
         return found
 
     def changed(self) -> None:

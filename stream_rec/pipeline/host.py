@@ -79,7 +79,8 @@ class Host:
         self.check()
 
     def check(self) -> None:
-        """Raises what ended the following of the items topic, if anything did."""
+        """Raises what ended the following of the items topic or of other workers' windows, if anything did."""
+        self.learning.check()
         if self._following is not None and self._following.done():
             self._following.result()
 

@@ -75,6 +75,7 @@ class Learning:
         what comes after the windows that it is asked about.
         """
         self._own = frozenset([*fresh, *kept])
+        self._others -= self._own
         if self._settings.memory == "own":
             for partition in self.learned.keys() - set(kept):
                 del self.learned[partition]
@@ -102,11 +103,10 @@ class Learning:
             while left:
                 for partition, records in (await reader.getmany(*left, timeout_ms=100, max_records=READ)).items():
                     known = [record for record in records if record.offset < left[partition].end]
-                    await self._learn(known)
-                    count += len(known)
+                    count += await self._learn(known)
                 for partition in list(left):
                     position = await reader.position(partition)
-                    self.learned[partition] = min(position, left[partition].end)
+                    self.learned[partition] = max(self.learned[partition], min(position, left[partition].end))
                     if position >= left[partition].end:
                         del left[partition]
         finally:
@@ -116,9 +116,15 @@ class Learning:
 
     def follow(self, others: Collection[TopicPartition]) -> None:
         """From now on learns from `others` too, which other workers serve, as their windows come."""
+        self._own -= frozenset(others)
         self._others = frozenset(others) if self._settings.memory == "all" else frozenset()
         if self._others and self._following is None:
             self._following = asyncio.create_task(self._follow(), name="other partitions")
+
+    def check(self) -> None:
+        """Raises what ended the following of other partitions, if anything did."""
+        if self._following is not None and self._following.done():
+            self._following.result()
 
     async def close(self) -> None:
         if self._following is not None:
@@ -152,7 +158,6 @@ class Learning:
             for partition, records in (await reader.getmany(timeout_ms=QUIET_MS, max_records=BESIDE)).items():
                 if partition in self._others:
                     await self._learn(records)
-                    self.learned[partition] = max(self.learned[partition], records[-1].offset + 1)
 
     def _reader(self) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
@@ -167,13 +172,25 @@ class Learning:
         for partition, offset in offsets.items():
             reader.seek(partition, offset)
 
-    async def _learn(self, records: Sequence[ConsumerRecord]) -> None:
-        await self._call(self._teach, records)
-        self._metrics.learned.inc(len(records))
+    async def _learn(self, records: Sequence[ConsumerRecord]) -> int:
+        """Returns how many of them were new."""
+        count: int = await self._call(self._teach, records)
+        self._metrics.learned.inc(count)
+        return count
 
-    def _teach(self, records: Sequence[ConsumerRecord]) -> None:
-        """On the engine's thread. What is no window teaches nothing; who was erased is erased here too."""
+    def _teach(self, records: Sequence[ConsumerRecord]) -> int:
+        """On the engine's thread. What is no window teaches nothing; who was erased is erased here too.
+
+        Two readers may have the same records while a partition moves. An erasure that was read again would have what
+        its user did since learned twice: so each record is taken once.
+        """
+        count = 0
         for record, number in zip(records, self.logs([record.partition for record in records]), strict=True):
+            partition = TopicPartition(record.topic, record.partition)
+            if record.offset < self.learned[partition]:
+                continue
+            self.learned[partition] = record.offset + 1
+            count += 1
             if record.value is None:
                 user = (record.key or b"").decode(errors="replace")
                 self._engine.forget(user)
@@ -182,5 +199,6 @@ class Learning:
             with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 window = read_window(record.value)
                 self._engine.learn(window, number)
-                if TopicPartition(record.topic, record.partition) in self._own:
+                if partition in self._own:
                     self._recent.add(window)
+        return count

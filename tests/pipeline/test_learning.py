@@ -1,0 +1,56 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from aiokafka import TopicPartition
+from prometheus_client import CollectorRegistry
+
+from stream_rec.config import Settings
+from stream_rec.messages import Window, encode
+from stream_rec.model import folder
+from stream_rec.model.engine import Engine, Limits
+from stream_rec.pipeline.learning import Learning
+from stream_rec.pipeline.recent import Recent
+from stream_rec.telemetry import WorkerMetrics
+from tests.tiny import STRIDE, tiny_model, window
+
+
+class Record(NamedTuple):
+    key: bytes
+    value: bytes | None
+    offset: int
+    topic: str = "windows"
+    partition: int = 0
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    folder.save(tiny_model(), tmp_path / "model")
+    return Engine.load(tmp_path / "model", tmp_path, Limits(STRIDE), "cpu")
+
+
+async def called(work: Callable[..., Any], *given: Any) -> Any:
+    return work(*given)
+
+
+def at(offset: int, made: Window) -> Record:
+    return Record(made.user_id.encode(), encode(made), offset)
+
+
+async def test_an_erasure_that_two_readers_have_teaches_nothing_twice(engine: Engine) -> None:
+    """While a partition moves, its records may come from both: what its user did since would be learned again."""
+    learning = Learning(Settings(), WorkerMetrics(CollectorRegistry()), engine, Recent(10), called)
+    learning.learned[TopicPartition("windows", 0)] = 0
+    records = [at(0, window("u", 2, ["i1", "i2"])), Record(b"u", None, 1), at(2, window("u", 2, ["i1", "i9"]))]
+    memory = engine.memories.evidence(0).memory
+
+    def counts() -> list[float]:
+        return memory.popularity.state()["sums"].tolist()
+
+    before = counts()
+    assert await learning._learn(records) == 3
+    once = counts()
+    assert once != before
+    assert await learning._learn(records) == 0
+    assert counts() == once
