@@ -77,8 +77,8 @@ class Learning:
         self._own = frozenset([*fresh, *kept])
         self._others -= self._own
         if self._settings.memory == "own":
-            for partition in self.learned.keys() - set(kept):
-                del self.learned[partition]
+            for partition in {*self.learned, *fresh} - set(kept):
+                self.learned.pop(partition, None)
                 await self._call(self._engine.memories.drop, partition.partition)
         for number in set(self.logs([partition.partition for partition in fresh])):
             await self._call(self._engine.memories.evidence, number)  # now, rather than in the first step

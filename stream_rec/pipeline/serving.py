@@ -202,12 +202,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         await self._fetch(0)
 
     async def _fetch(self, wait_ms: int) -> None:
-        """Adds to what waits as much as there is room for; nothing while partitions move."""
+        """Adds to what waits as much as there is room for; nothing while partitions move or aren't taken over yet."""
         room = self._settings.batch_windows - len(self._waiting)
-        if self._moving:
+        served = self._outlets.keys() & self._assigned
+        if self._moving or not served:  # to Kafka's client, no partitions are all that are assigned
             await asyncio.sleep(wait_ms / 1_000)
         elif room > 0:
-            fetch = self._consumer.getmany(*self._outlets, timeout_ms=wait_ms, max_records=room)
+            fetch = self._consumer.getmany(*served, timeout_ms=wait_ms, max_records=room)
             self._fetching = asyncio.create_task(fetch)
             await asyncio.wait({self._fetching})
             if not self._fetching.cancelled():

@@ -54,3 +54,15 @@ async def test_an_erasure_that_two_readers_have_teaches_nothing_twice(engine: En
     assert once != before
     assert await learning._learn(records) == 0
     assert counts() == once
+
+
+async def test_a_partition_s_own_memory_begins_anew_whoever_taught_it(engine: Engine) -> None:
+    """One that knows what comes after its partition's last commit would answer those windows with foreknowledge."""
+    learning = Learning(Settings(memory="own"), WorkerMetrics(CollectorRegistry()), engine, Recent(10), called)
+    taught, fresh = engine.memories.evidence(3).memory, TopicPartition("windows", 3)
+    engine.learn(window("u", 2, ["i1", "i2"]), 3)
+    await learning.begin([fresh], [])
+    assert engine.memories.evidence(3).memory is not taught
+    begun = engine.memories.evidence(3).memory
+    await learning.begin([], [fresh])
+    assert engine.memories.evidence(3).memory is begun
