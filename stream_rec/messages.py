@@ -133,6 +133,23 @@ read_item = _item.decode
 read_recommendation = _recommendation.decode
 
 
+class _Kind(Struct):
+    event_type: str = ""
+
+
+_kind = msgspec.json.Decoder(_Kind)
+
+
+def asks_erasure(value: bytes | None) -> bool:
+    """Whether an event would erase its user if it is acceptable. Costs little where it would not."""
+    if not value or (b"erase" not in value and b"\\" not in value):  # an escaped letter is a backslash
+        return False
+    try:
+        return _kind.decode(value).event_type == ERASE
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+
+
 def read_event(
     key: bytes | None,
     value: bytes | None,

@@ -1,10 +1,10 @@
 """The agents: events in, each user's window out, in a faust table whose changelog is the `windows` topic.
 
-Delivery is at least once, and a window carries the offset of the event applied last, so that an event read again
-changes nothing. Whether an event is acceptable depends on the log alone (on Kafka's timestamp of it, not on today's
-clock): the same log gives the same windows, whatever crashed in between. Two things a reader of the topics may meet
-after a crash: a dead letter twice, and, when the crash fell into the half second after an erasure, windows of that user
-which are erased again at once.
+Delivery is at least once, and what comes of it exactly once. A window carries the offset of the event applied last, so
+that an event read again changes nothing; before an erasure, which leaves no window to tell, everything is committed;
+and whoever takes a partition over looks up which of its events are dead letters already. Whether an event is acceptable
+depends on the log alone (on Kafka's timestamp of it, not on today's clock): the same log gives the same windows and
+dead letters, whatever crashed in between.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from stream_rec import telemetry
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.pipeline import faust_kafka, topics
+from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pipeline.scratch import own_folder
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 3.0
 """After how long without an answer Kafka counts as away, seconds."""
+RETRY_S = 0.5
 STOP_S = 8.0
 """How long the last commit and the goodbye to the group may take, seconds."""
 CRASHED_S = 1.0
@@ -91,6 +93,8 @@ def build(settings: Settings, metrics: AgentMetrics, folder: Path) -> faust.App:
         try:
             async for event in stream.events():
                 message = event.message
+                if keeper.erases(message):
+                    await app.consumer.settle(message.tp)
                 keeper.take(message)
                 done[message.tp] = message.offset + 1
         except Exception as error:
@@ -98,8 +102,15 @@ def build(settings: Settings, metrics: AgentMetrics, folder: Path) -> faust.App:
             raise
 
     async def ready() -> None:
+        mine = [tp.partition for tp in app.consumer.assignment() if tp.topic == settings.events_topic]
+        while not app.should_stop:
+            try:
+                keeper.recall(await buried(settings, mine))
+                break
+            except (KafkaError, UserError) as error:
+                log.warning("the dead letters can't be read (%s): trying again", type(error).__name__)
+                await asyncio.sleep(RETRY_S)
         metrics.users.set(len(table.data))
-        mine = [tp for tp in app.consumer.assignment() if tp.topic == settings.events_topic]
         log.info("agents ready: %d partitions", len(mine))
 
     lag = Lag(metrics)

@@ -37,6 +37,8 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, FutureMessage
 from mode.utils.queues import FlowControlEvent
 
+from stream_rec.pipeline.group import heed_errors
+
 SCHEME = "exact"
 MEMORY = "partitioned://"
 SESSION_S = 10.0
@@ -112,6 +114,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         await super().on_start()
         _unhurried(self._consumer._client)
         coordinator = self._consumer._coordinator
+        heed_errors(coordinator)
         coordinator._do_heartbeat = partial(self._heartbeat, coordinator._do_heartbeat)
 
     async def on_thread_stop(self) -> None:
@@ -156,6 +159,8 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.done: dict[TP, int] = {}
         """The offset after the last event that the agent has done, in each partition; the agent writes it."""
+        self._committed: dict[TP, int] = {}
+        """What of it Kafka has confirmed."""
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -163,6 +168,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         await super().on_partitions_revoked(revoked)
         self.done.clear()
+        self._committed.clear()
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         self._thread.counted_at = time.monotonic()
@@ -171,6 +177,15 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     async def counted(self) -> bool:
         """Whether the group still counts this process in; False means that its partitions may have a new owner."""
         return bool(await self._thread.counted())
+
+    async def settle(self, tp: TP) -> None:
+        """Returns when all that is done of `tp` is committed: whoever comes next reads none of it again.
+
+        It also returns when the group has given this process up, whose writes are refused then.
+        """
+        while tp in self.done and self._committed.get(tp) != self.done[tp] and await self.counted():
+            if not await self._commit({tp: self.done[tp]}):
+                await asyncio.sleep(0.05)
 
     async def waiting(self, topic: str) -> dict[int, int]:
         """Events not done yet, in each assigned partition of `topic`."""
@@ -208,7 +223,14 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """Gaps do not matter: `done` is no guess."""
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        return bool(await self.app.producer.confirmed() and await super()._commit(offsets))
+        confirmed = await self.app.producer.confirmed()
+        newest = {
+            tp: max(offset, self._committed.get(tp, 0)) for tp, offset in offsets.items()
+        }  # two may commit at once
+        committed = bool(confirmed and await super()._commit(newest))
+        if committed:
+            self._committed.update(newest)
+        return committed
 
 
 class FlowControl(FlowControlEvent):  # type: ignore[misc]

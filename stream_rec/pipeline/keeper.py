@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 import traceback
+from collections.abc import Set
 from typing import Any, NamedTuple
 
 import msgspec
@@ -44,6 +45,15 @@ class Keeper:
         self._table = table
         self._graveyard = graveyard
         self._event_types = frozenset(settings.event_types)
+        self._buried: set[tuple[int, int]] = set()
+
+    def recall(self, buried: Set[tuple[int, int]]) -> None:
+        """Events, by partition and offset, that are dead letters although their agent did not come to commit them."""
+        self._buried |= buried
+
+    def erases(self, message: Any) -> bool:
+        """Whether a record asks for the erasure of a window that is there."""
+        return messages.asks_erasure(message.value) and bool(message.key) and self._table.get(message.key) is not None
 
     def take(self, message: Any) -> None:
         """Applies a record of the events topic (a faust `Message`), or makes it a dead letter.
@@ -120,6 +130,11 @@ class Keeper:
 
     def _bury(self, message: Any, reason: str, error: str) -> None:
         """Key and value go as they came, cut only where Kafka would refuse them (a compressed batch can unfold so)."""
+        place = message.partition, message.offset
+        if place in self._buried:
+            self._buried.remove(place)
+            self._metrics.repeats.inc()
+            return
         room = self._settings.max_message_bytes
         key = message.key if message.key is None else message.key[:room]
         value = message.value if message.value is None else message.value[: room - len(key or b"")]

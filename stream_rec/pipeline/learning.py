@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError
 from stream_rec.config import Settings
 from stream_rec.messages import read_window
 from stream_rec.pipeline.recent import Recent
+from stream_rec.pipeline.spans import Span, read
 from stream_rec.telemetry import WorkerMetrics
 
 if TYPE_CHECKING:
@@ -32,13 +33,6 @@ BESIDE = 100
 """The same while windows are served: an event that comes meanwhile waits for no more than these."""
 QUIET_MS = 200
 RETRY_S = 1.0
-
-
-class Span(NamedTuple):
-    """Offsets of a partition: from `begin` up to but not including `end`."""
-
-    begin: int
-    end: int
 
 
 class Learning:
@@ -88,27 +82,18 @@ class Learning:
 
         Raises `KafkaError`; what was learned until then is not read again.
         """
-        left: dict[TopicPartition, Span] = {}
-        for partition, (begin, end) in spans.items():
-            self.learned[partition] = max(begin, self.learned.get(partition, begin))
-            if self.learned[partition] < end:
-                left[partition] = Span(self.learned[partition], end)
+        for partition, span in spans.items():
+            self.learned[partition] = max(span.begin, self.learned.get(partition, span.begin))
+        left = {one: Span(self.learned[one], end) for one, (_, end) in spans.items() if self.learned[one] < end}
         if not left:
             return 0
         began, count = time.monotonic(), 0
         reader = self._reader()
         await reader.start()
         try:
-            self._seek(reader, {partition: span.begin for partition, span in left.items()})
-            while left:
-                for partition, records in (await reader.getmany(*left, timeout_ms=100, max_records=READ)).items():
-                    known = [record for record in records if record.offset < left[partition].end]
-                    count += await self._learn(known)
-                for partition in list(left):
-                    position = await reader.position(partition)
-                    self.learned[partition] = max(self.learned[partition], min(position, left[partition].end))
-                    if position >= left[partition].end:
-                        del left[partition]
+            async for partition, records, position in read(reader, left, READ):
+                count += await self._learn(records)
+                self.learned[partition] = max(self.learned[partition], position)
         finally:
             await reader.stop()
         log.info("memory of model %s: %d windows in %.1f s", self._engine.version, count, time.monotonic() - began)
@@ -151,7 +136,9 @@ class Learning:
                 begins = await reader.beginning_offsets(list(reading))
                 for partition, begin in begins.items():
                     self.learned.setdefault(partition, begin)
-                self._seek(reader, {one: max(begin, self.learned[one]) for one, begin in begins.items()})
+                reader.assign(list(begins))
+                for partition, begin in begins.items():
+                    reader.seek(partition, max(begin, self.learned[partition]))
             if not reading:
                 await asyncio.sleep(QUIET_MS / 1_000)
                 continue
@@ -165,12 +152,6 @@ class Learning:
             max_partition_fetch_bytes=self._settings.max_message_bytes,
             auto_offset_reset="earliest",
         )
-
-    @staticmethod
-    def _seek(reader: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:
-        reader.assign(list(offsets))
-        for partition, offset in offsets.items():
-            reader.seek(partition, offset)
 
     async def _learn(self, records: Sequence[ConsumerRecord]) -> int:
         """Returns how many of them were new."""

@@ -23,7 +23,7 @@ from stream_rec.config import Settings
 from stream_rec.pipeline.answers import Answer, Answerer
 from stream_rec.pipeline.group import heed_errors
 from stream_rec.pipeline.host import Host
-from stream_rec.pipeline.learning import Span
+from stream_rec.pipeline.spans import Span
 from stream_rec.pipeline.transactions import Outlet
 from stream_rec.telemetry import WorkerMetrics
 

@@ -47,7 +47,7 @@ def layouts(settings: Settings) -> dict[str, dict[str, str]]:
         settings.windows_topic: compacted | appended,
         settings.items_topic: compacted,
         settings.recommendations_topic: compacted | appended,
-        settings.dead_letter_topic: dead_letters,
+        settings.dead_letter_topic: dead_letters | appended,
     }
 
 

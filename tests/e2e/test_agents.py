@@ -258,14 +258,20 @@ async def test_events_read_again_change_nothing(make_settings: Make, start: Star
     await topics.create(settings)
     first = start("agents", settings)
     await produce(settings, [sent(f"u{number % 5}") for number in range(50)])
+    await produce(settings, [Sent(b"u%d" % number, b"{") for number in range(7)])
     await all_done(settings)
     assert first.stop() == 0
     written = len(await read_topic(settings, settings.windows_topic))
+    assert len(await read_topic(settings, settings.dead_letter_topic)) == 7
     another_group = settings.model_copy(update={"agents_group": f"{settings.agents_group}-again"})
     second = start("agents", another_group)
     await all_done(another_group)
-    assert second.metrics()["stream_rec_events_read_again_total"] == 50
+    assert second.metrics()["stream_rec_events_read_again_total"] == 57
     assert len(await read_topic(settings, settings.windows_topic)) == written
+    assert len(await read_topic(settings, settings.dead_letter_topic)) == 7
+    await produce(settings, [Sent(b"u1", b"{")])  # what is new is buried
+    await all_done(another_group)
+    assert len(await read_topic(settings, settings.dead_letter_topic)) == 8
 
 
 async def test_rocksdb_keeps_the_windows_and_leaves_no_files(make_settings: Make, start: Start) -> None:

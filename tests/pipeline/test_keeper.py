@@ -178,3 +178,22 @@ def test_the_clock_that_counts_is_kafkas(timestamp: float) -> None:
     bench = Bench(max_future_s=10)
     bench.keeper.take(Record(0, b"u", encode(Event("u", "view", 1_500.0, "tea")), timestamp))
     assert (b"u" in bench.table) == (timestamp > 1_490)
+
+
+def test_what_is_a_dead_letter_already_is_not_buried_twice() -> None:
+    bench = Bench()
+    bench.keeper.recall({(0, 3), (1, 4)})
+    for offset in (3, 4):
+        bench.keeper.take(bad(offset, "u"))
+    assert [headers["offset"] for _, _, headers in bench.graveyard.letters] == ["4"]
+    assert bench.count("events_read_again_total") == 1
+
+
+def test_only_the_erasure_of_a_window_that_is_there_erases() -> None:
+    bench = Bench()
+    assert not bench.keeper.erases(record(0, event_type=ERASE))
+    bench.keeper.take(record(1))
+    assert bench.keeper.erases(record(2, event_type=ERASE))
+    assert not bench.keeper.erases(record(3))
+    bench.keeper.take(record(4, event_type=ERASE))
+    assert not bench.keeper.erases(record(5, event_type=ERASE))

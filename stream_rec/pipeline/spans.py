@@ -1,0 +1,39 @@
+"""Reading stretches of a topic's partitions, from an offset to another."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import NamedTuple
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+
+
+class Span(NamedTuple):
+    """Offsets of a partition: from `begin` up to but not including `end`."""
+
+    begin: int
+    end: int
+
+
+class Stretch(NamedTuple):
+    partition: TopicPartition
+    records: list[ConsumerRecord]
+    """The next ones of the partition: none where Kafka has dropped them."""
+    position: int
+    """The offset that the reading has come to."""
+
+
+async def read(reader: AIOKafkaConsumer, spans: Mapping[TopicPartition, Span], most: int) -> AsyncIterator[Stretch]:
+    """What stands in `spans`, up to `most` records at a time.
+
+    `reader` is started, and its partitions are assigned here. Raises `KafkaError`.
+    """
+    left = {partition: span for partition, span in spans.items() if span.begin < span.end}
+    reader.assign(list(left))
+    for partition, span in left.items():
+        reader.seek(partition, span.begin)
+    while left:
+        batches = await reader.getmany(*left, timeout_ms=100, max_records=most)
+        for partition, (_, end) in list(left.items()):
+            position = min(end, await reader.position(partition))
+            yield Stretch(partition, [record for record in batches.get(partition, ()) if record.offset < end], position)
+            if position == end:
+                del left[partition]
