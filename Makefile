@@ -4,11 +4,13 @@
 MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 ARGS ?=
+KILLS ?= 200
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode
 
-.PHONY: help demo test check environment clean
+.PHONY: help demo test check chaos environment clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -27,6 +29,9 @@ check: $(VENV)/test.stamp ## format, lint, types and the walls between the rooms
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+chaos: $(VENV)/test.stamp ## kill, stop and restart everything: make chaos KILLS=20 SEED=1 ARGS="--keep chaos"
+	@exec $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
 
 environment: $(VENV)/test.stamp ## make the environment of the tests alone
 

@@ -1,17 +1,29 @@
-"""A part of the pipeline as a process of its own, started as a person would start it."""
+"""The pipeline's commands as processes of their own.
 
+Python's fork server imports their modules once: a process that is started costs no imports, which take seconds. The
+commands themselves are started as they stand by the tests of the demo and of the README.
+"""
+
+import ctypes
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from stream_rec.config import Settings, environment_name
+from stream_rec.cores import share_cores
 
 COMMAND = (sys.executable, "-m", "stream_rec.cli")
+
+share_cores()  # before the fork server has torch imported
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["stream_rec.pipeline.agents", "stream_rec.pipeline.worker", "stream_rec.model.engine"])
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
@@ -21,13 +33,36 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return {environment_name(name): text for name, text in texts.items()}
 
 
+def launch(command: str, settings: Settings, log: Path, first: Callable[[], None] | None = None) -> BaseProcess:
+    """Starts `stream-rec COMMAND`, which writes to `log`; `first` is called in the process before that."""
+    given = command, os.environ | environment_of(settings), log, first
+    process = SERVER.Process(target=_become, args=given, daemon=True)
+    process.start()
+    return process
+
+
+def _become(command: str, environment: Mapping[str, str], log: Path, first: Callable[[], None] | None) -> None:
+    """Turns a fork into the command, bound to the life of the fork server, which ends with its owner."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    os.setsid()
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.environ.update(environment)
+    if first is not None:
+        first()
+    from stream_rec.cli import main
+
+    sys.argv = ["stream-rec", command]
+    main()
+
+
 class Part:
     def __init__(self, command: str, settings: Settings, log: Path) -> None:
+        log.touch()
         self._log = log
-        with log.open("wb") as sink:
-            self._process = subprocess.Popen(
-                [*COMMAND, command], env=os.environ | environment_of(settings), stdout=sink, stderr=subprocess.STDOUT
-            )
+        self._process = launch(command, settings, log)
 
     @property
     def said(self) -> str:
@@ -36,7 +71,7 @@ class Part:
     def wait_for(self, pattern: str) -> re.Match[str]:
         """The first match in what the process says; pytest's own time limit ends a wait that is in vain."""
         while not (match := re.search(pattern, self.said)):
-            assert self._process.poll() is None, f"ended with {self._process.returncode}: {self.said}"
+            assert self.running, f"ended with {self._process.exitcode}: {self.said}"
             time.sleep(0.05)
         return match
 
@@ -49,20 +84,22 @@ class Part:
 
     @property
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self._process.is_alive()
 
     def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        os.kill(self._process.pid or 0, number)
 
-    def wait(self) -> int:
-        return self._process.wait()
+    def wait(self) -> int | None:
+        """Returns the exit code."""
+        self._process.join()
+        return self._process.exitcode
 
-    def stop(self) -> int:
+    def stop(self) -> int | None:
         """SIGTERM; returns the exit code."""
         self._process.terminate()
-        return self._process.wait()
+        return self.wait()
 
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()
-        self._process.wait()
+        self._process.join()
