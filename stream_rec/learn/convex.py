@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 ITERATIONS = 100
@@ -26,12 +27,13 @@ def minimise(
         (slope,) = torch.autograd.grad(value, weights)
         return value.item(), slope.double().flatten().numpy()
 
-    found = minimize(
-        value_and_slope,
-        start.double().flatten().numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"maxiter": ITERATIONS},
-    )
+    with threadpool_limits(1, user_api="blas"):  # of a few weights: threads would wait for each other
+        found = minimize(
+            value_and_slope,
+            start.double().flatten().numpy(),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": ITERATIONS},
+        )
     return torch.tensor(found.x, dtype=torch.float32).view_as(start)
