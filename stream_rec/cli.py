@@ -169,7 +169,7 @@ def agents(settings: "Settings") -> int:
     settings=(
         *KAFKA,
         *("model", "watch_model_s", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic"),
-        *("capacity", "stride", "audit_share", "token_budget", "batch_windows", "linger_ms", "coalesce", "top_k"),
+        *("stride", "audit_share", "token_budget", "batch_windows", "linger_ms", "coalesce", "top_k"),
         *("index", "index_effort", "recall_share", "exclude_seen", "categories", "diversity", "interests_k"),
         *("device", "threads", "kv_cache_gb", "kv_cache_share", "kv_host_gb", "dtype", "worker_group"),
         *("metrics_host", "worker_metrics_port", "cache_dir"),

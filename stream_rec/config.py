@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from stream_rec.errors import UserError
+from stream_rec.window import stride_of
 
 PREFIX = "STREAM_REC_"
 
@@ -154,7 +155,7 @@ class Settings(BaseSettings):
     @property
     def move(self) -> int:
         """The stride in force, events."""
-        return self.stride if self.stride is not None else max(1, self.capacity // 2)
+        return stride_of(self.capacity, self.stride)
 
     @property
     def topics(self) -> tuple[str, ...]:

@@ -19,6 +19,15 @@ def start_of(n: int, capacity: int, stride: int) -> int:
     return 0 if n <= capacity else -(-(n - capacity) // stride) * stride
 
 
+def stride_of(capacity: int, wanted: int | None) -> int:
+    """How far a full window of `capacity` events moves: as far as is `wanted`, at most its length; by default half.
+
+    >>> stride_of(64, None), stride_of(64, 8), stride_of(16, 32)
+    (32, 8, 16)
+    """
+    return max(1, capacity // 2) if wanted is None else min(wanted, capacity)
+
+
 def append(window: Window | None, event: Event, *, offset: int, arrived: float, capacity: int, stride: int) -> Window:
     """The window after one more event; `window` None is a user never seen, or erased.
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_rec.messages import Event, Rejected, Window, encode, read_window
-from stream_rec.window import append, fit, start_of
+from stream_rec.window import append, fit, start_of, stride_of
 
 shapes = st.integers(2, 12).flatmap(lambda capacity: st.tuples(st.just(capacity), st.integers(1, capacity)))
 items = st.lists(st.sampled_from(["tea", "cup", "pot"]), min_size=1, max_size=60)
@@ -63,6 +63,14 @@ def test_a_reader_with_a_smaller_capacity_sees_that_window(
     window = fit(read(log, *written), *read_with)
     start = max(naive_start(len(log), *written), naive_start(len(log), *read_with))
     assert (window.start, [event.item_id for event in window.events]) == (start, log[start:])
+
+
+@given(items, shapes, st.integers(2, 12))
+def test_a_reader_always_sees_the_newest_event(log: list[str], written: tuple[int, int], capacity: int) -> None:
+    """Whatever the stride of those that write is."""
+    window = fit(read(log, *written), capacity, stride_of(capacity, written[1]))
+    assert 1 <= len(window.events) <= capacity
+    assert window.events[-1].item_id == log[-1]
 
 
 def test_an_event_id_counts_once_while_it_is_in_the_window() -> None:

@@ -31,6 +31,7 @@ from stream_rec.model.folder import Model
 from stream_rec.model.nearest import NEAREST, Everything, Near
 from stream_rec.model.scorer import BARRED, ItemSide, Scored, Table, score
 from stream_rec.model.text import TextEncoder
+from stream_rec.window import stride_of
 
 TOP = 20
 
@@ -61,7 +62,7 @@ class World(NamedTuple):
     items: ItemSide
 
 
-def show(plan: Plan, stride: int, cache: Path, as_json: bool) -> None:
+def show(plan: Plan, stride: int | None, cache: Path, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad model or log."""
     torch.set_num_threads(plan.threads)
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -88,7 +89,7 @@ def show(plan: Plan, stride: int, cache: Path, as_json: bool) -> None:
     show_figures(listed(figures), figures, as_json)
 
 
-def open_world(plan: Plan, stride: int, cache: Path) -> World:
+def open_world(plan: Plan, stride: int | None, cache: Path) -> World:
     model = folder.load(plan.model)
     log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
     prepared = reopen(model, log.frame, TextEncoder(model.config.text_encoder, cache))
@@ -96,7 +97,8 @@ def open_world(plan: Plan, stride: int, cache: Path) -> World:
     split = split._replace(targets=split.targets[: plan.answers])
     if not len(split.targets):
         raise UserError("the log holds nothing that the model has not seen: train it with --first 0.8")
-    config = TrainConfig(encoder=model.config.encoder, capacity=model.config.capacity, stride=stride)
+    capacity = model.config.capacity
+    config = TrainConfig(encoder=model.config.encoder, capacity=capacity, stride=stride_of(capacity, stride))
     outputs, barred = everything(model.encoder, prepared)
     catalog = prepared.catalog
     items = ItemSide(outputs, barred, torch.from_numpy(catalog.categories), tuple(catalog.labels))

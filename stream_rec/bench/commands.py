@@ -151,7 +151,7 @@ def bench_pipeline(
     room.show(settings, events, columns, room.Plan(events=count, **given), as_json)
 
 
-@bench.command("blend", cls=Command, settings=("capacity", "stride", "cache_dir", *EVERYWHERE))
+@bench.command("blend", cls=Command, settings=("stride", "cache_dir", *EVERYWHERE))
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("events", type=click.Path(path_type=Path))
 @COLUMNS
@@ -169,4 +169,4 @@ def bench_blend(settings: "Settings", as_json: bool, **given: Any) -> None:
     share_cores()
     from stream_rec.bench import blend as room
 
-    room.show(room.Plan(**given), settings.move, settings.cache_dir, as_json)
+    room.show(room.Plan(**given), settings.stride, settings.cache_dir, as_json)

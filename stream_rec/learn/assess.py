@@ -45,7 +45,7 @@ def run(settings: Settings, plan: Plan) -> int:
         from stream_rec.model.text import TextEncoder
     torch.set_num_threads(plan.threads or torch.get_num_threads())
     log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
-    how = evaluation.Plan(plan.protocol, settings.move, CHOICES[plan.seen], CHOICES[plan.baskets])
+    how = evaluation.Plan(plan.protocol, settings.stride, CHOICES[plan.seen], CHOICES[plan.baskets])
     found: list[dict[str, Any]] = []
     for path in plan.models:
         model = folder.load(path)

@@ -70,7 +70,7 @@ def train(settings: "Settings", **given: Any) -> int:
     return session.run(settings, session.Plan(**given))
 
 
-@click.command(cls=Command, settings=("capacity", "cache_dir", *EVERYWHERE))
+@click.command(cls=Command, settings=("stride", "cache_dir", *EVERYWHERE))
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.argument("events", type=click.Path(path_type=Path))
 @PROTOCOL

@@ -28,6 +28,7 @@ from stream_rec.model.parts import PARTS
 from stream_rec.model.scorer import BARRED, Blend, Table
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Numbers
+from stream_rec.window import stride_of
 
 FLOORS = {"popularity": "popularity", "recency": "recent popularity", "transitions": "Markov"}
 """Parts that are what a prediction must beat: counters, without any training."""
@@ -46,8 +47,8 @@ class Plan(NamedTuple):
     """How a model is evaluated."""
 
     protocol: Protocol
-    stride: int
-    """How far a served window moves, events."""
+    stride: int | None
+    """How far a served window moves, events; None: half of what the model reads."""
     exclude_seen: bool | None = None
     """Whether items that the user has met are left out; None: if the log knows no repeats."""
     baskets: bool | None = None
@@ -88,7 +89,8 @@ def run(model: Model, frame: pl.DataFrame, plan: Plan, texts: TextEncoder, progr
     """All figures of `model` on `frame` (user, item, event, time). Raises `UserError` if nothing is held out."""
     prepared = reopen(model, frame, texts)
     data = prepared.data
-    config = TrainConfig(encoder=model.config.encoder, capacity=model.config.capacity, stride=plan.stride)
+    capacity = model.config.capacity
+    config = TrainConfig(encoder=model.config.encoder, capacity=capacity, stride=stride_of(capacity, plan.stride))
     split, known = split_of(data, model, plan.protocol)
     baskets = same_time(data) > BASKETS if plan.baskets is None else plan.baskets
     if baskets:

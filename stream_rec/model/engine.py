@@ -35,7 +35,7 @@ from stream_rec.model.recommendation import Names, recommendations
 from stream_rec.model.scorer import ItemSide
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Tokens, event_type_numbers
-from stream_rec.window import fit
+from stream_rec.window import fit, stride_of
 
 Rows = list[int]
 """Catalogue rows of a window's events."""
@@ -44,8 +44,8 @@ Rows = list[int]
 class Limits(NamedTuple):
     """What a step may use."""
 
-    stride: int
-    """How far a full window moves, events: matters where windows hold more than the model reads."""
+    stride: int | None = None
+    """How far a full window moves, events: matters where windows hold more than the model reads. See `stride_of`."""
     token_budget: int = 4_096
     kv_cache_bytes: float = 1e9
     kv_cache_share: float | None = None
@@ -101,6 +101,7 @@ class Engine:
     def __init__(self, model: Model, catalog: Catalog, limits: Limits, device: torch.device) -> None:
         self.version = model.version
         self.capacity = model.config.capacity
+        self._stride = stride_of(self.capacity, limits.stride)
         self.catalog = catalog
         self.memories = Memories(model.config.horizons, model.memory, model.config.trained_until, catalog)
         self._limits = limits
@@ -204,7 +205,7 @@ class Engine:
         return self.incremental.encode([window.user_id for window in windows], self._tokens(windows))[0]
 
     def _fit(self, window: Window) -> Window:
-        return fit(window, self.capacity, self._limits.stride)
+        return fit(window, self.capacity, self._stride)
 
     def _rows(self, window: Window) -> Rows:
         row = self.catalog.row

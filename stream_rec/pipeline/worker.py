@@ -93,7 +93,7 @@ def load(settings: Settings) -> "Engine":
         settings.model,
         settings.cache_dir,
         Limits(
-            stride=settings.move,
+            stride=settings.stride,
             token_budget=settings.token_budget,
             kv_cache_bytes=settings.kv_cache_gb * 1e9,
             kv_cache_share=settings.kv_cache_share,

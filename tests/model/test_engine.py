@@ -266,6 +266,9 @@ def test_windows_longer_than_the_model_reads_are_cut_as_the_window_moves(engine_
     short = window("u", len(names), names[STRIDE:], start=STRIDE)
     engine = engine_of()
     assert torch.allclose(engine.full([long]), engine.full([short]), atol=1e-6)
+    wide = engine_of(stride=4 * CAPACITY)  # that of the windows; a model that reads less moves by what it reads
+    newest = window("u", len(names), names[CAPACITY:], start=CAPACITY)
+    assert torch.allclose(wide.full([long]), wide.full([newest]), atol=1e-6)
 
 
 def test_a_saved_model_answers_like_the_one_in_memory(engine_of: EngineOf, model: Model, tmp_path: Path) -> None:
