@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from stream_rec.errors import UserError
 from stream_rec.messages import Item, Rejected
 from stream_rec.model.features import ItemFeatures, Vectors, prices_of, unit
 from stream_rec.model.lexicon import Lexicon
@@ -22,11 +23,19 @@ def text_vectors(
 ) -> Vectors:
     """What the text of each item means, and its words: two vectors of unit length in one, (len(items), text_dim).
 
-    An item's own vector stands in for the meaning.
+    An item's own vector stands in for the meaning. Raises `UserError` where these differ in length.
     """
-    encoded = iter(encoder.encode([text_of(item) for item in items if item.vector is None], progress))
-    meaning = np.stack([np.array(item.vector or next(encoded), np.float32) for item in items])
-    return np.concatenate([unit(meaning), lexicon.vectors(lexicon.rows([text_of(item) for item in items]))], axis=1)
+    encoded = iter(encoder.encode([text_of(item) for item in items if not item.vector], progress))
+    meaning = [np.array(item.vector or next(encoded), np.float32) for item in items]
+    for item, vector in zip(items, meaning, strict=True):
+        if len(vector) != len(meaning[0]):
+            raise UserError(
+                f"item {item.item_id!r} has a vector of {len(vector)} numbers and item {items[0].item_id!r} one of "
+                f"{len(meaning[0])}: give each item one of the same length, or none a vector"
+            )
+    return np.concatenate(
+        [unit(np.stack(meaning)), lexicon.vectors(lexicon.rows([text_of(item) for item in items]))], axis=1
+    )
 
 
 class Catalog:
