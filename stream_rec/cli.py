@@ -21,6 +21,7 @@ from stream_rec.learn.commands import evaluate, train
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
+    from stream_rec.learn.source import Source
 
 KAFKA = ("bootstrap_servers", *EVERYWHERE)
 TOPICS = ("events_topic", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic")
@@ -28,12 +29,21 @@ TOPICS = ("events_topic", "windows_topic", "items_topic", "recommendations_topic
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file of settings [default: stream-rec.toml]")
-def cli(config: Path | None) -> None:
+@click.pass_context
+def cli(context: click.Context, config: Path | None) -> None:  # noqa: ARG001 - `Command` reads it
     """Streaming, real-time behaviour prediction on Kafka: events in, ranked next items out.
 
     Begin with 'stream-rec demo'. Settings come from options, then the environment (STREAM_REC_*), then a TOML file;
     'stream-rec settings' lists them all.
     """
+    context.obj = _read_topic
+
+
+def _read_topic(*arguments: Any) -> "Source":
+    """What `train` reads a topic with: its own room knows no Kafka. See `pipeline.history.read`."""
+    from stream_rec.pipeline import history
+
+    return history.read(*arguments)
 
 
 @cli.command()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stream_rec.config import Settings
+from stream_rec.errors import UserError
 from stream_rec.learn import logs
 from stream_rec.learn.metrics import QUALITIES, qualities
 from stream_rec.learn.progress import bars
@@ -30,12 +31,15 @@ class Plan(NamedTuple):
     columns: str = ""
     seen: str = "auto"
     baskets: str = "auto"
+    after: float = 0.0
     threads: int | None = None
     as_json: bool = False
 
 
 def run(settings: Settings, plan: Plan) -> int:
     """Evaluates each model; returns the exit code. Raises `UserError` for what a person can put right."""
+    if not 0 <= plan.after < 1:
+        raise UserError(f"--after is {plan.after}: give a share of the log, 0 or more and below 1")
     console = Console(stderr=True)
     with console.status("loading torch"):
         import torch
@@ -45,7 +49,7 @@ def run(settings: Settings, plan: Plan) -> int:
         from stream_rec.model.text import TextEncoder
     torch.set_num_threads(plan.threads or torch.get_num_threads())
     log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
-    how = evaluation.Plan(plan.protocol, settings.stride, CHOICES[plan.seen], CHOICES[plan.baskets])
+    how = evaluation.Plan(plan.protocol, settings.stride, CHOICES[plan.seen], CHOICES[plan.baskets], plan.after)
     found: list[dict[str, Any]] = []
     for path in plan.models:
         model = folder.load(path)

@@ -1,7 +1,10 @@
 """What training measured, and the model card made of it."""
 
+from typing import NamedTuple
+
 from msgspec import Struct
 
+from stream_rec.learn.checkpoint import Epoch
 from stream_rec.learn.interest import Scaling
 from stream_rec.learn.metrics import QUALITIES, qualities
 from stream_rec.learn.protocol import ABOUT as PROTOCOL
@@ -13,7 +16,7 @@ from stream_rec.model.words import Words
 
 CARD = """# A stream_rec model
 
-Predicts the next item of a user from the user's recent events. Version `{version}`.
+Predicts the next item of a user from the user's recent events. Version `{version}`{continues}.
 
 | | |
 |---|---|
@@ -22,7 +25,7 @@ Predicts the next item of a user from the user's recent events. Version `{versio
 | trained | {trained}; the item side, the output and the next event's type |
 | item texts | {text_encoder} |
 | catalogue | {items:,} items |
-| training log | {events:,} events of {users:,} users, types {event_types} |
+| training log | {log}: {events:,} events of {users:,} users, types {event_types} |
 | window | {capacity} events |
 | blend | {blend} |
 
@@ -34,15 +37,15 @@ is ranked, seen items are not filtered, a tie counts against the prediction.
 | score | HR@10 | NDCG@10 | MRR |
 |---|---|---|---|
 {rows}
-
+{plot}
 Log loss of the next event's type: {type_log_loss:.4f}; of the types' frequency alone: {type_log_loss_of_frequency:.4f}.
 
 {interest}
 
 ## Limits
 
-Probabilities are those of a softmax over the blend, whose weights were fitted on held-out time; their calibration has
-not been measured. Trained on one shop's log, the model knows nothing of another's.
+Probabilities are those of a softmax over the blend, whose weights were fitted on held-out time; their expected
+calibration error there is {calibration_error:.4f}. Trained on one shop's log, the model knows nothing of another's.
 """
 
 INTEREST = """Interest, the probability that a contact with an item is a {goal}: on the items that came next in the same
@@ -78,8 +81,18 @@ class Measured(Struct, frozen=True):
     """The blend fitted without it."""
     type_log_loss: float
     type_log_loss_of_frequency: float
+    calibration_error: float
+    """Expected, of the probabilities of the first 20 items of each prediction."""
+    reliability: list[tuple[float, float, int]]
+    """The same in bins: what was promised, what came true, how many."""
     interest: MeasuredInterest | None = None
     """None: the model has no goal."""
+    epochs: list[Epoch] = []
+    """Of the training whose predictions these figures are of."""
+    refit_losses: list[float] = []
+    """By epoch, of the training on the whole log."""
+    fingerprint: str = ""
+    """Of the settings, the events and the items."""
 
     def rows(self) -> dict[str, dict[str, float]]:
         """All figures by the name of what they are of."""
@@ -90,7 +103,20 @@ class Measured(Struct, frozen=True):
         }
 
 
-def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, events: int, users: int) -> str:
+class Origin(NamedTuple):
+    """Where a model comes from."""
+
+    log: str
+    """What it was trained on, in words."""
+    events: int
+    users: int
+    continues: str = ""
+    """The model that was trained further, in words."""
+    plot: str | None = None
+    """Name of the picture in the folder."""
+
+
+def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, origin: Origin) -> str:
     """The model card, as Markdown; `tune` says what of the body was trained."""
     body = model.encoder.body.config
     row = "| {} | {hr_at_10:.4f} | {ndcg_at_10:.4f} | {mrr:.4f} |"
@@ -105,8 +131,11 @@ def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, event
         trained=ABOUT[tune],
         text_encoder=model.config.text_encoder,
         items=len(model.items),
-        events=events,
-        users=users,
+        log=origin.log,
+        plot=f"\n![Loss and held-out figures by epoch, parts, calibration]({origin.plot})\n" if origin.plot else "",
+        continues=f", {origin.continues} trained further" if origin.continues else "",
+        events=origin.events,
+        users=origin.users,
         event_types=", ".join(model.config.event_types),
         capacity=model.config.capacity,
         protocol=PROTOCOL[protocol].capitalize(),
@@ -114,6 +143,7 @@ def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, event
         rows=rows,
         type_log_loss=measured.type_log_loss,
         type_log_loss_of_frequency=measured.type_log_loss_of_frequency,
+        calibration_error=measured.calibration_error,
         blend=", ".join(f"{part} {getattr(model.config.blend, part):.2f}" for part in PARTS),
         interest=NO_INTEREST if measured.interest is None else _interest(measured.interest),
     )

@@ -19,6 +19,15 @@ from stream_rec.messages import Item
 PREFIX = "checkpoint-"
 
 
+class Epoch(Struct, frozen=True, omit_defaults=True):
+    """What an epoch of a training came to."""
+
+    loss: float
+    """Cross-entropy among the negatives, mean over the epoch's steps."""
+    held_out: dict[str, float] | None = None
+    """Of the decoder alone after it, on some held-out predictions: `loss` among all items, `hr_at_10`, `ndcg_at_10`."""
+
+
 def fingerprint(config: Struct, frame: pl.DataFrame, items: Sequence[Item]) -> str:
     """The same for the same settings, events and items: hexadecimal digits."""
     digest = hashlib.sha256(msgspec.json.encode(config))
@@ -50,8 +59,8 @@ class Stage(NamedTuple):
     fingerprint: str
     title: str
 
-    def keep(self, model: nn.Module, optimiser: torch.optim.Optimizer, epoch: int) -> None:
-        """Writes the state after `epoch` epochs, in one move: a crash leaves the old file or the new one.
+    def keep(self, model: nn.Module, optimiser: torch.optim.Optimizer, epochs: Sequence[Epoch]) -> None:
+        """Writes the state after these epochs, in one move: a crash leaves the old file or the new one.
 
         Of the model, the weights that are trained: the others are what they were.
         """
@@ -60,16 +69,17 @@ class Stage(NamedTuple):
             tensors |= {f"optimiser.{number}.{name}": value.contiguous() for name, value in state.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         written = self.path.with_suffix(".part")
-        save_file(tensors, written, metadata={"fingerprint": self.fingerprint, "epoch": str(epoch)})
+        told = msgspec.json.encode(epochs).decode()
+        save_file(tensors, written, metadata={"fingerprint": self.fingerprint, "epochs": told})
         written.replace(self.path)
 
-    def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-        """Brings both to where they were kept; returns the epochs done, 0 without a checkpoint.
+    def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> list[Epoch]:
+        """Brings both to where they were kept; returns the epochs done, none without a checkpoint.
 
         Raises `UserError` for a checkpoint of other settings or data.
         """
         if not self.path.exists():
-            return 0
+            return []
         try:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata()
@@ -90,7 +100,7 @@ class Stage(NamedTuple):
                 _, number, field = name.split(".")
                 states.setdefault(int(number), {})[field] = tensor
         optimiser.load_state_dict({**optimiser.state_dict(), "state": states})
-        return int(metadata["epoch"])
+        return msgspec.json.decode(metadata["epochs"], type=list[Epoch])
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,5 +1,6 @@
 """Training and evaluation as commands."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,40 @@ PROTOCOL = click.option(
 THREADS = click.option("--threads", type=int, help="CPU threads [default: all cores]")
 
 
-@click.command(cls=Command, settings=("capacity", "stride", "text_encoder", "cache_dir", *EVERYWHERE))
-@click.argument("events", type=click.Path(path_type=Path))
-@click.option("--items", type=click.Path(path_type=Path), help="the catalogue; without it items have no text")
+@click.command(
+    cls=Command,
+    settings=(
+        *("bootstrap_servers", "items_topic", "event_types", "capacity", "stride", "text_encoder", "cache_dir"),
+        *EVERYWHERE,
+    ),
+)
+@click.argument("events", type=click.Path(path_type=Path), required=False)
+@click.option("--from-topic", metavar="TOPIC", help="a topic of events in place of the file, up to what it holds now")
+@click.option(
+    "--since", metavar="TIME", help="events from a time on: 2026-11-27T08:30, seconds since 1970, or an age, 30d"
+)
+@click.option("--until", metavar="TIME", help="events before a time")
+@click.option(
+    "--items",
+    type=click.Path(path_type=Path),
+    help="the catalogue; without it items have no text, or with --from-topic that of the topic of items",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder of the model")
+@click.option(
+    "--continue",
+    "continues",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="train a model further, on a log that holds newer events",
+)
 @COLUMNS
 @click.option("--first", default=1.0, show_default=True, help="share of the log to train on, from its beginning")
-@click.option("--epochs", type=int, help="passes over the log [default: 12, or 20 of a log of 300,000 events or more]")
-@click.option("--width", default=128, show_default=True, help="of the decoder; a pre-trained one brings its own")
+@click.option(
+    "--epochs",
+    type=int,
+    help="passes over the log [default: 12, or 20 of a log of 300,000 events or more; with --continue a third]",
+)
+@click.option("--width", type=int, help="of the decoder; a pre-trained one brings its own [default: 128]")
 @click.option("--layers", type=int, help="of the decoder [default: 2; of a pre-trained one all]")
 @click.option("--base", help="pre-trained causal language model: a name, a folder or a .gguf file [default: none]")
 @click.option(
@@ -51,7 +78,7 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
     help="an event in words; may hold {event}, {title}, {category}, {brand}, {price}",
 )
 @click.option("--event-tokens", default=16, show_default=True, help="most tokens of an event in words")
-@click.option("--learning-rate", default=2e-3, show_default=True, help="at its highest")
+@click.option("--learning-rate", type=float, help="at its highest [default: 0.002, with --continue 0.001]")
 @click.option("--validation", default=0.1, show_default=True, help="share of the events, the last ones, held out")
 @click.option("--refit/--no-refit", default=True, show_default=True, help="train once more with the held-out events")
 @click.option("--goal", help="event type whose probability an item's interest is [default: purchase, if there is one]")
@@ -60,14 +87,26 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
 )
 @PROTOCOL
 @click.option("--seed", default=0, show_default=True, help="the same seed and data give the same model")
+@click.option(
+    "--seeds", type=int, metavar="N", help="train N models, from --seed on, into seed-0, seed-1, ... in --out"
+)
+@click.option(
+    "--trials",
+    type=int,
+    metavar="N",
+    help="try N settings on the held-out part, then train with the best: learning rate, weight decay, dropout, epochs, "
+    "width, layers; what an option says is not searched",
+)
 @THREADS
 @click.option("--overwrite", is_flag=True, help="begin anew where --out holds a model or an unfinished training")
-def train(settings: "Settings", **given: Any) -> int:
-    """Train a model on a log. Ctrl-C interrupts; the same command goes on from the last epoch."""
+@click.pass_obj
+def train(read_topic: Any, /, settings: "Settings", **given: Any) -> int:
+    """Train a model on a log: a file, or a topic. Ctrl-C interrupts; the same command goes on from the last epoch."""
     share_cores()
     from stream_rec.learn import session
+    from stream_rec.learn.plan import Plan
 
-    return session.run(settings, session.Plan(**given))
+    return session.run(settings, Plan(**given), partial(read_topic, settings))
 
 
 @click.command(cls=Command, settings=("stride", "cache_dir", *EVERYWHERE))
@@ -75,6 +114,7 @@ def train(settings: "Settings", **given: Any) -> int:
 @click.argument("events", type=click.Path(path_type=Path))
 @PROTOCOL
 @COLUMNS
+@click.option("--after", default=0.0, show_default=True, help="predict only what comes after this share of the log")
 @click.option(
     "--seen",
     type=click.Choice(["auto", "filter", "keep"]),

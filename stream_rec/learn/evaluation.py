@@ -14,7 +14,7 @@ from stream_rec.errors import UserError
 from stream_rec.learn import blend, fit, interest, metrics, probabilities
 from stream_rec.learn.dataset import Dataset
 from stream_rec.learn.metrics import Lists, Ranks
-from stream_rec.learn.predict import Predicted, everything, find, predict, states_at
+from stream_rec.learn.predict import Predicted, everything, find, predict, probable, states_at
 from stream_rec.learn.predict import ranks as ranks_of
 from stream_rec.learn.prepare import Prepared, reopen
 from stream_rec.learn.probabilities import Mass
@@ -53,6 +53,9 @@ class Plan(NamedTuple):
     """Whether items that the user has met are left out; None: if the log knows no repeats."""
     baskets: bool | None = None
     """Whether what a user does at one time is predicted in one; None: if that is most of what they do."""
+    after: float = 0.0
+    """Share of the log after which predictions begin. What lies between it and what the model knows is learned from,
+    if the memory learns on, and not predicted."""
 
 
 class Outcome(NamedTuple):
@@ -93,6 +96,7 @@ def run(model: Model, frame: pl.DataFrame, plan: Plan, texts: TextEncoder, progr
     config = TrainConfig(encoder=model.config.encoder, capacity=capacity, stride=stride_of(capacity, plan.stride))
     split, known = split_of(data, model, plan.protocol)
     baskets = same_time(data) > BASKETS if plan.baskets is None else plan.baskets
+    split = split._replace(targets=split.targets[data.order[split.targets] >= plan.after * len(data.rows)])
     if baskets:
         split = split._replace(targets=first_of_basket(data, split.targets))
     if not len(split.targets):
@@ -149,8 +153,7 @@ def collect(
         values = {name: (table.columns @ one.weights).masked_fill_(barred, BARRED) for name, one in scores.items()}
         for name, found in values.items():
             ranks[name].append(ranks_of(table, found, torch.from_numpy(right_of), truth).numpy())
-        blended, candidates = table.spread(values[BLEND], BARRED), table.spread(table.rows, UNKNOWN)
-        shares = weights.covered * torch.softmax(blended, dim=1).masked_fill(blended <= BARRED, 0)
+        shares, candidates = probable(table, values[BLEND], weights.covered)
         first.append(First.of(shares, candidates, right_of, right_rows))
         masses.append(Mass.of(shares, candidates, data.rows[places_now], categories))
     whose, count = np.concatenate(of), sum(map(len, places))

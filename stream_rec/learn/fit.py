@@ -5,8 +5,8 @@ that was interrupted and goes on gives the very model of one that wasn't.
 """
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from stream_rec.errors import UserError
 from stream_rec.learn import checkpoint, dataset, interest
+from stream_rec.learn.checkpoint import Epoch
 from stream_rec.learn.convex import minimise
 from stream_rec.learn.dataset import Slice
 from stream_rec.learn.event_types import weights_of
@@ -31,21 +32,46 @@ TYPE_RIDGE = 1e-4
 SMALLEST = 1e-6
 """What a step's targets count at least: those of some steps may all weigh nothing."""
 
+Watch = Callable[[UserEncoder], dict[str, float] | None]
+
+
+class Diverged(UserError):  # noqa: N818 - what happened
+    """The weights are no numbers any more."""
+
+
+class Fitted(NamedTuple):
+    encoder: UserEncoder
+    epochs: list[Epoch]
+
+
+def nothing(_encoder: UserEncoder) -> None:
+    """Watches nothing."""
+
 
 def fit(
-    prepared: Prepared, config: TrainConfig, known: NDArray[np.bool_], stage: checkpoint.Stage, progress: Progress
-) -> UserEncoder:
-    """An encoder trained on the `known` (events,) events, for all epochs, going on from a checkpoint."""
+    prepared: Prepared,
+    config: TrainConfig,
+    known: NDArray[np.bool_],
+    stage: checkpoint.Stage,
+    progress: Progress,
+    watch: Watch = nothing,
+) -> Fitted:
+    """An encoder trained on the `known` (events,) events, for all epochs, going on from a checkpoint.
+
+    `watch` says after each epoch how good the encoder is; it must draw no random numbers.
+    """
     torch.manual_seed(config.seed)
     encoder = new_encoder(prepared, config)
     with tuning(encoder.body, config.tune):
-        _epochs(encoder, prepared, config, known, stage, progress)
+        epochs = _epochs(encoder, prepared, config, known, stage, progress, watch)
     fit_heads(encoder, prepared, config, known)
-    return encoder
+    return Fitted(encoder, epochs)
 
 
 def new_encoder(prepared: Prepared, config: TrainConfig) -> UserEncoder:
-    """An encoder that has learnt nothing yet but what its body brings."""
+    """The encoder that training begins with: a trained model's, or one that has learnt what its body brings."""
+    if prepared.start is not None:
+        return copy.deepcopy(prepared.start)
     shape, base = config.encoder, prepared.base
     return UserEncoder(
         shape,
@@ -65,14 +91,15 @@ def _epochs(
     known: NDArray[np.bool_],
     stage: checkpoint.Stage,
     progress: Progress,
-) -> None:
+    watch: Watch,
+) -> list[Epoch]:
     """Trains what takes gradients, a step a batch, from the last checkpoint on."""
     optimiser = torch.optim.AdamW(groups(encoder, config), betas=(0.9, 0.98))
     seen = torch.from_numpy(np.unique(prepared.data.rows[known]))
     whole = len(seen) <= 4 * config.negatives
     weights = torch.tensor([1.0, *weights_of(config.weights, prepared.event_types)])
-    begun = stage.restore(encoder, optimiser)
-    for epoch in range(begun, config.epochs):
+    done = stage.restore(encoder, optimiser)
+    for epoch in range(len(done), config.epochs):
         torch.manual_seed(config.seed * 10_007 + epoch)
         rng = np.random.default_rng((config.seed, epoch))
         windows = dataset.crops(prepared.data, config.capacity, known, rng)
@@ -80,6 +107,7 @@ def _epochs(
         batches = dataset.batches(windows, counts, config.batch_tokens, rng)
         steps = config.epochs * len(batches)
         encoder.train()
+        losses = 0.0
         for number, chosen in enumerate(batches):
             step = epoch * len(batches) + number
             rate = min(1.0, (step + 1) / max(1.0, config.warmup * steps)) * max(0.05, 1 - step / steps)
@@ -91,10 +119,13 @@ def _epochs(
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
             optimiser.step()
+            losses += value.item()
             progress(f"{stage.title}, epoch {epoch + 1} of {config.epochs}", step + 1, steps)
         if not all(weight.isfinite().all() for weight in encoder.parameters()):
-            raise UserError("the training diverged: lower --learning-rate and begin anew with --overwrite")
-        stage.keep(encoder, optimiser, epoch + 1)
+            raise Diverged("the training diverged: lower --learning-rate and begin anew with --overwrite")
+        done.append(Epoch(losses / len(batches), watch(encoder)))
+        stage.keep(encoder, optimiser, done)
+    return done
 
 
 def groups(encoder: UserEncoder, config: TrainConfig) -> list[dict[str, Any]]:

@@ -101,6 +101,16 @@ def teach(prepared: Prepared, memory: Memory, places: Numbers) -> None:
         memory.learn_last(data.rows[max(begin, place - REACH) : place + 1].tolist(), float(data.times[place]))
 
 
+def probable(table: Table, values: Tensor, covered: float) -> tuple[Tensor, Tensor]:
+    """Probability and row of each answer's candidates by their `values` (candidates,), (answers, most) each.
+
+    What is `BARRED`, or fills an answer up that has fewer, has none. `covered` is the share of truths among candidates.
+    """
+    spread = table.spread(values, BARRED)
+    shares = covered * torch.softmax(spread, dim=1).masked_fill(spread <= BARRED, 0)
+    return shares, table.spread(table.rows, UNKNOWN)
+
+
 def find(table: Table, of: Numbers, rows: Numbers) -> Tensor:
     """The places in the table of the candidates `rows` (n,) of the answers `of` (n,); -1 where there is none, (n,)."""
     answers, candidates = table.answers.numpy(), table.rows.numpy()

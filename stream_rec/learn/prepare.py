@@ -15,6 +15,7 @@ from stream_rec.learn.progress import Progress
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.messages import Item
 from stream_rec.model.catalog import Catalog, text_vectors
+from stream_rec.model.encoder import UserEncoder
 from stream_rec.model.features import ItemFeatures, Vectors, prices_of
 from stream_rec.model.folder import Model
 from stream_rec.model.lexicon import Lexicon
@@ -41,6 +42,8 @@ class Prepared(NamedTuple):
     """Of a model that reads words."""
     base: Base | None
     """The pre-trained body, as it came."""
+    start: UserEncoder | None = None
+    """What a trained model has learnt, to go on from."""
 
 
 def reopen(model: Model, frame: pl.DataFrame, texts: TextEncoder) -> Prepared:

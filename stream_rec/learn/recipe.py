@@ -10,6 +10,8 @@ from stream_rec.model.encoder import EncoderConfig
 
 LONG = 300_000
 """Events of a long log."""
+CONTINUED_RATE = 1e-3
+"""Highest learning rate of a model that is trained further."""
 
 
 class Size(NamedTuple):
@@ -23,6 +25,11 @@ class Size(NamedTuple):
     def of(cls, events: int) -> "Size":
         """A long log tells more of each item: it needs less dropout, and larger steps take less time."""
         return cls(12, 0.3, 1_000) if events < LONG else cls(20, 0.2, 6_400)
+
+    @property
+    def epochs_continued(self) -> int:
+        """Of a model that is trained further: a third."""
+        return self.epochs // 3
 
 
 class TrainConfig(Struct, frozen=True):
@@ -53,3 +60,5 @@ class TrainConfig(Struct, frozen=True):
     weights: dict[str, float] = {}
     """How much an event of a type counts in the decoder's loss, 1 where nothing is said."""
     seed: int = 0
+    continues: str = ""
+    """Version of the model that is trained further; empty: a new one."""

@@ -16,17 +16,20 @@ from msgspec import structs
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_rec.learn import blend, checkpoint, fit, interest, probabilities
+from stream_rec.errors import UserError
+from stream_rec.learn import blend, checkpoint, fit, interest, probabilities, retune
 from stream_rec.learn.card import Measured, MeasuredInterest
 from stream_rec.learn.dataset import Dataset
+from stream_rec.learn.evaluation import First
 from stream_rec.learn.event_types import goal_of, weights_of
-from stream_rec.learn.metrics import Ranks, figures
-from stream_rec.learn.predict import Predicted, everything, find, joined, predict, ranks, states_at, teach
+from stream_rec.learn.metrics import Ranks, calibration, figures
+from stream_rec.learn.predict import Predicted, everything, find, joined, predict, probable, ranks, states_at, teach
 from stream_rec.learn.prepare import Prepared, prepare
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.protocol import BASKETS, Split, first_of_basket, same_time
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.tune import Tune
+from stream_rec.learn.watch import watcher
 from stream_rec.messages import Item
 from stream_rec.model.counters import Horizons, Memory
 from stream_rec.model.encoder import EncoderConfig, UserEncoder
@@ -38,6 +41,8 @@ from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import Numbers
 
 VALIDATION_PREDICTIONS = 4_000
+LEAST_NEW = 20
+"""Events that a model is trained further with."""
 MOST_LEFT_OUT = 0.3
 """Of items' residuals."""
 RECENT = 0.055
@@ -51,28 +56,56 @@ class Trained(NamedTuple):
 
 
 def train(
-    frame: pl.DataFrame, items: Sequence[Item], config: TrainConfig, texts: TextEncoder, out: Path, progress: Progress
+    frame: pl.DataFrame,
+    items: Sequence[Item],
+    config: TrainConfig,
+    texts: TextEncoder,
+    out: Path,
+    progress: Progress,
+    before: Model | None = None,
 ) -> Trained:
     """A model of the events in `frame` (user, item, event, time, in order); checkpoints go to `out`.
 
-    Raises `UserError` when `out` holds an unfinished training of something else, and for event types that are none.
+    With a model `before` it is that one trained further: encoder and online memory go on, and what the blend's weights
+    are fitted on is newer than it. Raises `UserError` when `out` holds an unfinished training of something else, for
+    event types that are none, or when too little is newer than `before`.
     """
-    checkpoints = checkpoint.Checkpoints(out, checkpoint.fingerprint(config, frame, items))
-    event_types = frame["event"].unique().to_list()
-    weights_of(config.weights, event_types)
-    config = structs.replace(config, goal=goal_of(config.goal, event_types))
-    prepared = prepare(frame, items, config, texts, progress)
+    fingerprint = checkpoint.fingerprint(config, frame, items)
+    checkpoints = checkpoint.Checkpoints(out, fingerprint)
+    config = for_event_types(config, frame["event"].unique().to_list(), before)
+    since = -np.inf if before is None else before.config.trained_until
+    if before is not None and (new := (frame["time"] > since).sum()) < LEAST_NEW:
+        raise UserError(f"{new} events of the log are newer than the model: to train it further takes {LEAST_NEW}")
+    if before is None:
+        prepared = prepare(frame, items, config, texts, progress)
+    else:
+        prepared = retune.prepare(before, frame, items, config, texts, progress)
     data = prepared.data
-    validation, whole = splits(data, config)
-    horizons = horizons_of(data.times[whole])
+    validation, whole = splits(data, config, since)
+    if len(validation.targets) < 2 or not (validation.known & ~data.firsts).any():
+        raise UserError("the log is too short: it needs users who do more than one thing, also in the part held out")
+    horizons = horizons_of(data.times[whole]) if before is None else before.config.horizons
     config = structs.replace(config, encoder=for_new_items(config.encoder, data, validation))
-    fitted = fit.fit(prepared, config, validation.known, checkpoints.stage("fit"), progress)
-    weights, measured = validate(fitted, prepared, validation, Memory(horizons), config, progress)
-    encoder = fit.fit(prepared, config, whole, checkpoints.stage("refit"), progress) if config.refit else fitted
+
+    def remembered(known: NDArray[np.bool_]) -> Memory:
+        """The online memory once it has learned the `known` (events,) events."""
+        memory = Memory(horizons)
+        if before is not None:
+            memory.load(before.memory)
+        teach(prepared, memory, data.in_log_order(known & (data.times > since)))
+        return memory
+
+    watch = watcher(prepared, validation, config)
+    fitted, epochs = fit.fit(prepared, config, validation.known, checkpoints.stage("fit"), progress, watch)
+    weights, measured = validate(fitted, prepared, validation, remembered(validation.known), config, progress)
+    encoder, again = fitted, list[checkpoint.Epoch]()
+    if config.refit:
+        encoder, again = fit.fit(prepared, config, whole, checkpoints.stage("refit"), progress)
     if measured.interest is not None:
         interest.scale(encoder, measured.interest.scaling)
-    memory = Memory(horizons)
-    teach(prepared, memory, data.in_log_order(whole))
+    measured = structs.replace(
+        measured, epochs=epochs, refit_losses=[epoch.loss for epoch in again], fingerprint=fingerprint
+    )
     model = Model(
         ModelConfig(
             format=FORMAT,
@@ -90,7 +123,7 @@ def train(
         prepared.features,
         prepared.items,
         prepared.vectors[1:].numpy(),
-        memory.state(),
+        remembered(whole).state(),
         prepared.alike,
         version="",
         tokenizer=prepared.tokenizer,
@@ -98,12 +131,28 @@ def train(
     return Trained(model, measured, config.tune)
 
 
-def splits(data: Dataset, config: TrainConfig) -> tuple[Split, NDArray[np.bool_]]:
-    """What is validated, and what the finished model knows, (events,)."""
+def for_event_types(config: TrainConfig, found: Sequence[str], before: Model | None) -> TrainConfig:
+    """With the goal among the event types `found` in a log, and those of the model that is trained further.
+
+    Where nobody says another, that model's goal stays. Raises `UserError`.
+    """
+    event_types, goal = set(found), config.goal
+    if before is not None:
+        event_types |= set(before.config.event_types)
+        goal = goal or before.config.goal
+    weights_of(config.weights, event_types)
+    return structs.replace(config, goal=goal_of(goal, event_types))
+
+
+def splits(data: Dataset, config: TrainConfig, since: float = -np.inf) -> tuple[Split, NDArray[np.bool_]]:
+    """What is validated, and what the finished model knows, (events,).
+
+    Only what came after `since` is validated, and half of it is left to train on.
+    """
     if config.protocol == "leave-one-out":
         return Split.leaving(data, 2), Split.leaving(data, 1).known
     events = len(data.rows)
-    cut = max(1, int(events * (1 - config.validation)))
+    cut = max(1, int(events * (1 - config.validation)), events - int((data.times > since).sum()) // 2)
     split = Split.at(data, cut, events, online=config.protocol == "prequential")
     if same_time(data) > BASKETS:  # what else is in a basket is another question than what the next one begins with
         split = split._replace(targets=first_of_basket(data, split.targets))
@@ -128,12 +177,14 @@ def horizons_of(times: NDArray[np.float64]) -> Horizons:
 def validate(
     encoder: UserEncoder, prepared: Prepared, validation: Split, memory: Memory, config: TrainConfig, progress: Progress
 ) -> tuple[Blend, Measured]:
-    """The blend's weights from one half of some validation predictions, and every part's figures on the other."""
+    """The blend's weights from one half of some validation predictions, and every part's figures on the other.
+
+    `memory` has learned what is known.
+    """
     split = validation.sample(VALIDATION_PREDICTIONS, config.seed)
     data, count = prepared.data, len(split.targets)
     states = states_at(encoder, prepared, split.targets, config)
     nearest = everything(encoder, prepared)
-    teach(prepared, memory, data.in_log_order(validation.known))
     asked = predict(
         *(prepared, split, memory, lambda which: nearest(states[which], NEAREST), config),
         lambda done: progress("predicting", done, count),
@@ -154,6 +205,9 @@ def validate(
     type_loss = type_log_loss(
         encoder.type_logits(users[second.which]).detach(), types, frequency / validation.known.sum()
     )
+    shares, candidates = probable(second.table, second.table.columns @ weights.weights, weights.covered)
+    shown = First.of(shares, candidates, np.arange(len(second.places)), data.rows[second.places.numpy()])
+    chance = calibration(shown.probabilities.ravel(), shown.happened.ravel())
     return weights, Measured(
         predictions=len(second.places),
         blend=second.figures(weights),
@@ -161,6 +215,8 @@ def validate(
         left_out=left_out,
         type_log_loss=type_loss[0],
         type_log_loss_of_frequency=type_loss[1],
+        calibration_error=chance.error,
+        reliability=chance.bins,
         interest=None if config.goal is None else validate_interest(encoder, prepared, validation, config.goal, halves),
     )
 

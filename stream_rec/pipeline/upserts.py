@@ -71,7 +71,9 @@ class Upserts:
         refused: list[tuple[ConsumerRecord, Rejected]] = []
         for record in records:
             try:
-                item = self._read(record, items)
+                item = item_of(record, lambda name: items.get(name) or self._known(name))
+                if item is not None:
+                    self._admit(item)
             except Rejected as rejected:
                 refused.append((record, rejected))
             else:
@@ -106,19 +108,21 @@ class Upserts:
         finally:
             await producer.stop()
 
-    def _read(self, record: ConsumerRecord, pending: dict[str, Item]) -> Item | None:
-        """The item of a record; None where there is nothing to do."""
-        if not record.key:
-            raise Rejected("empty key")
-        if record.value is None:  # a withdrawal: what users did with the item stays readable
-            name = record.key.decode(errors="replace")
-            item = pending.get(name) or self._known(name)
-            return None if item is None else msgspec.structs.replace(item, available=False)
-        try:
-            item = read_item(record.value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise Rejected("unreadable item", str(error)) from None
-        if item.item_id.encode() != record.key:
-            raise Rejected("key is not the item_id")
-        self._admit(item)
-        return item
+
+def item_of(record: ConsumerRecord, held: Callable[[str], Item | None]) -> Item | None:
+    """The item that a record of the topic leaves, None for nothing; `held` says what was there before it.
+
+    A withdrawn item keeps its text: what users did with it stays readable. Raises `Rejected`.
+    """
+    if not record.key:
+        raise Rejected("empty key")
+    if record.value is None:
+        item = held(record.key.decode(errors="replace"))
+        return None if item is None else msgspec.structs.replace(item, available=False)
+    try:
+        item = read_item(record.value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Rejected("unreadable item", str(error)) from None
+    if item.item_id.encode() != record.key:
+        raise Rejected("key is not the item_id")
+    return item

@@ -10,7 +10,7 @@ import torch
 
 from stream_rec.errors import UserError
 from stream_rec.learn import train
-from stream_rec.learn.card import card
+from stream_rec.learn.card import Origin, card
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import Event, Item
@@ -122,12 +122,12 @@ def test_the_goal_is_the_purchase_or_what_is_said_and_a_log_of_views_has_none(sh
     config = msgspec.structs.replace(SMALL, epochs=1)
     bought = run(shop, config, tmp_path / "a")
     assert bought.model.config.goal == bought.measured.interest.goal == "purchase"
-    shown = card(bought.model, bought.measured, "full", "prequential", 1, 1)
+    shown = card(bought.model, bought.measured, "full", "prequential", Origin("a log", 1, 1))
     assert "a contact with an item is a purchase" in shown
     views = frame.filter(pl.col("event") == "view"), items
     viewed = run(views, config, tmp_path / "b")
     assert viewed.model.config.goal is viewed.measured.interest is viewed.model.encoder.theta is None
-    assert "tells no interest" in card(viewed.model, viewed.measured, "full", "prequential", 1, 1)
+    assert "tells no interest" in card(viewed.model, viewed.measured, "full", "prequential", Origin("a log", 1, 1))
     with pytest.raises(UserError, match="--goal share: the log's event types are cart, purchase, view"):
         run(shop, msgspec.structs.replace(config, goal="share"), tmp_path / "c")
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from stream_rec.learn import train
-from stream_rec.learn.card import card
+from stream_rec.learn.card import Origin, card
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.simulate import Storefront
 from stream_rec.learn.train import Trained
@@ -116,6 +116,6 @@ def test_an_interrupted_training_of_adapters_goes_on_to_the_very_same_model(
 
 def test_the_card_says_what_was_trained_and_read(shop: Shop, language: Path, tmp_path: Path) -> None:
     trained = run(shop, config(language, "frozen", Words("{event} {title}", limit=8)), tmp_path)
-    text = card(trained.model, trained.measured, trained.tune, "prequential", 300, 40)
+    text = card(trained.model, trained.measured, trained.tune, "prequential", Origin("a log", 300, 40))
     assert "| trained | nothing of the body; the item side" in text
     assert "at most 8 tokens: `{event} {title}`" in text

@@ -1,0 +1,183 @@
+"""The options of `stream-rec train`: whether they go together, and the settings of a training that follow from them."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from msgspec import structs
+
+from stream_rec.config import Settings
+from stream_rec.errors import UserError
+from stream_rec.learn.event_types import parse_weights
+from stream_rec.learn.protocol import Protocol
+from stream_rec.learn.source import Period
+from stream_rec.model.words import Words
+from stream_rec.window import stride_of
+
+if TYPE_CHECKING:
+    from stream_rec.learn.recipe import Size, TrainConfig
+    from stream_rec.learn.tune import Tune
+    from stream_rec.model.encoder import EncoderConfig
+    from stream_rec.model.folder import Model
+
+HEAD = 32
+"""Width of an attention head of a decoder from scratch."""
+PRETRAINED_DROPOUT = 0.1
+"""On item tokens."""
+
+
+class Plan(NamedTuple):
+    """The options; None is what nobody said."""
+
+    events: Path | None
+    items: Path | None
+    out: Path
+    from_topic: str | None = None
+    since: str | None = None
+    until: str | None = None
+    continues: Path | None = None
+    columns: str = ""
+    first: float = 1.0
+    epochs: int | None = None
+    width: int | None = None
+    layers: int | None = None
+    base: str | None = None
+    tune: str | None = None
+    read: str = "items"
+    template: str = Words().template
+    event_tokens: int = Words().limit
+    learning_rate: float | None = None
+    validation: float = 0.1
+    refit: bool = True
+    goal: str | None = None
+    weights: str = ""
+    protocol: Protocol = "prequential"
+    seed: int = 0
+    seeds: int | None = None
+    trials: int | None = None
+    threads: int | None = None
+    overwrite: bool = False
+
+
+def check(plan: Plan) -> None:
+    """Raises `UserError` for what doesn't go together, a number out of range, and a folder that is in use."""
+    _check_source(plan)
+    for name, value, low, high in (
+        ("--first", plan.first, 0.01, 1.0),
+        ("--validation", plan.validation, 0.01, 0.5),
+        ("--epochs", plan.epochs, 1, 10_000),
+        ("--width", plan.width, 16, 8_192),
+        ("--learning-rate", plan.learning_rate, 1e-6, 1.0),
+        ("--seeds", plan.seeds, 1, 1_000),
+        ("--trials", plan.trials, 1, 10_000),
+    ):
+        if value is not None and not low <= value <= high:
+            raise UserError(f"{name} is {value}: give {low:g} to {high:g}")
+    if plan.continues is not None:
+        _check_continued(plan)
+    elif plan.base is None and (plan.tune or plan.read != "items"):
+        raise UserError("--tune and --read words are for a pre-trained language model: name one with --base")
+    _words(plan)
+    parse_weights(plan.weights)
+    if plan.width is not None and plan.width % HEAD:
+        raise UserError(f"--width is {plan.width}: give a multiple of {HEAD}")
+    if plan.seeds is not None and plan.trials is not None:
+        raise UserError("--trials and --seeds don't go together: search first, then train the best with --seeds")
+    if plan.trials is not None and find_spec("optuna") is None:
+        raise UserError("--trials needs optuna: pip install 'stream-rec[train]'")
+    if plan.out.exists() and not plan.out.is_dir():
+        raise UserError(f"--out {plan.out} is a file: name a folder")
+    if not plan.overwrite and (plan.out / "config.json").exists():
+        raise UserError(f"{plan.out} holds a model already: choose another --out, or say --overwrite")
+
+
+def check_model(settings: Settings, plan: Plan, before: "Model") -> None:
+    """Raises `UserError` for what the model that is trained further has settled otherwise."""
+    config = before.config
+    if plan.tune and config.encoder.base is None:
+        raise UserError(f"--tune is for a pre-trained language model, and the one in {plan.continues} is none")
+    for name, settled in (("capacity", config.capacity), ("text_encoder", config.text_encoder)):
+        if name in settings.model_fields_set and (said := getattr(settings, name)) != settled:
+            raise UserError(
+                f"setting {name} is {said}, and of the model in {plan.continues} {settled}: leave it out, or set it so"
+            )
+
+
+def config_of(settings: Settings, plan: Plan, events: int, before: "Model | None") -> "TrainConfig":
+    """What nobody said follows from the number of `events`, and from the model that is trained further."""
+    from stream_rec.learn.recipe import CONTINUED_RATE, Size, TrainConfig
+
+    size = Size.of(events)
+    if before is None:
+        capacity, epochs, rate, continues = settings.capacity, size.epochs, TrainConfig().learning_rate, ""
+        encoder = _scratch(plan, size) if plan.base is None else _pretrained(plan, plan.base)
+    else:
+        capacity, epochs, rate = before.config.capacity, size.epochs_continued, CONTINUED_RATE
+        encoder, continues = before.config.encoder, before.version
+    return TrainConfig(
+        encoder=encoder,
+        tune=cast("Tune", plan.tune or ("full" if encoder.base is None else "lora")),
+        capacity=capacity,
+        stride=stride_of(capacity, settings.stride),
+        epochs=plan.epochs or epochs,
+        batch_tokens=size.batch_tokens,
+        learning_rate=plan.learning_rate or rate,
+        validation=plan.validation,
+        refit=plan.refit,
+        goal=plan.goal,
+        weights=parse_weights(plan.weights),
+        protocol=plan.protocol,
+        seed=plan.seed,
+        continues=continues,
+    )
+
+
+def sized(shape: "EncoderConfig", width: int) -> "EncoderConfig":
+    """A decoder from scratch of this width, with what goes with it; a pre-trained one brings its own."""
+    heads = max(1, width // HEAD)
+    return structs.replace(shape, width=width, heads=heads, kv_heads=heads, inner=2 * width)
+
+
+def _check_source(plan: Plan) -> None:
+    if (plan.events is None) == (plan.from_topic is None):
+        raise UserError("name what to train on: a file, EVENTS, or a topic, --from-topic TOPIC; not both")
+    if plan.from_topic and plan.columns:
+        raise UserError("--columns is for a file: the events of a topic have fields of their own names")
+    Period.parse(plan.since, plan.until)
+
+
+def _check_continued(plan: Plan) -> None:
+    """Raises `UserError` for what a model that is trained further has settled already."""
+    settled = {"--width": plan.width, "--layers": plan.layers, "--base": plan.base}
+    settled |= {"--read words": plan.read != "items", "--template": plan.template != Words().template}
+    if given := [option for option, value in settled.items() if value]:
+        raise UserError(f"--continue goes on with what the model has settled: leave out {', '.join(given)}")
+    if plan.protocol == "leave-one-out":
+        raise UserError("--continue goes on in time, which --protocol leave-one-out can't measure: choose another")
+
+
+def _scratch(plan: Plan, size: "Size") -> "EncoderConfig":
+    from stream_rec.model.encoder import EncoderConfig
+
+    shape = EncoderConfig(layers=plan.layers, dropout=size.dropout)
+    return sized(shape, plan.width or shape.width)
+
+
+def _pretrained(plan: Plan, base: str) -> "EncoderConfig":
+    """Little dropout: the body has learnt without any, and from far more than a log."""
+    from stream_rec.model.encoder import EncoderConfig
+
+    return EncoderConfig(
+        base=base,
+        layers=plan.layers,
+        dropout=0.0 if plan.read == "words" else PRETRAINED_DROPOUT,
+        residual_dropout=0.0,
+        words=_words(plan) if plan.read == "words" else None,
+    )
+
+
+def _words(plan: Plan) -> Words:
+    try:
+        return Words(plan.template, plan.event_tokens)
+    except ValueError as error:
+        raise UserError(f"--template, --event-tokens: {error}") from None

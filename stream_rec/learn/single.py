@@ -1,0 +1,98 @@
+"""One training as a person sees it: how far it is, the model's folder, what was measured."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from stream_rec.config import Settings
+from stream_rec.learn import checkpoint, plan, plot, train
+from stream_rec.learn.card import Measured, MeasuredInterest, Origin, card
+from stream_rec.learn.metrics import QUALITIES, qualities
+from stream_rec.learn.plan import Plan
+from stream_rec.learn.progress import bars
+from stream_rec.learn.recipe import TrainConfig
+from stream_rec.learn.source import Source
+from stream_rec.learn.train import Trained
+from stream_rec.model import folder
+from stream_rec.model.folder import Model
+from stream_rec.model.text import TextEncoder
+
+
+class Given(NamedTuple):
+    """What a command trains on, whichever models it makes of it."""
+
+    settings: Settings
+    source: Source
+    before: Model | None
+    """The model that is trained further."""
+    console: Console
+    """For what is not the result: stderr."""
+
+
+def config_of(given: Given, chosen: Plan) -> TrainConfig:
+    """The settings of a training."""
+    return plan.config_of(given.settings, chosen, len(given.source.log.frame), given.before)
+
+
+def train_one(given: Given, chosen: Plan, config: TrainConfig) -> Trained:
+    """Trains one model and writes its whole folder."""
+    out, frame = chosen.out, given.source.log.frame
+    checkpoints = checkpoint.Checkpoints(out, "")
+    if chosen.overwrite:
+        checkpoints.remove()
+    trained = fit(given, config, out)
+    model = trained.model._replace(version=folder.save(trained.model, out))
+    measured = trained.measured
+    (out / "metrics.json").write_bytes(msgspec.json.format(msgspec.json.encode(measured), indent=2) + b"\n")
+    origin = Origin(
+        log=given.source.about,
+        events=len(frame),
+        users=frame["user"].n_unique(),
+        continues=f"model `{given.before.version}`" if given.before is not None else "",
+        plot=plot.draw(measured, out),
+    )
+    (out / "README.md").write_text(card(model, measured, trained.tune, chosen.protocol, origin))
+    checkpoints.remove()
+    return trained._replace(model=model)
+
+
+def fit(given: Given, config: TrainConfig, out: Path, before: str = "") -> Trained:
+    """Trains with progress bars; with `before` in front of them, they vanish at the end."""
+    began = time.monotonic()
+    name = given.settings.text_encoder if given.before is None else given.before.config.text_encoder
+    texts = TextEncoder(name, given.settings.cache_dir)
+    with bars(given.console, stay=not before, before=before) as progress:
+        trained = train.train(given.source.log.frame, given.source.items, config, texts, out, progress, given.before)
+    if not before:
+        given.console.print(f"trained in {time.monotonic() - began:.0f} s")
+    return trained
+
+
+def show(trained: Trained, chosen: Plan) -> None:
+    """Prints what training measured, and where the model is."""
+    Console().print(_table(trained.measured))
+    if trained.measured.interest is not None:
+        Console().print(_interest(trained.measured.interest))
+    Console().print(f"model {trained.model.version} in {chosen.out}", highlight=False)
+
+
+def _table(measured: Measured) -> Table:
+    view = Table(title=f"Held out, {measured.predictions:,} predictions, the whole catalogue ranked")
+    for heading in ("score", "HR@10", "NDCG@10", "MRR"):
+        view.add_column(heading, justify="left" if heading == "score" else "right")
+    for name, found in measured.rows().items():
+        view.add_row(name, *(f"{found[figure]:.4f}" for figure in ("hr_at_10", "ndcg_at_10", "mrr")))
+    return view
+
+
+def _interest(measured: MeasuredInterest) -> Table:
+    view = Table(title=f"Interest: the probability of a {measured.goal}, given the next item; {measured.goals} of them")
+    for heading in ("", *QUALITIES):
+        view.add_column(heading, justify="right" if heading else "left")
+    for name, found in measured.figures.items():
+        view.add_row(name, *qualities(found))
+    return view

@@ -1,0 +1,83 @@
+"""`stream-rec train --from-topic`: what stands in real topics becomes a model."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiokafka import AIOKafkaProducer
+from click.testing import CliRunner, Result
+
+from stream_rec.cli import cli
+from stream_rec.config import Settings
+from stream_rec.learn import convex, logs, plot, train
+from stream_rec.learn.simulate import Storefront
+from stream_rec.messages import ERASE, Event, encode
+from stream_rec.pipeline import topics
+from tests.e2e.kafka import Sent, produce
+from tests.e2e.process import environment_of
+
+pytestmark = pytest.mark.e2e
+
+FRONT = Storefront(seed=1, products=312, shoppers=40)
+EVENTS = list(islice(FRONT.events(), 400))
+UNTIL = EVENTS[350].timestamp
+ERASED = EVENTS[0].user_id
+SMALL = ("--epochs", "1", "--width", "32", "--layers", "1", "--capacity", "8", "--threads", "1", "--no-refit")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few validation predictions, coarse weights, no picture: what they are worth is another test's."""
+    monkeypatch.setattr(train, "VALIDATION_PREDICTIONS", 20)
+    monkeypatch.setattr(convex, "ITERATIONS", 3)
+    monkeypatch.setattr(plot, "draw", lambda *_: None)
+
+
+async def write(settings: Settings) -> None:
+    """The topics of a shop, with what is no event, an erasure, a withdrawn item, and what was never committed."""
+    await topics.create(settings)
+    items = [
+        Sent(item.item_id.encode(), encode(msgspec.structs.replace(item, vector=[float(len(item.title)), 1.0])))
+        for item in FRONT.items
+    ]
+    await produce(settings, [*items, Sent(items[0].key, None)], settings.items_topic)
+    erased = Event(ERASED, ERASE, EVENTS[-1].timestamp)
+    good = [Sent(event.user_id.encode(), encode(event)) for event in [*EVENTS, erased]]
+    await produce(settings, [*good, Sent(b"ann", b"{"), Sent(b"ann", None)])
+    async with AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers, transactional_id=settings.events_topic
+    ) as one:
+        await one.begin_transaction()
+        for user in ("ann", "bob", "cy", "dan"):  # both partitions end with what is no record
+            await one.send_and_wait(settings.events_topic, encode(Event(user, "view", 1.0, "tea")), user.encode())
+        await one.abort_transaction()
+
+
+def test_a_topic_becomes_a_model(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    settings = make_settings()
+    asyncio.run(write(settings))
+
+    def trained(*more: str) -> Result:
+        given = ("--from-topic", settings.events_topic, "--out", str(tmp_path / "m"), *SMALL, *more)
+        return CliRunner().invoke(cli, ["train", *given], env=environment_of(settings))
+
+    nothing = trained("--since", "2100-01-01")
+    assert f"topic {settings.events_topic} holds no event" in str(nothing.exception)
+    done = trained("--until", str(UNTIL))
+    assert done.exit_code == 0, (done.output, done.exception)
+    told = done.output.replace("\n", " ")
+    assert "2 records of it can't be used and are left out" in told
+    assert "1 users of it were erased" in told
+    kept = [event for event in EVENTS if event.timestamp < UNTIL and event.user_id != ERASED]
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert f"topic {settings.events_topic}, offsets by partition 0: 0 to " in card
+    assert f": {len(kept)} events of {len({event.user_id for event in kept})} users" in card
+    found = {item.item_id: item for item in logs.read_items(tmp_path / "m" / "items.jsonl")}
+    assert len(found) == len(FRONT.items)
+    assert not found[FRONT.items[0].item_id].available
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["trained_until"] == max(event.timestamp for event in kept)
