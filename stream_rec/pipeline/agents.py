@@ -104,6 +104,7 @@ def build(settings: Settings, metrics: AgentMetrics, folder: Path) -> faust.App:
     async def ready() -> None:
         mine = [tp.partition for tp in app.consumer.assignment() if tp.topic == settings.events_topic]
         while not app.should_stop:
+            await app.producer.confirmed()  # dead letters of this process's own may be on their way
             try:
                 keeper.recall(await buried(settings, mine))
                 break

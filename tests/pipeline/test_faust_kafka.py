@@ -1,9 +1,12 @@
 import asyncio
+from types import SimpleNamespace
 
 import pytest
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 from mode.utils.queues import ThrowableQueue
 
-from stream_rec.pipeline.faust_kafka import FlowControl, _Rest
+from stream_rec.pipeline.faust_kafka import Consumer, FlowControl, _Rest
 
 
 async def test_going_on_keeps_what_waits_in_the_queues() -> None:
@@ -13,6 +16,22 @@ async def test_going_on_keeps_what_waits_in_the_queues() -> None:
     flow.resume()
     assert flow.is_active()
     assert queue.qsize() == 1
+
+
+async def test_a_recovery_begins_with_an_empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    sought: list[object] = []
+
+    async def seek(_: object, partitions: object) -> None:
+        sought.append(partitions)
+
+    monkeypatch.setattr(driver.Consumer, "seek_wait", seek)
+    consumer = object.__new__(Consumer)  # without Kafka there is none to construct
+    queue: asyncio.Queue[str] = ThrowableQueue(flow_control=FlowControl())
+    queue.put_nowait("left over")
+    consumer.app = SimpleNamespace(tables=SimpleNamespace(changelog_queue=queue))
+    await consumer.seek_wait({TP("windows", 0): 7})
+    assert sought == [{TP("windows", 0): 7}]
+    assert queue.empty()
 
 
 async def test_a_coroutine_that_was_begun_goes_on_where_it_waits() -> None:
