@@ -161,6 +161,21 @@ class WorkerMetrics:
             ["event_type"],
             registry=registry,
         )
+        self.floor_evaluated = Counter(
+            "stream_rec_floor_evaluated_events", "Events compared with a floor", ["floor"], registry=registry
+        )
+        self.floor_hits = Counter(
+            "stream_rec_floor_hits",
+            "Of them, those whose item was among the floor's first k",
+            ["floor", "k"],
+            registry=registry,
+        )
+        self.floor_reciprocal_rank = Counter(
+            "stream_rec_floor_reciprocal_rank",
+            "Sum of reciprocal ranks of the floor, 0 beyond the last k",
+            ["floor"],
+            registry=registry,
+        )
 
 
 def serve(registry: CollectorRegistry, host: str, port: int) -> int:

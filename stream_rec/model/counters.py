@@ -27,6 +27,12 @@ POPULAR = 64
 USERS = 1 << 20
 """Users whose place in their windows is remembered, the latest active ones."""
 
+FLOORS = ("markov", "popularity", "recent")
+"""What an answer must beat: what has followed the last item, what is popular, and what is popular now."""
+
+Floors = dict[str, int | None]
+"""A place in each floor's list, 1 for the first; None beyond its end."""
+
 State = dict[str, NDArray[np.generic]]
 
 
@@ -60,6 +66,10 @@ class Followers:
     def best(self) -> Heard:
         return self._best.heard
 
+    def place(self, row: int) -> int | None:
+        """1 for what followed most; None for what is not among the best."""
+        return self._best.place(row)
+
     def add(self, row: int, weight: float) -> None:
         if self._best.raise_by(row, weight):
             return
@@ -90,6 +100,10 @@ class Counts:
     def highest(self) -> Numbers:
         """The `POPULAR` rows with the largest counts."""
         return self._highest.heard.rows
+
+    def place(self, row: int) -> int | None:
+        """1 for the largest count; None for a row that is not among the `POPULAR`."""
+        return self._highest.place(row)
 
     def add(self, row: int, time: float) -> None:
         weight = self.decay.weight(time)
@@ -145,6 +159,10 @@ class Transitions:
     def before(self, row: int) -> Heard:
         """What `row` followed, likewise."""
         return found.best if (found := self._before.get(row)) else NOTHING
+
+    def place(self, earlier: int, row: int) -> int | None:
+        """1 for what followed `earlier` most; None for what is not among its `FOLLOWERS`."""
+        return found.place(row) if (found := self._after.get(earlier)) else None
 
     def _scale(self, factor: float) -> None:
         for table in (self._after, self._before):
@@ -211,6 +229,14 @@ class Memory:
         self.transitions.add(rows, time)
         self.popularity.add(rows[-1], time)
         self.recency.add(rows[-1], time)
+
+    def floors(self, rows: Sequence[int]) -> Floors:
+        """The place of the last of `rows`, oldest first and not learned yet, in what each table alone would say."""
+        *_, earlier, row = UNKNOWN, *rows
+        if row == UNKNOWN:
+            return dict.fromkeys(FLOORS)
+        places = (self.transitions.place(earlier, row), self.popularity.place(row), self.recency.place(row))
+        return dict(zip(FLOORS, places, strict=True))
 
     def forget(self, user: str) -> None:
         """Forgets where a user's windows stand. Sums over all users can't be told apart by user and stay."""

@@ -71,6 +71,11 @@ class Largest:
     def heard(self) -> Heard:
         return Heard(self._rows[: len(self._place)], self._sums[: len(self._place)])
 
+    def place(self, row: int) -> int | None:
+        """1 for the largest sum; among equal ones the last place. None for a row that is not here."""
+        at = self._place.get(row)
+        return None if at is None else int(np.count_nonzero(self._sums[: len(self._place)] >= self._sums[at]))
+
     def raise_by(self, row: int, weight: float) -> bool:
         """Adds to the sum of a row; whether the row is here."""
         at = self._place.get(row)

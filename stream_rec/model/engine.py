@@ -21,6 +21,7 @@ from stream_rec.model import audit
 from stream_rec.model import device as devices
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
+from stream_rec.model.counters import Floors
 from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
 from stream_rec.model.incremental import Incremental, Work
@@ -71,6 +72,8 @@ class Limits(NamedTuple):
 class Step(NamedTuple):
     recommendations: list[Recommendation]
     """One a window, in the order of the windows."""
+    floors: list[Floors]
+    """Of each window's last event, before it was learned."""
     work: Work
     unknown_items: int
     """Windows whose last item the catalogue doesn't know."""
@@ -154,7 +157,8 @@ class Engine:
         taken = [one._replace(log=log) for one, log in zip(self._take(windows), whose, strict=True)]
         tokens = [one.tokens for one in taken]
         states, work = self.incremental.encode([window.user_id for window in windows], tokens)
-        ranked = self.ranker.rank(states, partial(self._learn_and_ask, taken))
+        floors: list[Floors] = []
+        ranked = self.ranker.rank(states, partial(self._learn_and_ask, taken, floors))
         if not ranked.scores.isfinite().all():  # as JSON it would be null, which no reader takes for a score
             raise ArithmeticError("the model gave a score that is not a number")
         users = self._encoder.users(states, self._last_types(taken))
@@ -164,7 +168,7 @@ class Engine:
         named = Names(self.version, self._event_types, self.items.labels, self.catalog.ids)
         read = [one.window for one in taken]
         answers = recommendations(read, ranked, types, interest, named, self._limits.interests_k)
-        return Step(answers, work, unknown, self._audit(taken, states), self._recall(taken, states))
+        return Step(answers, floors, work, unknown, self._audit(taken, states), self._recall(taken, states))
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many of the leading `windows` a step can answer within the token budget: at least one."""
@@ -230,12 +234,14 @@ class Engine:
         times = [event.timestamp for event in window.events]
         self.memories.evidence(log).memory.learn(window.user_id, window.n, window.offset, rows, times)
 
-    def _learn_and_ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:
-        """Window by window: an answer never depends on how windows fell into batches."""
+    def _learn_and_ask(self, taken: Sequence[Taken], floors: list[Floors], near: Near) -> list[Found]:
+        """Window by window: an answer never depends on how windows fell into batches. Adds to `floors`."""
         found: list[Found] = []
         for one, rows in zip(taken, near.rows.cpu().numpy(), strict=True):
+            evidence = self.memories.evidence(one.log)
+            floors.append(evidence.memory.floors(one.rows))
             self._learn(one.window, one.rows, one.log)
-            found.append(self.memories.evidence(one.log).ask(one.asked, rows))
+            found.append(evidence.ask(one.asked, rows))
         return found
 
     def _ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:

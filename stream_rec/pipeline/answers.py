@@ -2,7 +2,7 @@
 
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -17,13 +17,21 @@ from stream_rec.telemetry import WorkerMetrics
 log = logging.getLogger(__name__)
 
 
+class Told(NamedTuple):
+    """What a model says to a window."""
+
+    recommendation: Recommendation
+    floors: Mapping[str, int | None]
+    """The place of the window's last item in what each floor would have said before it, 1 for the first."""
+
+
 class Model(Protocol):
     """What answers windows. It is called on one thread."""
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many leading ones of `windows` make a step, at least 1."""
 
-    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Recommendation]:
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told]:
         """An answer to each of `windows`, which stand in `partitions`."""
 
     def forget(self, user_id: str) -> None:
@@ -122,7 +130,7 @@ class Answerer:
         """One step; should the model fail, halves of it, so that the one window at fault becomes a dead letter."""
         try:
             partitions = [record.partition for record, _ in waiting]
-            recommendations = model.step([window for _, window in waiting], partitions)
+            answers = model.step([window for _, window in waiting], partitions)
         except Exception as error:  # noqa: BLE001 - one window must neither stop the stream nor vanish
             if len(waiting) > 1:
                 half = len(waiting) // 2
@@ -133,15 +141,12 @@ class Answerer:
                 "%s: window %s/%d is a dead letter\n%s", type(error).__name__, record.partition, record.offset, frames
             )
             return [self._bury(record, "internal error", type(error).__name__)]
-        return [
-            self._publish(record, window, recommendation)
-            for (record, window), recommendation in zip(waiting, recommendations, strict=True)
-        ]
+        return [self._publish(record, window, told) for (record, window), told in zip(waiting, answers, strict=True)]
 
-    def _publish(self, record: Record, window: Window, recommendation: Recommendation) -> Answer:
-        self._live.happened(window)
-        self._live.predicted(recommendation)
-        reply = Reply(self._settings.recommendations_topic, record.key, encode(recommendation))
+    def _publish(self, record: Record, window: Window, told: Told) -> Answer:
+        self._live.happened(window, told.floors)
+        self._live.predicted(told.recommendation)
+        reply = Reply(self._settings.recommendations_topic, record.key, encode(told.recommendation))
         return Answer(record.partition, reply, window.arrived)
 
     def _erase(self, model: Model, record: Record, user_id: str) -> Answer:

@@ -10,10 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 from stream_rec.config import Settings
-from stream_rec.messages import Item, Recommendation, Window
+from stream_rec.messages import Item, Window
+from stream_rec.pipeline.answers import Told
 from stream_rec.pipeline.learning import Learning
 from stream_rec.pipeline.recent import Recent
 from stream_rec.pipeline.upserts import Upserts
@@ -104,7 +106,7 @@ class Host:
         """How many leading ones of `windows` make a step, at least 1."""
         return self.engine.affordable(windows)
 
-    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Recommendation]:
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told]:
         """Answers `windows`, which stand in `partitions`, and counts what that took."""
         for window in windows:
             self.recent.forget(window.user_id)
@@ -129,7 +131,7 @@ class Host:
         self._difference = max(self._difference, step.audit.largest)
         metrics.audit_difference.set(self._difference)
         metrics.audit_tolerance.set(self.engine.tolerance.difference)
-        return step.recommendations
+        return list(starmap(Told, zip(step.recommendations, step.floors, strict=True)))
 
     def forget(self, user_id: str) -> None:
         """Erases what is held of a user."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from stream_rec.model import counters, decay
 from stream_rec.model.counters import Counts, Followers, Horizons, Memory, Transitions
 from stream_rec.model.decay import Heard, Largest
+from stream_rec.model.tokens import UNKNOWN
 
 DAY = 86_400.0
 HORIZONS = Horizons(lasting=10 * DAY, recent=DAY)
@@ -44,6 +45,10 @@ def test_the_largest_of_growing_sums_are_kept_exactly(added: list[tuple[int, int
             kept.offer(row, known[row])
         for one in (kept, Largest(size, known)):
             assert sorted(sums(one.heard).values()) == sorted(known.values())[-size:]
+            assert {row: one.place(row) for row in range(10)} == {
+                row: sum(total >= known[row] for total in sums(one.heard).values()) if row in one else None
+                for row in range(10)
+            }
             assert all(known[row] == total for row, total in sums(one.heard).items())
 
 
@@ -257,3 +262,14 @@ def test_of_too_many_users_the_longest_silent_is_dropped_and_never_learned_twice
     assert memory.popularity.at(np.arange(1, 5), 4.0).tolist() == pytest.approx([1, 1, 1, 1], rel=1e-3)
     memory.learn("a", 2, 9, [1, 9], [1.0, 9.0])
     assert memory.popularity.at(np.array([1, 9]), 9.0).tolist() == pytest.approx([1, 1], rel=1e-3)
+
+
+def test_a_floor_places_an_item_before_it_is_learned() -> None:
+    memory, rows = Memory(HORIZONS), [1, 2, 1, 2, 1, 3]
+    memory.learn("u", len(rows), 9, rows, [0.0] * len(rows))
+    nowhere = {"markov": None, "popularity": None, "recent": None}
+    assert memory.floors([1, 2]) == {"markov": 1, "popularity": 2, "recent": 2}
+    assert memory.floors([2, 3]) == {"markov": 2, "popularity": 3, "recent": 3}
+    assert memory.floors([3, 1]) == {"markov": None, "popularity": 1, "recent": 1}
+    assert memory.floors([1]) == {"markov": None, "popularity": 1, "recent": 1}
+    assert memory.floors([1, 7]) == memory.floors([1, UNKNOWN]) == nowhere

@@ -377,3 +377,12 @@ def test_half_the_bytes_cost_little_accuracy(engine_of: EngineOf, dtype: str) ->
     for one in made:
         got, want = engine.states([one]), engine.full([one])
         assert 0 <= (got - want).abs().max() <= 0.05 * want.abs().max()
+
+
+def test_a_step_tells_what_the_floors_would_have_said(engine_of: EngineOf) -> None:
+    engine = engine_of()
+    first = engine.step([window("u", 2, ["i1", "i2"]), window("v", 1, ["i1"])]).floors
+    assert first[0] == {"markov": None, "popularity": None, "recent": None}
+    again = engine.step([window("v", 2, ["i1", "i2"]), window("w", 1, ["i2"])]).floors
+    assert again[0] == {"markov": 1, "popularity": 2, "recent": 2}  # before it was learned
+    assert again[1] == {"markov": None, "popularity": 1, "recent": 1}  # after the window before it

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -6,10 +7,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
-from stream_rec.messages import Event, Recommendation, Window, encode, read_recommendation
+from stream_rec.messages import Event, Window, encode, read_recommendation
 from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
-from stream_rec.pipeline.answers import Answer, Answerer
+from stream_rec.pipeline.answers import Answer, Answerer, Told
 from stream_rec.telemetry import WorkerMetrics
 from stream_rec.window import append
 from tests.tiny import CAPACITY, STRIDE, tiny_model
@@ -38,11 +39,11 @@ class Accounts:
         self._check(windows)
         return self._engine.affordable(windows)
 
-    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Recommendation]:
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told]:
         self._check(windows)
         step = self._engine.step(windows, partitions)
         self.steps.append((step.work.appended + step.work.prefilled, len(windows)))
-        return step.recommendations
+        return list(starmap(Told, zip(step.recommendations, step.floors, strict=True)))
 
     def forget(self, user_id: str) -> None:
         self._engine.forget(user_id)
