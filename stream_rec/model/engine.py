@@ -22,6 +22,7 @@ from stream_rec.model import device as devices
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
 from stream_rec.model.counters import Floors
+from stream_rec.model.explanation import Explanation, Neighbours, around, influences, reasons, shortened
 from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
 from stream_rec.model.incremental import Incremental, Work
@@ -207,6 +208,36 @@ class Engine:
     def states(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) through the cache, as `step` computes them; learns nothing."""
         return self.incremental.encode([window.user_id for window in windows], self._tokens(windows))[0]
+
+    @torch.inference_mode()
+    def explain(self, window: Window, log: int = 0) -> Explanation:
+        """Why `window` has its answer, by the memory of `log` as it stands; learns nothing, leaves the cache alone."""
+        fitted = self._fit(window)
+        now = fitted.events[-1].timestamp
+        taken = self._take([fitted, *shortened(fitted)])
+        states = self._whole([one.tokens for one in taken])
+        evidence = self.memories.evidence(log)
+
+        def ask(near: Near) -> list[Found]:
+            rows = near.rows.cpu().numpy()
+            return [evidence.ask(Asked(one.rows, now), mine) for one, mine in zip(taken, rows, strict=False)]
+
+        ranked = self.ranker.rank(states[:1], ask)
+        table, scored = self.ranker.weigh(states, ask)
+        names = self.catalog.ids(ranked.rows[0].tolist())
+        why = reasons(table, ranked, self.ranker.blend.weights, names)
+        return Explanation(window.user_id, window.n, self.version, why, influences(fitted, scored, ranked))
+
+    def neighbours(self, item_id: str, log: int = 0, count: int = 10) -> Neighbours | None:
+        """What stands near an item, by the memory of `log` too; None for one that the catalogue doesn't know."""
+        row = self.catalog.row(item_id)
+        return None if row == UNKNOWN else around(row, self.memories.evidence(log), self.catalog.ids, count)
+
+    def _whole(self, tokens: Sequence[Tokens]) -> Tensor:
+        """States without the cache, in calls within the token budget."""
+        at_once = max(1, self._limits.token_budget // max(map(len, tokens)))
+        parts = [tokens[begin : begin + at_once] for begin in range(0, len(tokens), at_once)]
+        return torch.cat([self.incremental.whole(part) for part in parts])
 
     def _fit(self, window: Window) -> Window:
         return fit(window, self.capacity, self._stride)

@@ -52,7 +52,7 @@ class Ranker:
     """Ranks a catalogue, which `update` says, by `blend`."""
 
     def __init__(self, blend: Blend, choice: Choice) -> None:
-        self._blend = blend
+        self.blend = blend
         self._choice = choice
         self._indexed: Indexed | None = None
 
@@ -77,11 +77,17 @@ class Ranker:
     def rank(self, states: Tensor, ask: Ask) -> Ranked:
         """The best items for user `states` (batch, width)."""
         choice = self._choice
-        near = (self._indexed or self._everything)(states, self._near)
+        near = self._nearest(states)
         scored = self._score(near, ask, choice.top_k * (POOL if choice.diversity else 1))
         if choice.diversity:
             scored = diverse(scored, self._items, choice.top_k, choice.diversity)
         return scored.ranked(choice.top_k)
+
+    def weigh(self, states: Tensor, ask: Ask) -> tuple[Table, Scored]:
+        """All candidates for user `states` (batch, width): the parts of their scores, and all of them by score."""
+        near = self._nearest(states)
+        table = Table.of(near, ask(near))
+        return table, score(table, self._items, self.blend, len(table.rows), exclude_seen=self._choice.exclude_seen)
 
     def by_score(self, states: Tensor, ask: Ask) -> Ranked:
         """The best items before diversity, by scoring everything: the same states give the same items."""
@@ -105,9 +111,12 @@ class Ranker:
         seen = self._choice.window if self._choice.exclude_seen else 0
         return max(NEAREST, 2 * self._choice.top_k) + seen
 
+    def _nearest(self, states: Tensor) -> Near:
+        return (self._indexed or self._everything)(states, self._near)
+
     def _score(self, near: Near, ask: Ask, pool: int) -> Scored:
         table = Table.of(near, ask(near))
-        return score(table, self._items, self._blend, pool, exclude_seen=self._choice.exclude_seen)
+        return score(table, self._items, self.blend, pool, exclude_seen=self._choice.exclude_seen)
 
     def _many(self, items: ItemSide) -> bool:
         if self._choice.scoring == "auto":
