@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stream_rec.config import Settings
 from stream_rec.messages import Item, Recommendation, encode
@@ -34,7 +35,9 @@ def table(answer: Recommendation, known: dict[str, Item], most: int | None = Non
     interests = ", ".join(f"{interest.label} {interest.weight:.0%}" for interest in answer.interests)
     view = Table(
         title=f"After event {answer.seq} of this user, {when}",
-        caption=f"next event: {likely}\ninterests: {interests or '-'}\nmodel {answer.model}",
+        caption=Text("\n").join(
+            map(printable, (f"next event: {likely}", f"interests: {interests or '-'}", f"model {answer.model}"))
+        ),
     )
     view.add_column("", justify="right")
     for heading, side in (("item", "left"), ("title", "left"), ("score", "right"), ("probability", "right")):
@@ -42,5 +45,12 @@ def table(answer: Recommendation, known: dict[str, Item], most: int | None = Non
     for place, ranked in enumerate(answer.items[:most], 1):
         item = known.get(ranked.item_id)
         title = ", ".join(filter(None, (item.title, item.category))) if item else ""
-        view.add_row(str(place), ranked.item_id, title, f"{ranked.score:.2f}", f"{ranked.probability:.1%}")
+        view.add_row(
+            str(place), printable(ranked.item_id), printable(title), f"{ranked.score:.2f}", f"{ranked.probability:.1%}"
+        )
     return view
+
+
+def printable(text: str) -> Text:
+    """What came from a topic, for a terminal: no markup, no control characters, nothing that turns the line around."""
+    return Text("".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text))
