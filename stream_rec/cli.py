@@ -16,6 +16,7 @@ import click
 from stream_rec import __version__
 from stream_rec.bench.commands import bench
 from stream_rec.command import EVERYWHERE, Command
+from stream_rec.console.commands import console, explain
 from stream_rec.errors import UserError
 from stream_rec.learn.commands import evaluate, train
 
@@ -233,6 +234,8 @@ def replay(settings: "Settings", events: Path, columns: str, as_json: bool, **gi
 cli.add_command(train)
 cli.add_command(evaluate)
 cli.add_command(bench)
+cli.add_command(console)
+cli.add_command(explain)
 
 
 @cli.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic"))

@@ -131,6 +131,10 @@ class Settings(BaseSettings):
         description="sentence-transformers name or folder, for training; a model keeps its own",
     )
 
+    # Console
+    console_host: str = Field("127.0.0.1", min_length=1, description="address that the console listens on")
+    console_port: Port = Field(8090, description="port of the console; 0 takes any free one")
+
     # Everything
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("stream_rec"), description="folder for text vectors and local state"

@@ -63,6 +63,8 @@ def test_every_command_of_the_product_is_there() -> None:
         "items",
         "settings",
         "evaluate",
+        "console",
+        "explain",
     ]
     grouped = {("topics", name) for name in ("create", "check")} | {
         ("bench", name) for name in ("engine", "catalog", "blend", "peers", "pipeline")
@@ -71,7 +73,7 @@ def test_every_command_of_the_product_is_there() -> None:
 
 
 def test_importing_the_commands_loads_nothing_heavy() -> None:
-    heavy = ["torch", "transformers", "faust", "aiokafka", "polars", "numpy", "rich", "pydantic"]
+    heavy = ["torch", "transformers", "faust", "aiokafka", "aiohttp", "polars", "numpy", "rich", "pydantic"]
     code = f"import sys, stream_rec.cli; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
@@ -94,6 +96,10 @@ MISTAKES = {
     "no broker for the worker": (("worker", *NOWHERE), "no Kafka broker answers"),
     "no broker to replay to": (("replay", "log.csv", *NOWHERE), "no Kafka broker answers"),
     "no broker to ask": (("recommend", "u", *NOWHERE), "no Kafka broker answers"),
+    "no broker for the console": (("console", *NOWHERE), "no Kafka broker answers"),
+    "no broker to explain from": (("explain", "u", *NOWHERE), "no Kafka broker answers"),
+    "nobody to explain": (("explain",), "name a USER"),
+    "a window that is none": (("explain", "--window", "noise.csv"), "noise.csv holds no window"),
     "a demo without its log": (("demo", "--events", "nowhere.csv"), "nowhere.csv"),
     "a rate of nothing": (("demo", "--rate", "0"), "--rate is 0"),
 }

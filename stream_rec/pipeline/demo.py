@@ -87,7 +87,8 @@ def run(settings: Settings, plan: Plan) -> int:
             stack.callback(broker.stop, BROKER_END_S)
             here = {"bootstrap_servers": broker.bootstrap, "event_types": shop.event_types, "model": home / "model"}
             ports = {"agents_metrics_port": 0, "worker_metrics_port": 0}
-            each = {"coalesce": False}  # every event is compared with what was predicted right before it
+            # Every event is compared with what was predicted right before it; the console takes any free port.
+            each = {"coalesce": False, "console_port": 0}
             own = config.load(**(each | settings.model_dump(exclude_unset=True) | here | ports))
             running = stack.enter_context(Processes(home, own))
             summary = asyncio.run(_demonstrate(own, plan, shop, running, console))
@@ -139,8 +140,10 @@ async def _demonstrate(
     fast = ("--no-refit", "--epochs", str(plan.epochs), "--seed", str(plan.seed))
     training_s = await _unless(told, running.finish("train", *shop.training, *fast, "--out", str(settings.model)))
     running.start("worker")
-    with console.status("starting the agents and the worker"):
-        await _unless(told, asyncio.gather(running.ready("agents"), running.ready("worker")))
+    running.start("console", "--allow-events")
+    with console.status("starting the agents, the worker and the console"):
+        await _unless(told, asyncio.gather(*map(running.ready, ("agents", "worker", "console"))))
+    console.print(f"look at it in a browser: {running.address('console')}", highlight=False)
     floors = Floors((event.user_id, event.item_id) for event in shop.past if event.item_id)
     titles = {item.item_id: item for item in shop.items}
     if plan.seconds is not None:

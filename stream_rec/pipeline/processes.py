@@ -32,10 +32,10 @@ class Processes:
     def __exit__(self, *_: Any) -> None:
         child.end(list(self._running.values()), END_S)
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *options: str) -> None:
         """Starts a command that goes on until it is ended; several of a kind are `agents-1`, `agents-2`, ..."""
         with self._log(name).open("wb") as sink:
-            self._running[name] = child.start(self._line(_command(name)), sink, self._environment)
+            self._running[name] = child.start(self._line(_command(name), *options), sink, self._environment)
 
     def pid(self, name: str) -> int:
         """Of a started command."""
@@ -65,6 +65,10 @@ class Processes:
             if time.monotonic() > deadline:
                 raise UserError(f"stream-rec {name} is not ready after {READY_S:.0f} s: {self._tail(name)}")
             await asyncio.sleep(POLL_S)
+
+    def address(self, name: str) -> str:
+        """Where a started command that is ready serves its pages."""
+        return self._said(name).partition(f"{_command(name)} on ")[2].split()[0]
 
     def check(self) -> None:
         """Raises `UserError` when a started command has ended."""

@@ -31,7 +31,7 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
     names = ("events", "windows", "items", "recommendations", "dead_letter")
     given: dict[str, Any] = {f"{name}_topic": f"{unique}-{name}" for name in names}
     given |= {"agents_group": f"{unique}-agents", "worker_group": f"{unique}-worker", "cache_dir": folder}
-    given |= {"agents_metrics_port": 0, "worker_metrics_port": 0, "partitions": 2}
+    given |= {"agents_metrics_port": 0, "worker_metrics_port": 0, "console_port": 0, "partitions": 2}
     return config.load(**{**given, **changes})
 
 

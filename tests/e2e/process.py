@@ -23,7 +23,9 @@ COMMAND = (sys.executable, "-m", "stream_rec.cli")
 
 share_cores()  # before the fork server has torch imported
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["stream_rec.pipeline.agents", "stream_rec.pipeline.worker", "stream_rec.model.engine"])
+SERVER.set_forkserver_preload(
+    ["stream_rec.pipeline.agents", "stream_rec.pipeline.worker", "stream_rec.model.engine", "stream_rec.console.server"]
+)
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
@@ -34,7 +36,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def launch(command: str, settings: Settings, log: Path, first: Callable[[], None] | None = None) -> BaseProcess:
-    """Starts `stream-rec COMMAND`, which writes to `log`; `first` is called in the process before that."""
+    """Starts `stream-rec COMMAND`, an option too, which writes to `log`; `first` is called in the process before."""
     given = command, os.environ | environment_of(settings), log, first
     process = SERVER.Process(target=_become, args=given, daemon=True)
     process.start()
@@ -54,7 +56,7 @@ def _become(command: str, environment: Mapping[str, str], log: Path, first: Call
         first()
     from stream_rec.cli import main
 
-    sys.argv = ["stream-rec", command]
+    sys.argv = ["stream-rec", *command.split()]
     main()
 
 

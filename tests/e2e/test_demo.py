@@ -57,6 +57,7 @@ def test_the_demo_shows_that_nothing_is_lost_and_leaves_no_process(tmp_path: Pat
     assert 0 < shown["latency_ms"]["p50"] <= shown["latency_ms"]["p99"]
     assert shown["updates_per_s"] > 0
     assert shown["training_s"] > 0
+    assert "look at it in a browser: http://127.0.0.1:" in demo.said.read_text()
     assert set(shown["floors"]) == {"popularity", "markov"}
     assert shown["hit_rate_at_10"] > shown["floors"]["popularity"]
     assert not demo.alive()

@@ -1,0 +1,51 @@
+"""A user's newest window and answer, and what is known of the items in them."""
+
+import asyncio
+from typing import NamedTuple
+
+from aiokafka import ConsumerRecord
+
+from stream_rec.config import Settings
+from stream_rec.errors import UserError
+from stream_rec.messages import Recommendation, Window, read_window
+from stream_rec.pipeline.client import UNREADABLE, latest
+from stream_rec.pipeline.search import Search
+
+
+class Held(NamedTuple):
+    """What the topics hold of a user."""
+
+    window: Window | None
+    answer: Recommendation | None
+    record: ConsumerRecord | None = None
+    """Of the window."""
+
+    @property
+    def partition(self) -> int:
+        """Of the windows topic, where the window stands."""
+        return self.record.partition if self.record else 0
+
+    def after(self, record: ConsumerRecord) -> bool:
+        """Whether `record` was there when the window was written: by its offset, in other partitions by the clock."""
+        if self.record is None:
+            return False
+        if record.partition == self.record.partition:
+            return bool(record.offset <= self.record.offset)
+        return bool(record.timestamp <= self.record.timestamp)
+
+
+async def held(user: str, settings: Settings) -> Held:
+    """Raises `UserError` when no broker answers, a topic does not exist, or what it holds can't be read."""
+    record, answer = await asyncio.gather(_window(user, settings), latest(user, settings))
+    if record is None or not record.value:
+        return Held(None, answer)
+    try:
+        return Held(read_window(record.value), answer, record)
+    except UNREADABLE as error:
+        raise UserError(f"the window can't be read: was it written by another version? ({error})") from None
+
+
+async def _window(user: str, settings: Settings) -> ConsumerRecord | None:
+    key = user.encode()
+    async with Search(settings.bootstrap_servers, settings.windows_topic) as search:
+        return (await search.newest({key})).get(key)
