@@ -63,12 +63,16 @@ def test_the_demo_shows_that_nothing_is_lost_and_leaves_no_process(tmp_path: Pat
     assert not demo.alive()
 
 
-def test_a_log_of_ones_own_with_odd_names_is_trained_on_and_fed(tmp_path: Path) -> None:
+def small(folder: Path) -> tuple[str, ...]:
+    """The options for a log that is trained on at once."""
     rows = [f"c{n % 40},sku-{(n % 40 + n // 40) % 25},{('look', 'buy')[n % 5 == 0]},{n * 30}" for n in range(2_000)]
-    (tmp_path / "log.csv").write_text("who,what,did,when\n" + "\n".join(rows) + "\n")
-    columns = "user=who,item=what,event=did,time=when"
-    events = str(tmp_path / "log.csv")
-    demo = Demo(tmp_path, "--events", events, "--columns", columns, "--rate", "200", "--json")
+    log = folder / "log.csv"
+    log.write_text("who,what,did,when\n" + "\n".join(rows) + "\n")
+    return "--events", str(log), "--columns", "user=who,item=what,event=did,time=when"
+
+
+def test_a_log_of_ones_own_with_odd_names_is_trained_on_and_fed(tmp_path: Path) -> None:
+    demo = Demo(tmp_path, *small(tmp_path), "--rate", "200", "--json")
     output, _ = demo.process.communicate()
     assert demo.process.returncode == 0, demo.said.read_text()
     shown = json.loads(output.splitlines()[-1])
@@ -78,7 +82,7 @@ def test_a_log_of_ones_own_with_odd_names_is_trained_on_and_fed(tmp_path: Path) 
 
 @pytest.mark.parametrize(("stage", "number"), [("train", signal.SIGTERM), ("worker", signal.SIGINT)])
 def test_being_told_to_stop_ends_everything(tmp_path: Path, stage: str, number: signal.Signals) -> None:
-    demo = Demo(tmp_path)
+    demo = Demo(tmp_path, *small(tmp_path), "--rate", "1")
     demo.until("kafka", "agents", stage)
     demo.process.send_signal(number)
     demo.process.communicate(timeout=30)  # promised are 10 s; a busy machine may take longer
@@ -88,7 +92,7 @@ def test_being_told_to_stop_ends_everything(tmp_path: Path, stage: str, number: 
 
 
 def test_when_the_demo_is_killed_its_parts_die_with_it(tmp_path: Path) -> None:
-    demo = Demo(tmp_path)
+    demo = Demo(tmp_path, *small(tmp_path))
     demo.until("kafka", "agents", "train")
     demo.process.kill()
     demo.process.wait()
