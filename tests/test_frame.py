@@ -40,6 +40,12 @@ def test_every_variable_that_is_named_is_a_setting(path):
     assert set(re.findall(rf"{PREFIX}[A-Z][A-Z0-9_]*", path.read_text())) <= known
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_every_test_that_is_named_is_there(path):
+    for file, name in re.findall(r"`(tests/\S+\.py)::(\w+)`", path.read_text()):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE), name
+
+
 def test_containers_run_the_kafka_that_is_tested():
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
 
