@@ -164,7 +164,16 @@ def topics_check(settings: "Settings") -> int:
     settings=(
         *KAFKA,
         *("events_topic", "windows_topic", "dead_letter_topic", "event_types", "max_event_bytes", "max_future_s"),
-        *("capacity", "stride", "store", "standby_replicas", "agents_group", "metrics_host", "agents_metrics_port"),
+        *(
+            "capacity",
+            "stride",
+            "store",
+            "standby_replicas",
+            "agents_group",
+            "metrics_host",
+            "agents_metrics_port",
+            "ready_lag",
+        ),
         "cache_dir",
     ),
 )
@@ -183,7 +192,7 @@ def agents(settings: "Settings") -> int:
         *("stride", "audit_share", "token_budget", "batch_windows", "linger_ms", "coalesce", "top_k"),
         *("index", "index_effort", "recall_share", "exclude_seen", "categories", "diversity", "interests_k"),
         *("device", "threads", "kv_cache_gb", "kv_cache_share", "kv_host_gb", "dtype", "worker_group"),
-        *("metrics_host", "worker_metrics_port", "cache_dir"),
+        *("metrics_host", "worker_metrics_port", "ready_lag", "cache_dir"),
     ),
 )
 def worker(settings: "Settings") -> int:

@@ -140,6 +140,9 @@ class Settings(BaseSettings):
         default_factory=lambda: user_cache_path("stream_rec"), description="folder for text vectors and local state"
     )
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address that /metrics listens on")
+    ready_lag: int = Field(
+        10_000, ge=0, description="most records that may wait in a process's partitions while /readyz says yes"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log record shown")
 
     @field_validator("event_types", "categories", mode="before")

@@ -1,12 +1,10 @@
-"""Every Prometheus metric: its name, labels and buckets, and the page that serves them.
+"""Every Prometheus metric: its name, labels and buckets.
 
 The registry is passed in, so that tests and several parts in one process never share counters. No label ever holds a
 user id or an item id.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-
-from stream_rec.errors import UserError
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192)
@@ -176,17 +174,3 @@ class WorkerMetrics:
             ["floor"],
             registry=registry,
         )
-
-
-def serve(registry: CollectorRegistry, host: str, port: int) -> int:
-    """Serves /metrics in a thread of its own; returns the port, which differs from `port` where that is 0.
-
-    Raises `UserError` when the port is taken.
-    """
-    try:
-        server, _ = start_http_server(port, host, registry)
-    except OSError as error:
-        raise UserError(
-            f"cannot serve metrics on {host}:{port} ({error.strerror}): choose another port with --metrics-port"
-        ) from None
-    return int(server.server_port)

@@ -107,7 +107,7 @@ def test_prometheus_reads_the_services_at_the_ports_of_the_settings():
     ports = {name: Settings.model_fields[f"{name}_metrics_port"].default for name in ("agents", "worker")}
     assert scraped == set(ports.items())
     for service, port in ports.items():
-        assert f":{port}/metrics" in compose[service]["healthcheck"]["test"][-1]
+        assert f":{port}/readyz" in compose[service]["healthcheck"]["test"][-1]
 
 
 def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_is_silent():

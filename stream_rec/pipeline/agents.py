@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,19 @@ import uvloop
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
-from stream_rec import telemetry
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
+from stream_rec.health import MOVING, Health, serve
 from stream_rec.pipeline import faust_kafka, topics
 from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.keeper import Keeper
+from stream_rec.pipeline.lag import Lag
 from stream_rec.pipeline.scratch import own_folder
 from stream_rec.telemetry import AgentMetrics
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 3.0
-"""After how long without an answer Kafka counts as away, seconds."""
 RETRY_S = 0.5
 STOP_S = 8.0
 """How long the last commit and the goodbye to the group may take, seconds."""
@@ -44,31 +42,7 @@ ROCKSDB = {"driver": "rocksdict", "block_cache_size": 64 << 20, "write_buffer_si
 """Bytes, for each partition; faust's defaults are 2 GiB and 64 MiB."""
 
 
-class Lag:
-    """The gauge of events that wait, by partition; says when Kafka goes away and comes back."""
-
-    def __init__(self, metrics: AgentMetrics) -> None:
-        self._gauge = metrics.lag
-        self._partitions: set[int] = set()
-        self._known = True
-
-    def show(self, waiting: Mapping[int, int]) -> None:
-        if not self._known:
-            log.warning("Kafka answers again")
-        self._known = True
-        for partition in self._partitions - waiting.keys():
-            self._gauge.remove(partition)
-        for partition, events in waiting.items():
-            self._gauge.labels(partition).set(events)
-        self._partitions = set(waiting)
-
-    def unknown(self) -> None:
-        if self._known:
-            log.warning("Kafka does not answer: waiting for it")
-        self._known = False
-
-
-def build(settings: Settings, metrics: AgentMetrics, folder: Path) -> faust.App:
+def build(settings: Settings, metrics: AgentMetrics, health: Health, folder: Path) -> faust.App:
     """The faust app, not started; `folder` is this process's own, for RocksDB."""
     app = _app(settings, folder)
     app.flow_control = faust_kafka.FlowControl()
@@ -112,18 +86,19 @@ def build(settings: Settings, metrics: AgentMetrics, folder: Path) -> faust.App:
                 log.warning("the dead letters can't be read (%s): trying again", type(error).__name__)
                 await asyncio.sleep(RETRY_S)
         metrics.users.set(len(table.data))
+        health.hindrances.discard(MOVING)
         log.info("agents ready: %d partitions", len(mine))
 
-    lag = Lag(metrics)
+    async def moving(*_: Any, **__: Any) -> None:
+        health.hindrances.add(MOVING)
+
+    lag = Lag(metrics.lag, health)
 
     async def measure() -> None:
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                lag.show(await app.consumer.waiting(settings.events_topic))
-        except (KafkaError, TimeoutError):
-            lag.unknown()
+        await lag.measure(app.consumer.waiting(settings.events_topic))
 
     app.agent(app.topic(settings.events_topic, **raw), name="windows", concurrency=1)(take)
+    app.on_partitions_revoked.connect(moving)
     table.on_recover(ready)
     app.timer(interval=1.0)(measure)
     return app
@@ -137,12 +112,12 @@ def run(settings: Settings) -> int:
     """
     _log(settings.log_level)
     registry = CollectorRegistry()
-    metrics = AgentMetrics(registry)
+    metrics, health = AgentMetrics(registry), Health(settings.ready_lag)
     uvloop.run(_fit(settings))
-    port = telemetry.serve(registry, settings.metrics_host, settings.agents_metrics_port)
+    port = serve(registry, health, settings.metrics_host, settings.agents_metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
     with own_folder(settings.cache_dir / "agents") as folder:
-        uvloop.run(_serve(settings, metrics, folder))
+        uvloop.run(_serve(settings, metrics, health, folder))
     return 0
 
 
@@ -163,8 +138,9 @@ async def _fit(settings: Settings) -> None:
         )
 
 
-async def _serve(settings: Settings, metrics: AgentMetrics, folder: Path) -> None:
-    app = build(settings, metrics, folder)
+async def _serve(settings: Settings, metrics: AgentMetrics, health: Health, folder: Path) -> None:
+    app = build(settings, metrics, health, folder)
+    watching = asyncio.create_task(health.watch())
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
@@ -183,7 +159,7 @@ async def _serve(settings: Settings, metrics: AgentMetrics, folder: Path) -> Non
     if app.crashed:
         _end()
     force.cancel()
-    for end in ends:
+    for end in (*ends, watching):
         end.cancel()
     log.info("agents ended")
 

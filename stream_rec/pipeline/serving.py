@@ -9,7 +9,6 @@ learning twice is learning once.
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -20,9 +19,11 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
+from stream_rec.health import MOVING, Health
 from stream_rec.pipeline.answers import Answer, Answerer
 from stream_rec.pipeline.group import heed_errors
 from stream_rec.pipeline.host import Host
+from stream_rec.pipeline.lag import Lag
 from stream_rec.pipeline.spans import Span
 from stream_rec.pipeline.transactions import Outlet
 from stream_rec.telemetry import WorkerMetrics
@@ -43,17 +44,18 @@ Records = dict[TopicPartition, list[ConsumerRecord]]
 class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is partly typed
     """Serves the partitions that Kafka assigns to it until it is told to stop, with the model of `host`."""
 
-    def __init__(self, settings: Settings, host: Host, metrics: WorkerMetrics) -> None:
+    def __init__(self, settings: Settings, host: Host, metrics: WorkerMetrics, health: Health) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._health = health
         self.host = host
         self._answerer = Answerer(settings, metrics)
         self._turn = asyncio.Lock()  # held while a batch is between being fetched and being handed to its transaction
         self._waiting: list[ConsumerRecord] = []
         """Fetched and not answered yet, in the order of arrival."""
         self._fetching: asyncio.Task[Records] | None = None
-        self._moving = False
-        """Whether partitions were taken away, and Kafka hasn't said yet which ones come next."""
+        self._moving = True
+        """Whether Kafka has yet to say which partitions come next, or first."""
         self._publishing: asyncio.Task[None] | None = None
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._outlets: dict[TopicPartition, Outlet] = {}
@@ -165,6 +167,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                 raise
             self._outlets[partition] = outlet
         self._follow_others()
+        (self._health.hindrances.add if self._moving else self._health.hindrances.discard)(MOVING)
         if fresh:
             log.info("worker ready: %d partitions, model %s", len(self._assigned), self.host.engine.version)
 
@@ -257,17 +260,20 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             self._publishing = None
 
     async def _measure(self) -> None:
+        lag = Lag(self._metrics.lag, self._health)
         while True:
             self._show()
-            self._metrics.lag.clear()
-            waiting = Counter(map(_partition, self._waiting))
-            for partition in self._outlets.keys() & self._assigned:
-                end = self._consumer.highwater(partition)
-                if end is not None:
-                    with contextlib.suppress(KafkaError):
-                        behind = end - await self._consumer.position(partition) + waiting[partition]
-                        self._metrics.lag.labels(str(partition.partition)).set(max(0, behind))
+            await lag.measure(self._behind())
             await asyncio.sleep(1)
+
+    async def _behind(self) -> dict[int, int]:
+        """Windows that wait in each partition that is served."""
+        served = self._outlets.keys() & self._assigned
+        asked = served or {TopicPartition(self._settings.windows_topic, 0)}  # whether Kafka answers at all
+        ends = await self._consumer.end_offsets(asked)
+        waiting = Counter(map(_partition, self._waiting))
+        places = {one: await self._consumer.position(one) for one in served}
+        return {one.partition: max(0, ends[one] - place + waiting[one]) for one, place in places.items()}
 
     def _show(self) -> None:
         """What the metrics tell of the model that serves."""

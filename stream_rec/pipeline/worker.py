@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from stream_rec import telemetry
 from stream_rec.config import Settings
 from stream_rec.cores import share_cores
+from stream_rec.health import Health, serve
 from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.serving import Worker
 from stream_rec.pipeline.swap import Swaps
@@ -45,11 +45,13 @@ async def _run(settings: Settings) -> int:
     answers = (settings.recommendations_topic, settings.dead_letter_topic)
     await require(settings.bootstrap_servers, settings.windows_topic, settings.items_topic, *answers)
     registry = CollectorRegistry()
-    metrics = WorkerMetrics(registry)
-    port = telemetry.serve(registry, settings.metrics_host, settings.worker_metrics_port)
+    metrics, health = WorkerMetrics(registry), Health(settings.ready_lag)
+    port = serve(registry, health, settings.metrics_host, settings.worker_metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
     told = asyncio.create_task(stop.wait())
-    serving = asyncio.create_task(_serve(settings, metrics, Swaps(settings, metrics, load, look), stop))
+    watching = asyncio.create_task(health.watch())
+    swaps = Swaps(settings, metrics, load, look)
+    serving = asyncio.create_task(_serve(settings, metrics, health, swaps, stop))
     await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
     ended, _ = await asyncio.wait({serving}, timeout=STOP_S)
     if not ended:
@@ -57,12 +59,13 @@ async def _run(settings: Settings) -> int:
         logging.shutdown()
         os._exit(1)
     told.cancel()
+    watching.cancel()
     await serving
     log.info("worker ended")
     return 0
 
 
-async def _serve(settings: Settings, metrics: WorkerMetrics, swaps: Swaps, stop: asyncio.Event) -> None:
+async def _serve(settings: Settings, metrics: WorkerMetrics, health: Health, swaps: Swaps, stop: asyncio.Event) -> None:
     """Serves with the model that is there and then with each new one, until `stop` is set."""
     opening, told = asyncio.create_task(swaps.first()), asyncio.create_task(stop.wait())
     await asyncio.wait({opening, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -71,7 +74,7 @@ async def _serve(settings: Settings, metrics: WorkerMetrics, swaps: Swaps, stop:
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
         return
-    worker = Worker(settings, await opening, metrics)
+    worker = Worker(settings, await opening, metrics, health)
     watching, serving = asyncio.create_task(swaps.watch(worker)), asyncio.create_task(worker.run(stop))
     try:
         done, _ = await asyncio.wait({watching, serving}, return_when=asyncio.FIRST_COMPLETED)

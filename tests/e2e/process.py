@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from urllib.error import HTTPError
 
 from stream_rec.config import Settings, environment_name
 from stream_rec.cores import share_cores
@@ -77,11 +78,18 @@ class Part:
             time.sleep(0.05)
         return match
 
+    def page(self, path: str) -> tuple[int, str]:
+        """Status and text of one of the process's pages."""
+        url = self.wait_for(r"metrics on (http\S+)/metrics")[1] + path
+        try:
+            with urllib.request.urlopen(url) as page:  # noqa: S310 - our own
+                return page.status, page.read().decode()
+        except HTTPError as error:
+            return error.code, error.read().decode()
+
     def metrics(self) -> dict[str, float]:
         """The samples of /metrics, by name and labels as they are written there."""
-        url = self.wait_for(r"metrics on (http\S+)")[1]
-        with urllib.request.urlopen(url) as page:  # noqa: S310 - our own
-            lines = page.read().decode().splitlines()
+        lines = self.page("/metrics")[1].splitlines()
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
     @property

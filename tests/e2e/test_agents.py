@@ -188,6 +188,7 @@ async def test_the_metrics_say_what_was_done(running: Running) -> None:
     assert grown['stream_rec_events_total{event_type="cart"}'] == 1
     assert grown["stream_rec_windows_written_total"] == 2
     assert grown["stream_rec_agent_seconds_count"] == 2
+    assert part.page("/readyz") == part.page("/healthz") == (200, "ok\n")
     assert {'stream_rec_agent_lag_events{partition="0"}', 'stream_rec_agent_lag_events{partition="1"}'} <= after.keys()
 
 

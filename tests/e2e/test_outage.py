@@ -39,9 +39,16 @@ async def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_els
             async def under_way() -> bool:
                 return follower.prequential.recommendations > 100
 
+            async def unready() -> bool:
+                said = worker.page("/readyz")[1] + agents.page("/readyz")[1]
+                return said.count("Kafka does not answer") == 2
+
             await until(under_way)
+            assert agents.page("/readyz")[0] == worker.page("/readyz")[0] == 200
             psutil.Process(first.pid).send_signal(signal.SIGKILL)
             first.wait()
+            await until(unready)
+            assert agents.page("/healthz")[0] == worker.page("/healthz")[0] == 200
             first.stop()  # it holds the lock on its folder
             with Broker(tmp_path / "kafka", first.port):
                 await feeding

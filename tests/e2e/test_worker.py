@@ -220,6 +220,7 @@ async def test_an_event_of_an_unknown_item_is_answered_and_counted(serving: Serv
     assert answer is not None
     assert len(answer.items) == 20
     assert part.metrics()["stream_rec_unknown_item_events_total"] == 1
+    assert part.page("/readyz") == part.page("/healthz") == (200, "ok\n")
 
 
 async def test_items_are_added_changed_and_withdrawn_while_it_serves(serving: Serving) -> None:

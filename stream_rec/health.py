@@ -1,0 +1,91 @@
+"""The pages of a process: /metrics, /healthz (does it live?) and /readyz (does it do its work?)."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from stream_rec.errors import UserError
+
+HUNG_S = 30.0
+"""After how long without a turn of its event loop a process counts as dead, seconds."""
+
+MOVING, AWAY = "partitions move", "Kafka does not answer"
+
+
+class Health:
+    """What a process says about itself: its event loop writes, the thread of the pages reads."""
+
+    def __init__(self, most_waiting: int) -> None:
+        self._most_waiting = most_waiting
+        self._turned = time.monotonic()
+        self.hindrances = {MOVING}
+        """What keeps the process from its work."""
+        self.waiting = 0
+        """Records that wait in the partitions of the process."""
+
+    async def watch(self) -> None:
+        """Shows that the event loop turns; never returns."""
+        while True:
+            self._turned = time.monotonic()
+            await asyncio.sleep(1)
+
+    def dead(self) -> str | None:
+        """Why the process should be replaced; None: it lives."""
+        still_s = time.monotonic() - self._turned
+        return f"the event loop has stood still for {still_s:.0f} s" if still_s > HUNG_S else None
+
+    def unready(self) -> str | None:
+        """Why the process does not do its work, or not in time; None: it does."""
+        late = f"{self.waiting} records wait" if self.waiting > self._most_waiting else None
+        return self.dead() or "; ".join(sorted(self.hindrances)) or late
+
+
+def serve(registry: CollectorRegistry, health: Health, host: str, port: int) -> int:
+    """Serves the pages in a thread of their own; returns the port, which differs from `port` where that is 0.
+
+    A page that asks for health answers 200, or 503 and the reason. Raises `UserError` when the port is taken.
+    """
+    try:
+        server = _Server(host, port)
+    except OSError as error:
+        raise UserError(
+            f"cannot serve metrics on {host}:{port} ({error.strerror}): choose another port with --metrics-port"
+        ) from None
+    server.set_app(_pages(make_wsgi_app(registry), {"/healthz": health.dead, "/readyz": health.unready}))
+    threading.Thread(target=server.serve_forever, name="pages", daemon=True).start()
+    return server.server_port
+
+
+def _pages(metrics: Any, checks: dict[str, Callable[[], str | None]]) -> Any:
+    def page(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        check = checks.get(environ["PATH_INFO"])
+        if check is None:
+            found: Iterable[bytes] = metrics(environ, start_response)
+            return found
+        trouble = check()
+        start_response(
+            "503 Service Unavailable" if trouble else "200 OK", [("Content-Type", "text/plain; charset=utf-8")]
+        )
+        return [f"{trouble or 'ok'}\n".encode()]
+
+    return page
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        super().__init__((host, port), _Handler)
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Nobody wants to read that the metrics were read."""
