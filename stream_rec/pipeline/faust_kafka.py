@@ -162,6 +162,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """The offset after the last event that the agent has done, in each partition; the agent writes it."""
         self._committed: dict[TP, int] = {}
         """What of it Kafka has confirmed."""
+        self._committing = asyncio.Lock()
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -233,14 +234,15 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """Gaps do not matter: `done` is no guess."""
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        confirmed = await self.app.producer.confirmed()
-        newest = {
-            tp: max(offset, self._committed.get(tp, 0)) for tp, offset in offsets.items()
-        }  # two may commit at once
-        committed = bool(confirmed and await super()._commit(newest))
-        if committed:
-            self._committed.update(newest)
-        return committed
+        """One after the other, and never back: the commit before an erasure must not be overtaken by an older one."""
+        if not await self.app.producer.confirmed():
+            return False
+        async with self._committing:
+            newest = {tp: max(offset, self._committed.get(tp, 0)) for tp, offset in offsets.items()}
+            committed = bool(await super()._commit(newest))
+            if committed:
+                self._committed.update(newest)
+            return committed
 
 
 class FlowControl(FlowControlEvent):  # type: ignore[misc]
