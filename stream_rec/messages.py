@@ -132,6 +132,9 @@ read_window = _window.decode
 read_item = _item.decode
 read_recommendation = _recommendation.decode
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What reading raises for bytes that are no such message."""
+
 
 class _Kind(Struct):
     event_type: str = ""
@@ -146,8 +149,17 @@ def asks_erasure(value: bytes | None) -> bool:
         return False
     try:
         return _kind.decode(value).event_type == ERASE
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return False
+
+
+def event_in(key: bytes | None, value: bytes | None) -> Event | None:
+    """The event in a record, whether the agents accept it or not; None for what is none, or is another user's."""
+    try:
+        event = _event.decode(value or b"")
+    except UNREADABLE:
+        return None
+    return event if event.user_id.encode() == key else None
 
 
 def read_event(

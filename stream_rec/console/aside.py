@@ -6,12 +6,10 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import msgspec
 from aiokafka import ConsumerRecord
 
 from stream_rec.config import Settings
-from stream_rec.messages import Item, Rejected, Window, read_window
-from stream_rec.pipeline.client import UNREADABLE
+from stream_rec.messages import UNREADABLE, Item, Rejected, Window, read_window
 from stream_rec.pipeline.upserts import item_of
 from stream_rec.pipeline.worker import load
 
@@ -82,7 +80,7 @@ class Aside:
             if record.value is None:
                 self._engine.forget((record.key or b"").decode(errors="replace"))
                 continue
-            with contextlib.suppress(msgspec.MsgspecError, *UNREADABLE):
+            with contextlib.suppress(*UNREADABLE):
                 self._engine.learn(read_window(record.value), self._log(record.partition))
 
     def _admit(self, records: Sequence[ConsumerRecord]) -> None:

@@ -22,8 +22,7 @@ from stream_rec.console.lookup import Held, held
 from stream_rec.console.reading import Batch, read
 from stream_rec.console.reasons import difference, gathered
 from stream_rec.errors import UserError
-from stream_rec.messages import Item, Recommendation, Window, encode, read_window
-from stream_rec.pipeline.client import UNREADABLE
+from stream_rec.messages import UNREADABLE, Item, Recommendation, Window, encode, read_window
 from stream_rec.pipeline.lookup import printable
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
@@ -12,16 +11,14 @@ from stream_rec.config import Settings
 from stream_rec.console.live import Live, Row
 from stream_rec.console.reading import RETRY_S
 from stream_rec.console.trends import Trends
-from stream_rec.messages import Event, read_recommendation
-from stream_rec.pipeline.client import UNREADABLE
+from stream_rec.messages import UNREADABLE, event_in, read_recommendation
+from stream_rec.pipeline.dead_letters import place_of
 
 log = logging.getLogger(__name__)
 
 BATCH = 500
 RANKED = 10
 """Items of an answer that count as recommended."""
-
-_event = msgspec.json.Decoder(Event)
 
 
 class Feed:
@@ -86,11 +83,8 @@ class Feed:
         return [rows[number] for number in sorted(rows)]
 
     def _event(self, record: ConsumerRecord) -> list[Row]:
-        try:
-            event = _event.decode(record.value or b"")
-        except UNREADABLE:
-            event = None
-        if event is None or event.user_id.encode() != record.key:
+        event = event_in(record.key, record.value)
+        if event is None:
             self.unreadable += 1
             return []
         time_s = record.timestamp / 1_000
@@ -115,13 +109,9 @@ class Feed:
         return self._live.answer(record.partition, answer, time_s)
 
     def _dead_letter(self, record: ConsumerRecord) -> list[Row]:
-        headers = dict(record.headers)
-        try:
-            source, reason = headers["topic"].decode(), headers["reason"].decode(errors="replace")
-            place = int(headers["partition"]), int(headers["offset"])
-        except (KeyError, ValueError):
+        place = place_of(record.headers)
+        if place is None or place.topic != self._settings.events_topic:
             return []
-        if source != self._settings.events_topic:
-            return []
-        row = self._live.dead_letter(*place, reason)
+        reason = dict(record.headers).get("reason", b"").decode(errors="replace")
+        row = self._live.dead_letter(place.partition, place.offset, reason)
         return [] if row is None else [row]

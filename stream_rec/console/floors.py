@@ -3,12 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
-import msgspec
-
 from stream_rec.config import Settings
 from stream_rec.console.reading import read
-from stream_rec.messages import read_window
-from stream_rec.pipeline.client import UNREADABLE
+from stream_rec.messages import UNREADABLE, read_window
 from stream_rec.pipeline.floors import FloorRanks, Floors
 
 EVENTS = 200_000
@@ -48,7 +45,7 @@ async def remember(floors: RecentFloors, settings: Settings) -> None:
         for record in batch.records:
             try:
                 window = read_window(record.value or b"")
-            except (msgspec.MsgspecError, *UNREADABLE):
+            except UNREADABLE:
                 continue
             fresh = window.n - known.get(window.user_id, 0)
             if fresh > 0:

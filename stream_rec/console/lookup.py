@@ -7,8 +7,8 @@ from aiokafka import ConsumerRecord
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.messages import Recommendation, Window, read_window
-from stream_rec.pipeline.client import UNREADABLE, latest
+from stream_rec.messages import UNREADABLE, Recommendation, Window, read_window
+from stream_rec.pipeline.client import latest
 from stream_rec.pipeline.search import Search
 
 

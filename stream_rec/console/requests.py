@@ -18,7 +18,7 @@ from stream_rec.console.guard import BODY, dress, guard, policy, refusal
 from stream_rec.console.hub import Full, frame
 from stream_rec.console.lookup import held
 from stream_rec.console.standby import NotReady, Standby
-from stream_rec.messages import ERASE, Event, Id, Label, encode
+from stream_rec.messages import ERASE, UNREADABLE, Event, Id, Label, encode
 from stream_rec.pipeline.client import latest
 from stream_rec.pipeline.publish import Publisher
 
@@ -158,7 +158,7 @@ class Requests:
             return refusal(403, "This console is read-only: start it with --allow-events to send events.")
         try:
             asked = msgspec.json.decode(await request.read(), type=Asked)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             return refusal(400, str(error))
         types = self._settings.event_types
         if asked.event_type == ERASE or asked.event_type not in types:

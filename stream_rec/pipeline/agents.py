@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.health import MOVING, Health, serve
-from stream_rec.pipeline import faust_kafka, topics
+from stream_rec.pipeline import faust_kafka, faust_memory, topics
 from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.keeper import Keeper
@@ -63,12 +63,14 @@ def build(settings: Settings, metrics: AgentMetrics, health: Health, folder: Pat
     keeper = Keeper(settings, metrics, table, app.topic(settings.dead_letter_topic, **raw))
 
     async def take(stream: Any) -> None:
-        done = app.consumer.done
+        done, left = app.consumer.done, app.consumer.left
         try:
             async for event in stream.events():
                 message = event.message
-                if keeper.erases(message):
+                if message.tp not in left and keeper.erases(message):
                     await app.consumer.settle(message.tp)
+                if message.tp in left:  # it will be read again
+                    continue
                 keeper.take(message)
                 done[message.tp] = message.offset + 1
         except Exception as error:
@@ -178,7 +180,7 @@ def _app(settings: Settings, folder: Path) -> faust.App:
         settings.agents_group,
         env={},  # faust would let any BROKER_URL or APP_STORE around win over what stands here
         broker=[f"{faust_kafka.SCHEME}://{address.strip()}" for address in brokers],
-        store="rocksdb://" if settings.store == "rocksdb" else faust_kafka.MEMORY,
+        store="rocksdb://" if settings.store == "rocksdb" else faust_memory.MEMORY,
         datadir=datadir,
         processing_guarantee="at_least_once",  # its exactly_once swallows errors
         stream_wait_empty=True,
@@ -203,7 +205,7 @@ def _log(level: str) -> None:
     if level == "debug":
         return
     logging.disable(logging.DEBUG)  # faust builds its debug records even where nobody sees them: 8% of the time
-    for name in ("faust", "mode", faust_kafka.__name__):
+    for name in ("faust", "mode", faust_kafka.__name__, faust_memory.__name__):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("faust.topics").setLevel(logging.CRITICAL)  # it would log a refused record, key and all
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what matters of it is said here, in a line

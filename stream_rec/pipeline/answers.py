@@ -5,10 +5,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-import msgspec
-
 from stream_rec.config import Settings
-from stream_rec.messages import Recommendation, Window, encode, read_window
+from stream_rec.messages import UNREADABLE, Recommendation, Window, encode, read_window
 from stream_rec.pipeline import dead_letters
 from stream_rec.pipeline.live import LiveAccuracy
 from stream_rec.pipeline.transactions import Reply
@@ -115,7 +113,7 @@ class Answerer:
             window = read_window(record.value or b"")
             if window.user_id.encode() != record.key:
                 raise ValueError("the key is not the user_id")
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        except (*UNREADABLE, ValueError) as error:
             return Unreadable(str(error))
         return window
 

@@ -4,26 +4,24 @@ An agent that crashed has written dead letters after its last commit, and whoeve
 events again. A window tells by its offset that an event was applied; what was refused only the dead letters tell.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from stream_rec.config import Settings
 from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.dead_letters import Place, place_of
 from stream_rec.pipeline.group import heed_errors
-from stream_rec.pipeline.spans import Span, read
+from stream_rec.pipeline.spans import Span, read, since
 from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 
 MARGIN_MS = 60_000
 """How far the clocks of Kafka's brokers may be apart, milliseconds."""
 READ = 1_000
 
-Place = tuple[int, int]
-"""Partition and offset of an event."""
 
-
-async def buried(settings: Settings, partitions: Collection[int]) -> set[Place]:
-    """Of the events of `partitions` that the agents have not committed, those with a dead letter.
+async def buried(settings: Settings, partitions: Collection[int]) -> set[tuple[int, int]]:
+    """Of the events of `partitions` that the agents have not committed, those with a dead letter: partition and offset.
 
     A dead letter is younger than its event, and both times are Kafka's: what is older than the oldest of those events
     is not read. Raises `KafkaError`, and `UserError` when no broker answers.
@@ -44,12 +42,15 @@ async def buried(settings: Settings, partitions: Collection[int]) -> set[Place]:
         times = [time for one, span in open_.items() if (time := await _time_of(reader, one, span)) is not None]
         if not times:
             return set()
-        letters = await _since(reader, graveyard, min(times) - MARGIN_MS)
+        letters = await since(reader, graveyard, min(times) - MARGIN_MS)
         found: set[Place] = set()
         async for _, records, _ in read(reader, letters, READ):
-            found.update(place for record in records if (place := _place(record, settings.events_topic)))
-    begins = {one.partition: span.begin for one, span in open_.items()}
-    return {(partition, offset) for partition, offset in found if offset >= begins.get(partition, offset + 1)}
+            found.update(place for record in records if (place := place_of(record.headers)) is not None)
+    return {
+        (place.partition, place.offset)
+        for place in found
+        if (span := open_.get(TopicPartition(place.topic, place.partition))) and place.offset >= span.begin
+    }
 
 
 async def _uncommitted(reader: AIOKafkaConsumer, partitions: Collection[TopicPartition]) -> dict[TopicPartition, Span]:
@@ -65,22 +66,3 @@ async def _time_of(reader: AIOKafkaConsumer, partition: TopicPartition, span: Sp
         for record in records:
             return int(record.timestamp)
     return None
-
-
-async def _since(
-    reader: AIOKafkaConsumer, partitions: Collection[TopicPartition], time_ms: int
-) -> Mapping[TopicPartition, Span]:
-    first = await reader.offsets_for_times(dict.fromkeys(partitions, time_ms))
-    ends = await reader.end_offsets(partitions)
-    return {one: Span(at.offset, ends[one]) for one, at in first.items() if at is not None}
-
-
-def _place(letter: ConsumerRecord, topic: str) -> Place | None:
-    """Of the event that `letter` holds; None for what is no dead letter of `topic`, or none of ours."""
-    headers = dict(letter.headers)
-    try:
-        if headers["topic"].decode() != topic:
-            return None
-        return int(headers["partition"]), int(headers["offset"])
-    except (KeyError, ValueError):
-        return None

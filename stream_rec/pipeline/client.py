@@ -13,13 +13,12 @@ from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.messages import Item, Recommendation, read_item, read_recommendation
+from stream_rec.messages import UNREADABLE, Item, Recommendation, read_item, read_recommendation
 from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.search import Search
 
@@ -27,8 +26,6 @@ log = logging.getLogger(__name__)
 
 COMMIT_S = 1.0
 """How often a group's place is committed, seconds."""
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What the decoding of hostile bytes raises."""
 
 
 class Erased(NamedTuple):

@@ -1,7 +1,18 @@
 """What a dead letter says about itself, in its headers."""
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 ERROR_CHARACTERS = 2_000
 """Of the error's text."""
+
+
+class Place(NamedTuple):
+    """Where a record stands."""
+
+    topic: str
+    partition: int
+    offset: int
 
 
 def headers(
@@ -20,3 +31,12 @@ def headers(
         "time": f"{time_s:.3f}",
     }
     return [(name, text.encode(errors="replace")) for name, text in texts.items()]
+
+
+def place_of(headers: Iterable[tuple[str, bytes]]) -> Place | None:
+    """Where the record that a dead letter holds came from; None where the headers don't say."""
+    said = dict(headers)
+    try:
+        return Place(said["topic"].decode(), int(said["partition"]), int(said["offset"]))
+    except (KeyError, ValueError):
+        return None

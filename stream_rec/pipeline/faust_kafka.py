@@ -14,12 +14,11 @@ What each class mends, and how it showed:
 - Events of aborted transactions were read.
 - A process that stood still for longer than the group waits (a paused machine, say) went on with events that another
   one had done meanwhile, and wrote old windows over new ones.
-- A user's window that this process wrote stayed in memory when its partition went to another process.
 - Records of a recovery that a rebalance ended stayed in the queue; the next one passed over those before them.
 
 And two things that cost a fifth of an agent's time: four tasks for each message, and a read for each few messages.
 
-The driver is chosen by the scheme of the broker's address, `SCHEME`; the store by `MEMORY`.
+The driver is chosen by the scheme of the broker's address, `SCHEME`.
 """
 
 import asyncio
@@ -31,17 +30,14 @@ from functools import partial
 from typing import Any
 
 from aiokafka.errors import IllegalGenerationError
-from faust.stores import STORES, memory
-from faust.streams import current_event
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, FutureMessage
 from mode.utils.queues import FlowControlEvent
 
-from stream_rec.pipeline.group import heed_errors
+from stream_rec.pipeline.group import await_topics, heed_errors
 
 SCHEME = "exact"
-MEMORY = "partitioned://"
 SESSION_S = 10.0
 """How long the group waits for a silent process before the others get its partitions, seconds."""
 
@@ -116,6 +112,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         _unhurried(self._consumer._client)
         coordinator = self._consumer._coordinator
         heed_errors(coordinator)
+        await_topics(coordinator)
         coordinator._do_heartbeat = partial(self._heartbeat, coordinator._do_heartbeat)
 
     async def on_thread_stop(self) -> None:
@@ -163,6 +160,8 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._committed: dict[TP, int] = {}
         """What of it Kafka has confirmed."""
         self._committing = asyncio.Lock()
+        self.left: set[TP] = set()
+        """Partitions of which an event was left undone: no more of them is done until they are assigned anew."""
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -174,6 +173,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         self._thread.counted_at = time.monotonic()
+        self.left.clear()
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
@@ -192,10 +192,14 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     async def settle(self, tp: TP) -> None:
         """Returns when all that is done of `tp` is committed: whoever comes next reads none of it again.
 
-        It also returns when the group has given this process up, whose writes are refused then.
+        Where that can't be, because the partition moves or the group has given this process up, `tp` is left.
         """
-        while tp in self.done and self._committed.get(tp) != self.done[tp] and await self.counted():
-            if not await self._commit({tp: self.done[tp]}):
+        done = self.done.get(tp)
+        while done is not None and self._committed.get(tp) != done:
+            if self.done.get(tp) != done or not await self.counted():
+                self.left.add(tp)
+                return
+            if not await self._commit({tp: done}):
                 await asyncio.sleep(0.05)
 
     async def waiting(self, topic: str) -> dict[int, int]:
@@ -261,18 +265,6 @@ class Transport(driver.Transport):  # type: ignore[misc]
     Producer = Producer
 
 
-class Memory(memory.Store):  # type: ignore[misc]
-    """Remembers the partition of a key that this process wrote, so that it goes when the partition goes."""
-
-    def __setitem__(self, key: bytes, value: bytes) -> None:
-        self._key_partition[key] = current_event().message.partition
-        self.data[key] = value
-
-    def __delitem__(self, key: bytes) -> None:
-        del self.data[key]
-        self._key_partition.pop(key, None)
-
-
 class _Rest:
     """What is left of a coroutine that has been begun and waits for `pause`."""
 
@@ -303,4 +295,3 @@ def _unhurried(client: Any) -> None:
 
 
 TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"
-STORES.aliases["partitioned"] = f"{__name__}:Memory"

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from stream_rec.config import Settings
-from stream_rec.messages import Event, Recommendation, read_recommendation
+from stream_rec.messages import UNREADABLE, Recommendation, event_in, read_recommendation
 from stream_rec.pipeline.accuracy import Prequential
 from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.dead_letters import place_of
 from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.report import Report
 
@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 200
 """Records after which others on the event loop get their turn."""
-
-_event = msgspec.json.Decoder(Event)
 
 
 class _Topics(NamedTuple):
@@ -141,11 +139,8 @@ class Follower:
             self._event(record)
 
     def _event(self, record: ConsumerRecord) -> None:
-        try:
-            event = _event.decode(record.value or b"")
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            event = None
-        if event is None or event.user_id.encode() != record.key:
+        event = event_in(record.key, record.value)
+        if event is None:
             self.prequential.unreadable(record.partition, record.offset)
             return
         self.report.add(
@@ -159,22 +154,18 @@ class Follower:
             return
         try:
             recommendation = read_recommendation(record.value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             log.warning("recommendation at %s/%s can't be read: %s", record.partition, record.offset, error)
             return
         self.newest = recommendation
         self.report.add(self.prequential.recommendation(record.partition, recommendation, _seconds(record)))
 
     def _dead_letter(self, record: ConsumerRecord) -> None:
-        headers = dict(record.headers)
-        try:
-            source = headers["topic"].decode()
-            partition, offset = int(headers["partition"]), int(headers["offset"])
-        except (KeyError, ValueError):
+        place = place_of(record.headers)
+        if place is None:
             log.warning("dead letter at %s/%s does not say where it came from", record.partition, record.offset)
-            return
-        if source == self._topics.events:
-            self.prequential.dead_letter(partition, offset)
+        elif place.topic == self._topics.events:
+            self.prequential.dead_letter(place.partition, place.offset)
 
 
 def _seconds(record: ConsumerRecord) -> float:

@@ -1,9 +1,13 @@
-"""What aiokafka overlooks when it asks a consumer group where to go on."""
+"""What aiokafka overlooks when a consumer group goes on after a broker's start."""
 
+import asyncio
 from typing import Any
 
 from aiokafka.errors import NoError, for_code
 from aiokafka.protocol.commit import OffsetFetchRequest
+
+TRIES, PAUSE_S = 50, 0.1
+"""How often a leader asks for topics that the broker does not tell of, and the pause between, seconds."""
 
 
 def heed_errors(coordinator: Any) -> None:
@@ -26,3 +30,24 @@ def heed_errors(coordinator: Any) -> None:
         return response
 
     coordinator._send_req = heeding
+
+
+def await_topics(coordinator: Any) -> None:
+    """Makes the leader of a group assign partitions only when it knows how many each topic has.
+
+    A broker that was just started does not tell of every topic at once. aiokafka assigns what it knows of, which may be
+    nothing, and looks again when its metadata is as old as `metadata_max_age_ms`: five minutes later.
+    """
+    perform = coordinator._perform_assignment
+
+    async def performing(response: Any) -> Any:
+        assignments = await perform(response)
+        for _ in range(TRIES):
+            if all(coordinator._metadata_snapshot.values()):
+                break
+            await asyncio.sleep(PAUSE_S)
+            await coordinator._client.force_metadata_update()
+            assignments = await perform(response)
+        return assignments
+
+    coordinator._perform_assignment = performing

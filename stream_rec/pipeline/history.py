@@ -26,7 +26,7 @@ from stream_rec.learn.progress import Progress
 from stream_rec.learn.source import Period, Source
 from stream_rec.messages import ERASE, Item, Rejected
 from stream_rec.pipeline.connection import require
-from stream_rec.pipeline.spans import Span
+from stream_rec.pipeline.spans import Span, since
 from stream_rec.pipeline.spans import read as read_spans
 from stream_rec.pipeline.upserts import item_of
 from stream_rec.window import start_of
@@ -219,11 +219,7 @@ async def _spans(consumer: AIOKafkaConsumer, topic: str, count: int, earliest: f
     """From the first record that arrived at `earliest` (seconds) or later, to the last that is committed now."""
     partitions = [TopicPartition(topic, number) for number in range(count)]
     consumer.assign(partitions)
-    begins, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
-    if earliest is not None:
-        found = await consumer.offsets_for_times(dict.fromkeys(partitions, max(0, int(earliest * 1_000))))
-        begins = {one: ends[one] if place is None else place.offset for one, place in found.items()}
-    return {one: Span(begins[one], max(begins[one], ends[one])) for one in partitions}
+    return await since(consumer, partitions, None if earliest is None else int(earliest * 1_000))
 
 
 async def _take(

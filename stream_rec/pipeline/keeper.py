@@ -7,11 +7,9 @@ import traceback
 from collections.abc import Set
 from typing import Any, NamedTuple
 
-import msgspec
-
 from stream_rec import messages, window
 from stream_rec.config import Settings
-from stream_rec.messages import ERASE, Rejected, Window
+from stream_rec.messages import ERASE, UNREADABLE, Rejected, Window
 from stream_rec.pipeline import dead_letters
 from stream_rec.telemetry import AgentMetrics
 
@@ -108,7 +106,7 @@ class Keeper:
 
     def _read(self, held: bytes, message: Any, user_id: str) -> Window | None:
         """The window in the table; None, and said, when others have written there what is none."""
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        with contextlib.suppress(*UNREADABLE):
             before = messages.read_window(held)
             if before.user_id == user_id:
                 return before

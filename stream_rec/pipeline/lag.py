@@ -21,6 +21,7 @@ class Lag:
     def __init__(self, gauge: Gauge, health: Health) -> None:
         self._gauge = gauge
         self._health = health
+        self._shown: set[int] = set()
 
     async def measure(self, asked: Awaitable[Mapping[int, int]]) -> None:
         """Shows the answer: the records that wait in each partition. No answer in time: Kafka is away."""
@@ -38,6 +39,8 @@ class Lag:
             log.warning("Kafka answers again")
         self._health.hindrances.discard(AWAY)
         self._health.waiting = sum(waiting.values())
-        self._gauge.clear()
+        for partition in self._shown - waiting.keys():
+            self._gauge.remove(str(partition))
         for partition, records in waiting.items():
             self._gauge.labels(str(partition)).set(records)
+        self._shown = set(waiting)

@@ -12,12 +12,11 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
-from stream_rec.messages import read_window
+from stream_rec.messages import UNREADABLE, read_window
 from stream_rec.pipeline.recent import Recent
 from stream_rec.pipeline.spans import Span, read
 from stream_rec.telemetry import WorkerMetrics
@@ -177,7 +176,7 @@ class Learning:
                 self._engine.forget(user)
                 self._recent.forget(user)
                 continue
-            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            with contextlib.suppress(*UNREADABLE):
                 window = read_window(record.value)
                 self._engine.learn(window, number)
                 if partition in self._own:

@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 from stream_rec.config import Settings
 from stream_rec.health import MOVING, Health
 from stream_rec.pipeline.answers import Answer, Answerer
-from stream_rec.pipeline.group import heed_errors
+from stream_rec.pipeline.group import await_topics, heed_errors
 from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.lag import Lag
 from stream_rec.pipeline.spans import Span
@@ -75,6 +75,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         self._consumer.subscribe([self._settings.windows_topic], listener=self)
         await self._consumer.start()
         heed_errors(self._consumer._coordinator)
+        await_topics(self._consumer._coordinator)
         measuring = asyncio.create_task(self._measure())
         try:
             while not stop.is_set():
@@ -129,6 +130,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
     async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
         """Lets what is in flight be committed before the partitions go."""
         self._moving = True
+        self._health.hindrances.add(MOVING)
         if self._fetching is not None:  # from here on it would wait for the next assignment, and keep its turn
             self._fetching.cancel()
         async with self._turn:
@@ -167,7 +169,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                 raise
             self._outlets[partition] = outlet
         self._follow_others()
-        (self._health.hindrances.add if self._moving else self._health.hindrances.discard)(MOVING)
+        if not self._moving:
+            self._health.hindrances.discard(MOVING)
         if fresh:
             log.info("worker ready: %d partitions, model %s", len(self._assigned), self.host.engine.version)
 

@@ -1,6 +1,6 @@
 """Reading stretches of a topic's partitions, from an offset to another."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -37,3 +37,16 @@ async def read(reader: AIOKafkaConsumer, spans: Mapping[TopicPartition, Span], m
             yield Stretch(partition, [record for record in batches.get(partition, ()) if record.offset < end], position)
             if position == end:
                 del left[partition]
+
+
+async def since(
+    reader: AIOKafkaConsumer, partitions: Collection[TopicPartition], time_ms: int | None
+) -> dict[TopicPartition, Span]:
+    """From the first record as young as `time_ms` (since 1970; None: from the beginning) to the present end."""
+    ends = await reader.end_offsets(partitions)
+    if time_ms is None:
+        begins = await reader.beginning_offsets(partitions)
+    else:
+        found = await reader.offsets_for_times(dict.fromkeys(partitions, max(0, time_ms)))
+        begins = {one: ends[one] if place is None else place.offset for one, place in found.items()}
+    return {one: Span(begins[one], max(begins[one], ends[one])) for one in partitions}

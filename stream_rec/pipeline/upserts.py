@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
-from stream_rec.messages import Item, Rejected, read_item
+from stream_rec.messages import UNREADABLE, Item, Rejected, read_item
 from stream_rec.pipeline import dead_letters
 from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 from stream_rec.telemetry import WorkerMetrics
@@ -121,7 +121,7 @@ def item_of(record: ConsumerRecord, held: Callable[[str], Item | None]) -> Item 
         return None if item is None else msgspec.structs.replace(item, available=False)
     try:
         item = read_item(record.value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise Rejected("unreadable item", str(error)) from None
     if item.item_id.encode() != record.key:
         raise Rejected("key is not the item_id")

@@ -1,7 +1,6 @@
 from collections.abc import Sequence
 from itertools import starmap
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -13,18 +12,10 @@ from stream_rec.model.engine import Engine, Limits
 from stream_rec.pipeline.answers import Answer, Answerer, Told
 from stream_rec.telemetry import WorkerMetrics
 from stream_rec.window import append
+from tests.pipeline.records import Record
 from tests.tiny import CAPACITY, STRIDE, tiny_model
 
 BUDGET = CAPACITY + 2
-
-
-class Record(NamedTuple):
-    key: bytes
-    value: bytes | None
-    offset: int
-    topic: str = "windows"
-    partition: int = 0
-    timestamp: int = 0
 
 
 class Accounts:

@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
@@ -13,15 +13,8 @@ from stream_rec.model.engine import Engine, Limits
 from stream_rec.pipeline.learning import Learning
 from stream_rec.pipeline.recent import Recent
 from stream_rec.telemetry import WorkerMetrics
+from tests.pipeline.records import Record
 from tests.tiny import STRIDE, tiny_model, window
-
-
-class Record(NamedTuple):
-    key: bytes
-    value: bytes | None
-    offset: int
-    topic: str = "windows"
-    partition: int = 0
 
 
 @pytest.fixture
