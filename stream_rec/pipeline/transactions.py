@@ -81,6 +81,9 @@ class Outlet:
             await self._producer.stop()
         except KafkaError as error:
             log.warning("a producer could not be closed in order: %s", type(error).__name__)
+        end = self._producer._txn_manager.wait_for_transaction_end()
+        if end is not None and end.done():  # of one that was fenced off, which `publish` has raised already
+            _heard(end)
 
 
 def _heard(sent: "Future[Any]") -> None:

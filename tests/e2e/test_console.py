@@ -64,7 +64,13 @@ def running(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     home = tmp_path_factory.mktemp("console")
     folder.save(tiny_model(), home / "model")
     settings = settings_for(
-        home, bootstrap_servers=bootstrap, model=home / "model", capacity=CAPACITY, stride=STRIDE, memory="own"
+        home,
+        bootstrap_servers=bootstrap,
+        model=home / "model",
+        capacity=CAPACITY,
+        stride=STRIDE,
+        memory="own",
+        coalesce=False,  # so that an answer knows the windows before it and no others
     )
     hostile = [
         Item(f"evil {at}", title=text, category=text, vector=[float(at == place) for place in range(TEXT_DIM)])
