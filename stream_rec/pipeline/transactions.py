@@ -58,22 +58,29 @@ class Outlet:
         return cls(producer, partition, settings)
 
     async def publish(self, replies: Sequence[Reply], offset: int) -> None:
-        """Commits `replies` and `offset`, the next one to read, or neither; raises `KafkaError`.
+        """Commits `replies` and `offset`, the next one to read, or neither.
 
-        Recommendations go to the partition of the same number, so that their order is that of the events.
+        Raises `KafkaError`; the outlet is of no more use then.
+        Recommendations go to the partition of the same number, so that their order is that of the events. aiokafka
+        would commit without a record that Kafka refuses, so each is waited for: the commit flushes them anyway.
         """
         async with self._producer.transaction():
-            for reply in replies:
-                same = reply.topic == self._settings.recommendations_topic
-                sent = await self._producer.send(
-                    reply.topic,
-                    reply.value,
-                    key=reply.key,
-                    partition=self._partition.partition if same else None,
-                    headers=reply.headers,
-                )
-                sent.add_done_callback(_heard)
+            sent = [await self._send(reply) for reply in replies]
             await self._producer.send_offsets_to_transaction({self._partition: offset}, self._settings.worker_group)
+            for one in sent:
+                await one
+
+    async def _send(self, reply: Reply) -> "Future[Any]":
+        same = reply.topic == self._settings.recommendations_topic
+        sent: Future[Any] = await self._producer.send(
+            reply.topic,
+            reply.value,
+            key=reply.key,
+            partition=self._partition.partition if same else None,
+            headers=reply.headers,
+        )
+        sent.add_done_callback(_heard)
+        return sent
 
     async def close(self) -> None:
         """Gives the partition up. An open transaction is left to its time-out or to the next owner."""
@@ -87,6 +94,6 @@ class Outlet:
 
 
 def _heard(sent: "Future[Any]") -> None:
-    """A record's failure is its transaction's, which raises it: here it is only kept from being reported again."""
+    """`publish` raises the first failure: those of the other records are only kept from being reported again."""
     if not sent.cancelled():
         sent.exception()

@@ -1,10 +1,11 @@
 """Fencing: whoever opens a partition's outlet bars the former owner, however far that one had come."""
 
+import random
 from collections.abc import Callable
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from stream_rec.config import Settings
 from stream_rec.pipeline import topics
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 async def settings(make_settings: Callable[..., Settings]) -> Settings:
-    made = make_settings(partitions=1)
+    made = make_settings(partitions=1, max_message_bytes=1 << 16)
     await topics.create(made)
     return made
 
@@ -64,3 +65,15 @@ async def test_a_transaction_that_was_open_when_the_partition_moved_is_as_if_it_
     assert [one.value for one in await read_topic(settings, settings.recommendations_topic)] == [b"whole"]
     await former.close()
     await heir.close()
+
+
+async def test_an_answer_that_kafka_refuses_takes_its_offset_with_it(settings: Settings) -> None:
+    partition = TopicPartition(settings.windows_topic, 0)
+    larger = settings.model_copy(update={"max_message_bytes": 2 * settings.max_message_bytes})
+    outlet = await Outlet.open(partition, larger)
+    noise = random.Random(0).randbytes(settings.max_message_bytes + 1)  # more than the topic takes
+    with pytest.raises(MessageSizeTooLargeError):
+        await outlet.publish([reply(settings, "small"), Reply(settings.recommendations_topic, b"u", noise)], 1)
+    await outlet.close()
+    assert await committed(settings) is None
+    assert await read_topic(settings, settings.recommendations_topic) == []
