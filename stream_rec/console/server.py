@@ -4,13 +4,13 @@ import asyncio
 import logging
 import signal
 
-import uvloop
 from aiohttp import web
 
 from stream_rec.config import Settings
 from stream_rec.console.following import Following
 from stream_rec.console.requests import app
 from stream_rec.errors import UserError
+from stream_rec.pipeline import loop
 from stream_rec.pipeline.connection import require
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def run(settings: Settings, allow_events: bool) -> int:
     if settings.log_level != "debug":
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
         logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # addresses hold user ids
-    uvloop.run(_run(settings, allow_events))
+    loop.run(_run(settings, allow_events))
     return 0
 
 

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import faust
-import uvloop
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.health import MOVING, Health, serve
-from stream_rec.pipeline import faust_kafka, faust_memory, topics
+from stream_rec.pipeline import faust_kafka, faust_memory, loop, topics
 from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.keeper import Keeper
@@ -115,11 +114,11 @@ def run(settings: Settings) -> int:
     _log(settings.log_level)
     registry = CollectorRegistry()
     metrics, health = AgentMetrics(registry), Health(settings.ready_lag)
-    uvloop.run(_fit(settings))
+    loop.run(_fit(settings))
     port = serve(registry, health, settings.metrics_host, settings.agents_metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
     with own_folder(settings.cache_dir / "agents") as folder:
-        uvloop.run(_serve(settings, metrics, health, folder))
+        loop.run(_serve(settings, metrics, health, folder))
     return 0
 
 

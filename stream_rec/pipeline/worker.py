@@ -6,12 +6,12 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-import uvloop
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.cores import share_cores
 from stream_rec.health import Health, serve
+from stream_rec.pipeline import loop
 from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.serving import Worker
 from stream_rec.pipeline.swap import Swaps
@@ -34,7 +34,7 @@ def run(settings: Settings) -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings.log_level != "debug":
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what matters of it is said here, in a line
-    code: int = uvloop.run(_run(settings))
+    code: int = loop.run(_run(settings))
     return code
 
 

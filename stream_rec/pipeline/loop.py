@@ -1,0 +1,34 @@
+"""The event loop of the processes that stay, uvloop, and what aiokafka doesn't know of it."""
+
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+from aiokafka import conn
+from aiokafka.errors import KafkaConnectionError
+
+T = TypeVar("T")
+
+
+class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]  # aiokafka is partly typed
+    """A connection for which a transport that has just closed is a broken connection.
+
+    uvloop raises `RuntimeError` for a write between the end of a transport and the moment when its reader hears of it;
+    asyncio's own loop says nothing. aiokafka expects `OSError` (its issue 1038), and whichever of its background tasks
+    was writing ends: without the one that refreshes the metadata, a worker waits for that ever after.
+    """
+
+    def send(self, request: Any, expect_response: bool = True) -> Any:
+        """Raises `KafkaConnectionError` where the connection is gone."""
+        try:
+            return super().send(request, expect_response)
+        except RuntimeError as error:
+            self.close(reason=conn.CloseReason.CONNECTION_BROKEN)
+            raise KafkaConnectionError(f"the connection was closed: {error}") from error
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Runs `main` to its end, and returns what it returns; every Kafka client of the process gets such connections."""
+    conn.AIOKafkaConnection = Connection
+    result: T = uvloop.run(main)
+    return result

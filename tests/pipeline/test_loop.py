@@ -1,0 +1,41 @@
+import asyncio
+import socket
+import struct
+
+import pytest
+from aiokafka import conn
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.admin import ApiVersionRequest
+
+from stream_rec.pipeline import loop
+
+ABORT = struct.pack("ii", 1, 0)
+"""SO_LINGER for zero seconds: closing is a reset."""
+
+
+async def _answer_once_and_break(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    (size,) = struct.unpack(">i", await reader.readexactly(4))
+    correlation = (await reader.readexactly(size))[4:8]
+    answer = correlation + struct.pack(">hi", 0, 0)  # no error, no versions
+    writer.write(struct.pack(">i", len(answer)) + answer)
+    await asyncio.sleep(0.02)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+    writer.transport.abort()
+
+
+async def _write_until_it_breaks() -> None:
+    server = await asyncio.start_server(_answer_once_and_break, "127.0.0.1", 0)
+    connection = await conn.create_conn(*server.sockets[0].getsockname())
+    waiting = []
+    try:
+        while True:  # also in the moment between the transport's end and the reader's
+            waiting.append(connection.send(ApiVersionRequest()))
+            await asyncio.sleep(0)
+    finally:
+        await asyncio.gather(*waiting, return_exceptions=True)
+        server.close()
+
+
+def test_a_write_to_a_transport_that_has_just_closed_is_a_kafka_error() -> None:
+    with pytest.raises(KafkaConnectionError, match="was closed"):
+        loop.run(_write_until_it_breaks())
