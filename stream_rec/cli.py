@@ -257,6 +257,24 @@ def recommend(settings: "Settings", user: str, as_json: bool) -> int:
     return asyncio.run(lookup.show(user, settings, as_json))
 
 
+@cli.command(cls=Command, settings=(*KAFKA, *TOPICS, "agents_group", "worker_group"))
+@click.argument("user")
+@click.option(
+    "--wait", is_flag=True, help="until it is done, and print a receipt as JSON: what was checked, what remains"
+)
+@click.option(
+    "--timeout", default=60.0, show_default=True, help="longest wait for the agents, and for the worker, seconds"
+)
+def forget(settings: "Settings", user: str, wait: bool, timeout: float) -> int:
+    """Erase USER: window, recommendation, cached keys and values, in order with the user's other events.
+
+    With --wait, exit code 1 where it is not done in time or something of the user is left that should be gone.
+    """
+    from stream_rec.pipeline import forget as room
+
+    return asyncio.run(room.run(user, settings, timeout if wait else None))
+
+
 def _shown(items: Any, total: int, what: str) -> Any:
     """`items`, with a progress bar on stderr."""
     from rich.console import Console

@@ -242,6 +242,9 @@ class Memory:
         """Forgets where a user's windows stand. Sums over all users can't be told apart by user and stay."""
         self._learned.pop(user, None)
 
+    def __contains__(self, user: str) -> bool:
+        return user in self._learned
+
     def state(self) -> State:
         """The sums as arrays; not who has been learned."""
         return {f"{name}.{key}": array for name, table in self._tables.items() for key, array in table.state().items()}

@@ -190,6 +190,10 @@ class Engine:
         self.incremental.cache.forget(user_id)
         self.memories.forget(user_id)
 
+    def __contains__(self, user_id: str) -> bool:
+        """Whether anything here is a user's own; the sums of the online memories are nobody's."""
+        return user_id in self.incremental.cache or user_id in self.memories
+
     def read(self, items: Sequence[Item]) -> Vectors:
         """Vectors for `upsert`: slow where a text is new. May run on another thread, beside `step`."""
         return self.catalog.read(items)

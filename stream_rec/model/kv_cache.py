@@ -135,6 +135,9 @@ class KeyValueCache:
         """Users whose keys and values are held, wherever."""
         return len(self.first.users) + len(self.second.users)
 
+    def __contains__(self, user: str) -> bool:
+        return user in self.first.users or user in self.second.users
+
     def acquire(self, users: Sequence[str]) -> Numbers:
         """A slot for each of `users`, (len(users),): at most `slots` different ones, none of which evicts another."""
         held = self.first.users

@@ -38,3 +38,6 @@ class Memories:
     def forget(self, user_id: str) -> None:
         for one in self._evidence.values():
             one.memory.forget(user_id)
+
+    def __contains__(self, user_id: str) -> bool:
+        return any(user_id in one.memory for one in self._evidence.values())

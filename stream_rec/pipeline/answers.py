@@ -14,6 +14,9 @@ from stream_rec.telemetry import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
+HELD, NOTHING, SOMETHING = "held", b"nothing", b"something"
+"""Header of a tombstone in `recommendations`: what the worker still held of the user after it had erased them."""
+
 
 class Told(NamedTuple):
     """What a model says to a window."""
@@ -34,6 +37,9 @@ class Model(Protocol):
 
     def forget(self, user_id: str) -> None:
         """Erases a user."""
+
+    def __contains__(self, user_id: str) -> bool:
+        """Whether anything of a user is held."""
 
 
 class Record(Protocol):
@@ -150,7 +156,9 @@ class Answerer:
     def _erase(self, model: Model, record: Record, user_id: str) -> Answer:
         model.forget(user_id)
         self._live.forget(user_id)
-        return Answer(record.partition, Reply(self._settings.recommendations_topic, record.key, None), None)
+        held = user_id in model or user_id in self._live  # looked up, not taken for granted: it is what a receipt says
+        headers = [(HELD, SOMETHING if held else NOTHING)]
+        return Answer(record.partition, Reply(self._settings.recommendations_topic, record.key, None, headers), None)
 
     def _bury(self, record: Record, reason: str, error: str) -> Answer:
         self._metrics.dead_letters.labels(reason).inc()

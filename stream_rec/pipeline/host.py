@@ -138,6 +138,10 @@ class Host:
         self.engine.forget(user_id)
         self.recent.forget(user_id)
 
+    def __contains__(self, user_id: str) -> bool:
+        """Whether anything of a user is held."""
+        return user_id in self.engine or user_id in self.recent
+
     def encode_ahead(self) -> None:
         """Encodes the windows of a few of the users who were active last, so that their next event is an append."""
         cache = self.engine.incremental.cache

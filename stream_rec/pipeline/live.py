@@ -55,3 +55,6 @@ class LiveAccuracy:
 
     def forget(self, user_id: str) -> None:
         self._answers.pop(user_id, None)
+
+    def __contains__(self, user_id: str) -> bool:
+        return user_id in self._answers

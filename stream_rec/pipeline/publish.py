@@ -56,11 +56,11 @@ class Publisher:
         if kind is None:
             self._check()
 
-    async def send(self, key: str, value: bytes) -> None:
-        """Returns when the record stands in a batch, not when it is stored."""
+    async def send(self, key: str, value: bytes, partition: int | None = None) -> None:
+        """Returns when the record stands in a batch, not when it is stored. `partition`: of the key where None."""
         self._check()
         try:
-            sent = await self._producer.send(self._topic, value, key=key.encode())
+            sent = await self._producer.send(self._topic, value, key=key.encode(), partition=partition)
         except KafkaError as error:
             self._refused = error
             self._check()

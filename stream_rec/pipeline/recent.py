@@ -15,6 +15,9 @@ class Recent:
     def __len__(self) -> int:
         return len(self._windows)
 
+    def __contains__(self, user_id: str) -> bool:
+        return user_id in self._windows
+
     def add(self, window: Window) -> None:
         self._windows[window.user_id] = window
         if len(self._windows) > 2 * self._most:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
@@ -116,15 +116,15 @@ async def check(settings: Settings) -> list[Problem]:
         wanted = layouts(settings)
         partitions = await _partitions(admin)
         present = [name for name in wanted if name in partitions]
-        configured = await _configured(admin, present)
+        found = await configured(admin, present)
     problems = [Problem(name, "topic", "to exist", None) for name in wanted if name not in partitions]
     for name in present:
         if partitions[name] != settings.partitions:
             problems.append(Problem(name, "partitions", str(settings.partitions), str(partitions[name])))
         problems += [
-            Problem(name, setting, wanted[name][setting], configured[name][setting])
+            Problem(name, setting, wanted[name][setting], found[name][setting])
             for setting in CHECKED
-            if setting in wanted[name] and configured[name][setting] != wanted[name][setting]
+            if setting in wanted[name] and found[name][setting] != wanted[name][setting]
         ]
     return problems
 
@@ -185,7 +185,8 @@ async def _partitions(admin: AIOKafkaAdminClient) -> dict[str, int]:
     return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
 
 
-async def _configured(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, Any]]:
+async def configured(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Kafka's configuration of each topic, which must exist: setting to text."""
     if not names:
         return {}
     answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])

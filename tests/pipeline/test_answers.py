@@ -9,7 +9,7 @@ from stream_rec.config import Settings
 from stream_rec.messages import Event, Window, encode, read_recommendation
 from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
-from stream_rec.pipeline.answers import Answer, Answerer, Told
+from stream_rec.pipeline.answers import HELD, NOTHING, SOMETHING, Answer, Answerer, Told
 from stream_rec.telemetry import WorkerMetrics
 from stream_rec.window import append
 from tests.pipeline.records import Record
@@ -38,6 +38,9 @@ class Accounts:
 
     def forget(self, user_id: str) -> None:
         self._engine.forget(user_id)
+
+    def __contains__(self, user_id: str) -> bool:
+        return user_id in self._engine
 
     def _check(self, windows: Sequence[Window]) -> None:
         if any(window.events[-1].item_id == self.bad_item for window in windows):
@@ -130,3 +133,9 @@ def test_a_window_that_the_model_fails_on_is_a_dead_letter_and_the_others_are_an
     assert [(reply.key, dict(reply.headers)["reason"]) for reply in dead] == [(b"c", b"internal error")]
     alive = [answer for answer in answers if answer.reply.topic == "recommendations"]
     assert told(alive) == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_an_erasure_tells_what_is_left_of_its_user(model: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answer_all(model, log_of("abA"))[-1].reply.headers == [(HELD, NOTHING)]
+    monkeypatch.setattr(model, "forget", lambda _: None)
+    assert answer_all(model, log_of("abB"))[-1].reply.headers == [(HELD, SOMETHING)]

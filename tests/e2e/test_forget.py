@@ -1,0 +1,102 @@
+"""Erasing a user through running agents and a running worker, and what the receipt says."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.partitioner import DefaultPartitioner
+
+from stream_rec.config import Settings
+from stream_rec.model import folder
+from stream_rec.pipeline import forget, topics
+from tests.e2e.kafka import produce, read_topic, sent, settings_for, until
+from tests.e2e.process import Part
+from tests.tiny import CAPACITY, STRIDE, tiny_model
+
+pytestmark = pytest.mark.e2e
+
+SECRET = "mallory-4711"
+
+
+class Running(NamedTuple):
+    settings: Settings
+    agents: Part
+    worker: Part
+
+
+@pytest.fixture(scope="module")
+def running(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Agents and a worker that the tests share; each test has users of its own."""
+    home = tmp_path_factory.mktemp("forget")
+    folder.save(tiny_model(), home / "model")
+    limits = {"capacity": CAPACITY, "stride": STRIDE, "model": home / "model"}
+    settings = settings_for(home, bootstrap_servers=bootstrap, **limits)
+    asyncio.run(topics.create(settings))
+    agents, worker = (Part(command, settings, home / f"{command}.log") for command in ("agents", "worker"))
+    agents.wait_for("agents ready")
+    worker.wait_for("worker ready")
+    yield Running(settings, agents, worker)
+    agents.kill()
+    worker.kill()
+
+
+async def answered(settings: Settings, user: str) -> None:
+    async def there() -> bool:
+        return user.encode() in {one.key for one in await read_topic(settings, settings.recommendations_topic)}
+
+    await until(there)
+
+
+async def test_the_receipt_says_where_the_tombstones_stand_and_what_remains(
+    running: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, agents, worker = running
+    elsewhere = 1 - DefaultPartitioner()(SECRET.encode(), [0, 1], [0, 1])  # a producer with another partitioner
+    async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+        for n in range(3):
+            key, value = sent(SECRET, f"i{n}")
+            await producer.send_and_wait(settings.events_topic, value, key=key, partition=elsewhere)
+    await answered(settings, SECRET)
+    assert await forget.run(SECRET, settings, 30) == 0
+    receipt = json.loads(capsys.readouterr().out)
+    assert (receipt["user_id"], receipt["returned"], len(receipt["checked"])) == (SECRET, False, 4)
+    assert receipt["asked"]["partition"] == elsewhere
+    for name, topic in (("window", settings.windows_topic), ("recommendation", settings.recommendations_topic)):
+        place = receipt[name]
+        assert (place["topic"], place["partition"]) == (topic, elsewhere)
+        at = {(one.partition, one.offset): one for one in await read_topic(settings, topic)}
+        tombstone = at[place["partition"], place["offset"]]
+        assert (tombstone.key, tombstone.value) == (SECRET.encode(), None)
+    remains = {one["where"]: one["until"] for one in receipt["remains"] if one["where"].startswith("topic ")}
+    assert remains.keys() == {f"topic {name}" for name in settings.topics if name != settings.items_topic}
+    assert all(remains.values())
+    assert SECRET not in agents.said + worker.said
+
+
+async def test_who_comes_back_begins_anew_and_the_receipt_says_so(running: Running) -> None:
+    settings = running.settings
+    asked = await forget.ask("back", settings)
+    await produce(settings, [sent("back", "i1")])
+    await answered(settings, "back")
+    receipt = await forget.receive("back", asked, settings, 30)
+    assert (receipt.window, receipt.recommendation, receipt.returned) == (None, None, True)
+
+
+async def test_a_user_nobody_knows_has_nothing_to_erase(running: Running) -> None:
+    asked = await forget.ask("nobody", running.settings)
+    receipt = await forget.receive("nobody", asked, running.settings, 30)
+    assert (receipt.window, receipt.recommendation, receipt.returned) == (None, None, False)
+
+
+async def test_without_agents_the_erasure_stays_asked_for(
+    make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings()
+    await topics.create(settings)
+    assert await forget.run("u", settings, 0.5) == 1
+    assert "the agents (group" in capsys.readouterr().err
+    assert await forget.run("u", settings, None) == 0
+    assert len(await read_topic(settings, settings.events_topic)) == 2
