@@ -100,6 +100,12 @@ class WorkerMetrics:
             "When the model that serves was read, seconds since 1970",
             registry=registry,
         )
+        self.drift = Gauge(
+            "stream_rec_drift",
+            "Population stability index of late events against the model's validation",
+            ["of"],
+            registry=registry,
+        )
         self.audited = Counter(
             "stream_rec_audited_windows", "Windows that were computed in full too, and compared", registry=registry
         )

@@ -32,17 +32,20 @@ from stream_rec.learn.tune import Tune
 from stream_rec.learn.watch import watcher
 from stream_rec.messages import Item
 from stream_rec.model.counters import Horizons, Memory
+from stream_rec.model.drift import Reference, reference
 from stream_rec.model.encoder import EncoderConfig, UserEncoder
 from stream_rec.model.folder import FORMAT, Model, ModelConfig
 from stream_rec.model.nearest import NEAREST
 from stream_rec.model.parts import PARTS
 from stream_rec.model.scorer import Blend, Table
 from stream_rec.model.text import TextEncoder
-from stream_rec.model.tokens import Numbers
+from stream_rec.model.tokens import UNKNOWN, Numbers
 
 VALIDATION_PREDICTIONS = 4_000
 LEAST_NEW = 20
 """Events that a model is trained further with."""
+LEAST_COMPARED = 200
+"""Predictions: of fewer, the distributions that live events are compared with would be chance."""
 MOST_LEFT_OUT = 0.3
 """Of items' residuals."""
 RECENT = 0.055
@@ -97,7 +100,8 @@ def train(
 
     watch = watcher(prepared, validation, config)
     fitted, epochs = fit.fit(prepared, config, validation.known, checkpoints.stage("fit"), progress, watch)
-    weights, measured = validate(fitted, prepared, validation, remembered(validation.known), config, progress)
+    validated = validate(fitted, prepared, validation, remembered(validation.known), config, progress)
+    measured = validated.measured
     encoder, again = fitted, list[checkpoint.Epoch]()
     if config.refit:
         encoder, again = fit.fit(prepared, config, whole, checkpoints.stage("refit"), progress)
@@ -114,10 +118,11 @@ def train(
             event_types=prepared.event_types,
             capacity=config.capacity,
             text_encoder=texts.name,
-            blend=weights,
+            blend=validated.weights,
             horizons=horizons,
             trained_until=float(data.times[whole].max()),
             goal=config.goal,
+            reference=validated.reference,
         ),
         encoder.eval(),
         prepared.features,
@@ -174,13 +179,21 @@ def horizons_of(times: NDArray[np.float64]) -> Horizons:
     return Horizons(lasting=max(1.0, float(span)), recent=max(1.0, float(recent)))
 
 
+class Validated(NamedTuple):
+    weights: Blend
+    measured: Measured
+    reference: Reference | None
+    """What live events are compared with; None where validation was too short to say."""
+
+
 def validate(
     encoder: UserEncoder, prepared: Prepared, validation: Split, memory: Memory, config: TrainConfig, progress: Progress
-) -> tuple[Blend, Measured]:
-    """The blend's weights from one half of some validation predictions, and every part's figures on the other.
+) -> Validated:
+    """The blend's weights from one half of some validation predictions, and what the other half says of it.
 
     `memory` has learned what is known.
     """
+    popularity = memory.popularity.sums.copy()  # before what is predicted is learned
     split = validation.sample(VALIDATION_PREDICTIONS, config.seed)
     data, count = prepared.data, len(split.targets)
     states = states_at(encoder, prepared, split.targets, config)
@@ -208,7 +221,7 @@ def validate(
     shares, candidates = probable(second.table, second.table.columns @ weights.weights, weights.covered)
     shown = First.of(shares, candidates, np.arange(len(second.places)), data.rows[second.places.numpy()])
     chance = calibration(shown.probabilities.ravel(), shown.happened.ravel())
-    return weights, Measured(
+    measured = Measured(
         predictions=len(second.places),
         blend=second.figures(weights),
         alone={part: second.figures(blend.alone(part)) for part in PARTS},
@@ -219,6 +232,12 @@ def validate(
         reliability=chance.bins,
         interest=None if config.goal is None else validate_interest(encoder, prepared, validation, config.goal, halves),
     )
+    if len(second.places) < LEAST_COMPARED:
+        return Validated(weights, measured, None)
+    every = validation.targets[data.types[validation.targets] != UNKNOWN]
+    firsts = shares.max(dim=1).values.double().numpy()
+    looked = reference(popularity, data.rows[every], prepared.event_types, data.types[every] - 1, firsts)
+    return Validated(weights, measured, looked)
 
 
 Predicting = tuple[Tensor, Numbers]

@@ -93,7 +93,8 @@ class Counts:
 
     def __init__(self, half_life: float) -> None:
         self.decay = Decay(half_life, self._scale)
-        self._sums: Sums = np.zeros(1)
+        self.sums: Sums = np.zeros(1)
+        """Of each row, (rows,) or fewer, as weights that `decay` divides out: they compare with each other."""
         self._highest = Largest(POPULAR, {})
 
     @property
@@ -107,32 +108,32 @@ class Counts:
 
     def add(self, row: int, time: float) -> None:
         weight = self.decay.weight(time)
-        if row >= len(self._sums):
-            self._sums = np.concatenate([self._sums, np.zeros(max(64, len(self._sums), row + 1 - len(self._sums)))])
-        self._sums[row] += weight
+        if row >= len(self.sums):
+            self.sums = np.concatenate([self.sums, np.zeros(max(64, len(self.sums), row + 1 - len(self.sums)))])
+        self.sums[row] += weight
         if not self._highest.raise_by(row, weight):
-            self._highest.offer(row, float(self._sums[row]))
+            self._highest.offer(row, float(self.sums[row]))
 
     def at(self, rows: Numbers, time: float) -> Sums:
         """The counts of `rows` (n,) at `time`, (n,)."""
         weight = self.decay.weight(time)  # first: it may rescale the sums
-        found: Sums = self._sums.take(rows, mode="clip") / weight
-        if len(rows) and rows.max() >= len(self._sums):
-            found[rows >= len(self._sums)] = 0
+        found: Sums = self.sums.take(rows, mode="clip") / weight
+        if len(rows) and rows.max() >= len(self.sums):
+            found[rows >= len(self.sums)] = 0
         return found
 
     def _scale(self, factor: float) -> None:
-        self._sums *= factor
+        self.sums *= factor
         self._highest.scale(factor)
 
     def state(self) -> State:
         """`sums` (rows,), `landmark` (1,)."""
-        return {"sums": self._sums, "landmark": np.array([self.decay.landmark])}
+        return {"sums": self.sums, "landmark": np.array([self.decay.landmark])}
 
     def load(self, state: State) -> None:
-        self._sums = state["sums"].astype(np.float64)
-        counted = np.flatnonzero(self._sums)
-        self._highest = Largest(POPULAR, dict(zip(counted.tolist(), self._sums[counted].tolist(), strict=True)))
+        self.sums = state["sums"].astype(np.float64)
+        counted = np.flatnonzero(self.sums)
+        self._highest = Largest(POPULAR, dict(zip(counted.tolist(), self.sums[counted].tolist(), strict=True)))
         self.decay.landmark = float(state["landmark"][0])
 
 

@@ -22,6 +22,7 @@ from stream_rec.model import device as devices
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
 from stream_rec.model.counters import Floors
+from stream_rec.model.drift import Drift
 from stream_rec.model.explanation import Explanation, Neighbours, around, influences, reasons, shortened
 from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
@@ -80,6 +81,8 @@ class Step(NamedTuple):
     """Windows whose last item the catalogue doesn't know."""
     audit: Audit
     recall: Recall
+    drift: dict[str, float]
+    """Population stability indices of late events, by what may have drifted; none before enough was seen."""
 
 
 class Taken(NamedTuple):
@@ -108,6 +111,10 @@ class Engine:
         self._stride = stride_of(self.capacity, limits.stride)
         self.catalog = catalog
         self.memories = Memories(model.config.horizons, model.memory, model.config.trained_until, catalog)
+        reference = model.config.reference
+        self._drift = (
+            None if reference is None else Drift(reference, model.memory["popularity.sums"].astype(np.float64))
+        )
         self._limits = limits
         self._event_types = model.config.event_types
         self._type_numbers = event_type_numbers(self._event_types)
@@ -169,7 +176,8 @@ class Engine:
         named = Names(self.version, self._event_types, self.items.labels, self.catalog.ids)
         read = [one.window for one in taken]
         answers = recommendations(read, ranked, types, interest, named, self._limits.interests_k)
-        return Step(answers, floors, work, unknown, self._audit(taken, states), self._recall(taken, states))
+        drift = self._drifted(taken, ranked.probabilities[:, 0])
+        return Step(answers, floors, work, unknown, self._audit(taken, states), self._recall(taken, states), drift)
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many of the leading `windows` a step can answer within the token budget: at least one."""
@@ -293,6 +301,14 @@ class Engine:
         if self._encoder.theta is None:
             return None
         return torch.sigmoid(self._encoder.interest_logits(users, self.items.outputs[rows]))
+
+    def _drifted(self, taken: Sequence[Taken], firsts: Tensor) -> dict[str, float]:
+        """The indices once the windows' last events, and the first probabilities (len(taken),), are among them."""
+        if self._drift is None:
+            return {}
+        types = [one.window.events[-1].event_type for one in taken]
+        self._drift.observe([one.rows[-1] for one in taken], types, firsts.cpu().numpy())
+        return self._drift.indices()
 
     def _share(self, count: int, share: float) -> NDArray[np.int64]:
         """A random `share` of the numbers below `count`."""

@@ -31,6 +31,7 @@ from torch.nn.functional import pad
 from stream_rec.errors import UserError
 from stream_rec.messages import Item
 from stream_rec.model.counters import Horizons, State
+from stream_rec.model.drift import Reference
 from stream_rec.model.encoder import EncoderConfig, UserEncoder, body_from
 from stream_rec.model.features import ItemFeatures, Vectors
 from stream_rec.model.lexicon import Lexicon
@@ -38,9 +39,11 @@ from stream_rec.model.likeness import Alike, Likeness
 from stream_rec.model.scorer import Blend
 
 LIKENESS = ("text", "words")
-FORMAT = 4
-"""Of the model folder. One of format 3 is read too: it has no goal, and its next type did not know the last one."""
-READABLE = (3, FORMAT)
+FORMAT = 5
+"""Of the model folder. Older ones are read too: one of 4 tells nothing of drift, one of 3 has no goal either."""
+READABLE = (3, 4, FORMAT)
+LAST_TYPE = 4
+"""The format since which the next event's type is told from the last one's too."""
 HASHED = (
     "config.json",
     "encoder.safetensors",
@@ -74,6 +77,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Timestamp of the last training event, seconds: the online memory learns what came later."""
     goal: str | None = None
     """The event type that `interest` is the probability of; None: the model tells no interest."""
+    reference: Reference | None = None
+    """What live events are compared with; None: nothing is said of drift."""
 
 
 class Model(NamedTuple):
@@ -129,7 +134,7 @@ def load(folder: Path) -> Model:
         items = msgspec.json.Decoder(Item).decode_lines((folder / "items.jsonl").read_bytes())
         vectors = load_file(folder / "items.safetensors")["vectors"]
         weights = load_tensors(folder / "encoder.safetensors")
-        if config.format < FORMAT:  # it did not know the last event's type
+        if config.format < LAST_TYPE:
             weights["next_type.weight"] = pad(weights["next_type.weight"], (0, len(config.event_types) + 1))
         encoder = UserEncoder(
             config.encoder,

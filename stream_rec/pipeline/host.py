@@ -126,6 +126,8 @@ class Host:
         metrics.index_recalled.inc(step.recall.recalled)
         metrics.evictions.inc(cache.evictions - self._evicted)
         self._evicted = cache.evictions
+        for of, index in step.drift.items():
+            metrics.drift.labels(of).set(index)
         metrics.audited.inc(step.audit.windows)
         metrics.audit_changed.inc(step.audit.changed)
         self._difference = max(self._difference, step.audit.largest)

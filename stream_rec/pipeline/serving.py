@@ -111,6 +111,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                     await self._published()
                     await self._teach(host)
                     former, self.host = self.host, host
+                    self._metrics.drift.clear()  # it was said of the former one
                     self._follow_others()
             except KafkaError as error:
                 log.warning("Kafka: %s; the new model waits", type(error).__name__)

@@ -10,10 +10,14 @@ from stream_rec.errors import UserError
 from stream_rec.learn import dataset, evaluation, protocol, train
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.simulate import Storefront
+from stream_rec.messages import Event, Window
+from stream_rec.model.catalog import Catalog
 from stream_rec.model.encoder import EncoderConfig
+from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.parts import PARTS
 from stream_rec.model.scorer import Table
 from stream_rec.model.text import TextEncoder
+from stream_rec.window import append
 
 EVENTS = 9_000
 ENCODER = EncoderConfig(width=64, layers=1, heads=2, kv_heads=2, inner=128)
@@ -89,6 +93,32 @@ def test_after_a_time_the_memory_learns_on_or_not(world) -> None:
     )
     assert frozen["frozen"]["blend"] == live["frozen"]["blend"] == {key: frozen[key] for key in live["frozen"]["blend"]}
     assert live["floors"]["Markov"]["hr_at_10"] > frozen["floors"]["Markov"]["hr_at_10"]
+
+
+def drifted(trained: train.Trained, texts: TextEncoder, events: pl.DataFrame) -> dict[str, float]:
+    """What an engine says of drift after it has served `events`."""
+    model = trained.model
+    catalog = Catalog(model.items, model.vectors, model.features, model.alike, texts)
+    engine = Engine(model, catalog, Limits(stride=16), torch.device("cpu"))
+    held: dict[str, Window] = {}
+    made = []
+    for offset, row in enumerate(events.rows(named=True)):
+        event = Event(row["user"], row["event"], row["time"], row["item"])
+        held[event.user_id] = append(held.get(event.user_id), event, offset=offset, arrived=0.0, capacity=32, stride=16)
+        made.append(held[event.user_id])
+    return [engine.step(made[begin : begin + 50]).drift for begin in range(0, len(made), 50)][-1]
+
+
+def test_the_shops_own_future_is_little_drift_and_another_assortment_is_much(world) -> None:
+    trained, frame, texts = world
+    future = frame.filter(pl.col("time") > trained.model.config.trained_until)
+    own = drifted(trained, texts, future)
+    assert max(own.values()) < 0.25, own
+    names = sorted(frame["item"].unique())
+    turned = dict(zip(names, reversed(names), strict=True))
+    other = drifted(trained, texts, future.with_columns(pl.col("item").replace(turned), event=pl.lit("cart")))
+    assert other["items"] > 4 * own["items"], (own, other)
+    assert other["event_types"] > 0.25 > 10 * own["event_types"], (own, other)
 
 
 def test_a_log_that_the_model_has_seen_to_the_end_is_refused(world) -> None:
