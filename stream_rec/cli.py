@@ -164,6 +164,7 @@ def topics_check(settings: "Settings") -> int:
     settings=(
         *KAFKA,
         *("events_topic", "windows_topic", "dead_letter_topic", "event_types", "max_event_bytes", "max_future_s"),
+        "pseudonym_key_file",
         *(
             "capacity",
             "stride",
@@ -247,7 +248,7 @@ cli.add_command(console)
 cli.add_command(explain)
 
 
-@cli.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic"))
+@cli.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic", "pseudonym_key_file"))
 @click.argument("user")
 @click.option("--json", "as_json", is_flag=True, help="the recommendation as it stands in the topic")
 def recommend(settings: "Settings", user: str, as_json: bool) -> int:
@@ -257,7 +258,19 @@ def recommend(settings: "Settings", user: str, as_json: bool) -> int:
     return asyncio.run(lookup.show(user, settings, as_json))
 
 
-@cli.command(cls=Command, settings=(*KAFKA, *TOPICS, "agents_group", "worker_group"))
+@cli.command(cls=Command, settings=("pseudonym_key_file",))
+@click.argument("user")
+def pseudonym(settings: "Settings", user: str) -> None:
+    """Print what USER is called in windows and recommendations: the key of their records.
+
+    Without a key file that is the id itself.
+    """
+    from stream_rec.pseudonyms import naming
+
+    click.echo(naming(settings.pseudonym_key_file)(user))
+
+
+@cli.command(cls=Command, settings=(*KAFKA, *TOPICS, "agents_group", "worker_group", "pseudonym_key_file"))
 @click.argument("user")
 @click.option(
     "--wait", is_flag=True, help="until it is done, and print a receipt as JSON: what was checked, what remains"

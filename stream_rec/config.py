@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     capacity: int = Field(64, ge=2, le=4_096, description="most events in a window")
     stride: int | None = Field(None, ge=1, description="how far a full window moves, events [default: capacity / 2]")
     store: Literal["memory", "rocksdb"] = Field("memory", description="where an agent keeps its windows")
+    pseudonym_key_file: Path | None = Field(
+        None,
+        description="file of a secret key of 16 to 64 bytes: agents put a keyed hash in the place of each user id "
+        "[default: ids as they come]",
+    )
     agents_group: str = Field("stream-rec-agents", min_length=1, description="consumer group of the agents")
     agents_metrics_port: Port = Field(9101, description="port of the agents' /metrics; 0 takes any free one")
     standby_replicas: int = Field(0, ge=0, le=8, description="other agents that keep a warm copy of each table")

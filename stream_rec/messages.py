@@ -4,7 +4,7 @@ Bytes from outside are hostile. `read_event` raises `Rejected` with a reason for
 nothing else in the project decides whether an event is acceptable.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
 import msgspec
@@ -153,13 +153,18 @@ def asks_erasure(value: bytes | None) -> bool:
         return False
 
 
-def event_in(key: bytes | None, value: bytes | None) -> Event | None:
-    """The event in a record, whether the agents accept it or not; None for what is none, or is another user's."""
+def event_in(key: bytes | None, value: bytes | None, name: Callable[[str], str] = str) -> Event | None:
+    """The event in a record, whether the agents accept it or not; None for what is none, or is another user's.
+
+    `name` says what the user is called in windows and recommendations.
+    """
     try:
         event = _event.decode(value or b"")
     except UNREADABLE:
         return None
-    return event if event.user_id.encode() == key else None
+    if event.user_id.encode() != key:
+        return None
+    return msgspec.structs.replace(event, user_id=name(event.user_id))
 
 
 def read_event(

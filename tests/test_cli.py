@@ -66,6 +66,7 @@ def test_every_command_of_the_product_is_there() -> None:
         "console",
         "explain",
         "forget",
+        "pseudonym",
     ]
     grouped = {("topics", name) for name in ("create", "check")} | {
         ("bench", name) for name in ("engine", "catalog", "blend", "peers", "pipeline")

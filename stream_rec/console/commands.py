@@ -30,6 +30,7 @@ MODEL = (
     settings=(
         *("bootstrap_servers", "console_host", "console_port"),
         *("events_topic", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic", "event_types"),
+        "pseudonym_key_file",
         *(*MODEL, "cache_dir", *EVERYWHERE),
     ),
 )
@@ -48,7 +49,7 @@ def console(settings: "Settings", allow_events: bool) -> int:
 @click.command(
     cls=Command,
     settings=(
-        *("bootstrap_servers", "windows_topic", "items_topic", "recommendations_topic"),
+        *("bootstrap_servers", "windows_topic", "items_topic", "recommendations_topic", "pseudonym_key_file"),
         *(*MODEL, "cache_dir", *EVERYWHERE),
     ),
 )

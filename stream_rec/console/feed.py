@@ -13,6 +13,7 @@ from stream_rec.console.reading import RETRY_S
 from stream_rec.console.trends import Trends
 from stream_rec.messages import UNREADABLE, event_in, read_recommendation
 from stream_rec.pipeline.dead_letters import place_of
+from stream_rec.pseudonyms import naming
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Feed:
     ) -> None:
         self._topics = (settings.dead_letter_topic, settings.events_topic, settings.recommendations_topic)
         self._settings = settings
+        self._name = naming(settings.pseudonym_key_file)
         self._live = live
         self._trends = trends
         self._changed = changed
@@ -83,7 +85,7 @@ class Feed:
         return [rows[number] for number in sorted(rows)]
 
     def _event(self, record: ConsumerRecord) -> list[Row]:
-        event = event_in(record.key, record.value)
+        event = event_in(record.key, record.value, self._name)
         if event is None:
             self.unreadable += 1
             return []

@@ -9,7 +9,7 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, Recommendation, Window, read_window
 from stream_rec.pipeline.client import latest
-from stream_rec.pipeline.search import Search
+from stream_rec.pipeline.search import newest_of
 
 
 class Held(NamedTuple):
@@ -36,16 +36,10 @@ class Held(NamedTuple):
 
 async def held(user: str, settings: Settings) -> Held:
     """Raises `UserError` when no broker answers, a topic does not exist, or what it holds can't be read."""
-    record, answer = await asyncio.gather(_window(user, settings), latest(user, settings))
+    record, answer = await asyncio.gather(newest_of(user, settings, settings.windows_topic), latest(user, settings))
     if record is None or not record.value:
         return Held(None, answer)
     try:
         return Held(read_window(record.value), answer, record)
     except UNREADABLE as error:
         raise UserError(f"the window can't be read: was it written by another version? ({error})") from None
-
-
-async def _window(user: str, settings: Settings) -> ConsumerRecord | None:
-    key = user.encode()
-    async with Search(settings.bootstrap_servers, settings.windows_topic) as search:
-        return (await search.newest({key})).get(key)

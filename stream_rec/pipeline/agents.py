@@ -28,6 +28,7 @@ from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pipeline.lag import Lag
 from stream_rec.pipeline.scratch import own_folder
+from stream_rec.pseudonyms import naming
 from stream_rec.telemetry import AgentMetrics
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def build(settings: Settings, metrics: AgentMetrics, health: Health, folder: Pat
         changelog_topic=app.topic(settings.windows_topic, acks=False, maxsize=131_072, **raw),
         options=dict(ROCKSDB) if settings.store == "rocksdb" else {},
     )
-    keeper = Keeper(settings, metrics, table, app.topic(settings.dead_letter_topic, **raw))
+    graveyard = app.topic(settings.dead_letter_topic, **raw)
+    keeper = Keeper(settings, metrics, table, graveyard, naming(settings.pseudonym_key_file))
 
     async def take(stream: Any) -> None:
         done, left = app.consumer.done, app.consumer.left

@@ -20,7 +20,7 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, Item, Recommendation, read_item, read_recommendation
 from stream_rec.pipeline.connection import require
-from stream_rec.pipeline.search import Search
+from stream_rec.pipeline.search import Search, newest_of
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +135,7 @@ async def latest(user_id: str, settings: Settings) -> Recommendation | None:
 
     Raises `UserError` when no broker answers, the topic does not exist, or the answer can't be read.
     """
-    key = user_id.encode()
-    async with Search(settings.bootstrap_servers, settings.recommendations_topic) as search:
-        record = (await search.newest({key})).get(key)
+    record = await newest_of(user_id, settings, settings.recommendations_topic)
     if record is None or not record.value:
         return None
     try:

@@ -17,6 +17,7 @@ from stream_rec.pipeline.connection import require
 from stream_rec.pipeline.dead_letters import place_of
 from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.report import Report
+from stream_rec.pseudonyms import Naming, naming
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ async def following(
         for partition, offset in start.items():
             consumer.seek(partition, offset)
         first = {one.partition: offset for one, offset in start.items() if one.topic == topics.events}
-        follower = Follower(consumer, topics, Prequential(floors, first))
+        follower = Follower(consumer, topics, Prequential(floors, first), naming(settings.pseudonym_key_file))
         try:
             yield follower
         finally:
@@ -73,7 +74,8 @@ class Follower:
     accepted is what the dead-letter topic does not tell of; nothing is counted in the process that fed.
     """
 
-    def __init__(self, consumer: AIOKafkaConsumer, topics: "_Topics", prequential: Prequential) -> None:
+    def __init__(self, consumer: AIOKafkaConsumer, topics: "_Topics", prequential: Prequential, name: Naming) -> None:
+        self._name = name
         self._consumer = consumer
         self._topics = topics
         self._until: _Until | None = None
@@ -139,7 +141,7 @@ class Follower:
             self._event(record)
 
     def _event(self, record: ConsumerRecord) -> None:
-        event = event_in(record.key, record.value)
+        event = event_in(record.key, record.value, self._name)
         if event is None:
             self.prequential.unreadable(record.partition, record.offset)
             return

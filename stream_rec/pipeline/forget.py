@@ -24,7 +24,7 @@ from stream_rec.messages import ERASE, UNREADABLE, Event, Rejected
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.answers import HELD, NOTHING
 from stream_rec.pipeline.publish import Publisher
-from stream_rec.pipeline.search import Search
+from stream_rec.pipeline.search import newest_of
 
 POLL_S = 0.2
 NEVER_MS = (1 << 63) - 1
@@ -105,8 +105,7 @@ async def ask(user: str, settings: Settings) -> Place:
         )
     except (Rejected, UnicodeEncodeError) as error:
         raise UserError(f"that is no user id ({error})") from None
-    async with Search(settings.bootstrap_servers, settings.windows_topic) as search:
-        window = (await search.newest({key})).get(key)
+    window = await newest_of(user, settings, settings.windows_topic)
     stored: list[RecordMetadata] = []
     async with Publisher(settings, settings.events_topic, stored.append) as publisher:
         # to the partition of the user's other events: whoever wrote them may have a partitioner of their own
@@ -122,7 +121,7 @@ async def receive(user: str, asked: Place, settings: Settings, timeout_s: float)
     async with topics.connect(settings.bootstrap_servers) as admin:
         where = TopicPartition(asked.topic, asked.partition)
         await _committed(admin, settings.agents_group, where, asked.offset, timeout_s, "agents")
-        window = await _newest(user, settings, settings.windows_topic)
+        window = await newest_of(user, settings, settings.windows_topic)
         returned = window is not None and window.value is not None
         if returned and _offset(window) < asked.offset:
             raise NotErasedError(
@@ -132,7 +131,7 @@ async def receive(user: str, asked: Place, settings: Settings, timeout_s: float)
         if window is not None:
             where = TopicPartition(window.topic, window.partition)
             await _committed(admin, settings.worker_group, where, window.offset, timeout_s, "worker")
-        answer = await _newest(user, settings, settings.recommendations_topic)
+        answer = await newest_of(user, settings, settings.recommendations_topic)
         configured = await topics.configured(admin, settings.topics)
     if answer is not None and answer.value is not None and _offset(answer) < asked.offset:
         raise NotErasedError(f"topic {settings.recommendations_topic} still has an answer from before the erasure")
@@ -194,12 +193,6 @@ def _replaced(name: str, what: str, configured: Mapping[str, str], now: float) -
     lag = int(configured["max.compaction.lag.ms"])
     until = None if lag == NEVER_MS else _iso(1_000 * now + lag)
     return Remainder(f"topic {name}", what, until, f"max.compaction.lag.ms={lag}")
-
-
-async def _newest(user: str, settings: Settings, topic: str) -> ConsumerRecord | None:
-    key = user.encode()
-    async with Search(settings.bootstrap_servers, topic) as search:
-        return (await search.newest({key})).get(key)
 
 
 async def _committed(

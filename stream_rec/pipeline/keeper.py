@@ -7,10 +7,13 @@ import traceback
 from collections.abc import Set
 from typing import Any, NamedTuple
 
+from msgspec import structs
+
 from stream_rec import messages, window
 from stream_rec.config import Settings
 from stream_rec.messages import ERASE, UNREADABLE, Rejected, Window
 from stream_rec.pipeline import dead_letters
+from stream_rec.pseudonyms import Naming
 from stream_rec.telemetry import AgentMetrics
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,7 @@ ENVELOPE = 1_024
 class Change(NamedTuple):
     """What an event does to its user's window."""
 
+    key: bytes
     event_type: str
     value: bytes | None
     """The window's bytes; None erases it."""
@@ -34,14 +38,16 @@ class Change(NamedTuple):
 class Keeper:
     """Applies one event after the other to the table. No asyncio: nothing can come between reading and writing.
 
-    `table` maps a user's key to the bytes of the window; `graveyard` is the topic of what can't be applied.
+    `table` maps a user's key, what `name` makes of the id, to the bytes of the window; `graveyard` is the topic of what
+    can't be applied.
     """
 
-    def __init__(self, settings: Settings, metrics: AgentMetrics, table: Any, graveyard: Any) -> None:
+    def __init__(self, settings: Settings, metrics: AgentMetrics, table: Any, graveyard: Any, name: Naming) -> None:
         self._settings = settings
         self._metrics = metrics
         self._table = table
         self._graveyard = graveyard
+        self._name = name
         self._event_types = frozenset(settings.event_types)
         self._buried: set[tuple[int, int]] = set()
 
@@ -51,7 +57,9 @@ class Keeper:
 
     def erases(self, message: Any) -> bool:
         """Whether a record asks for the erasure of a window that is there."""
-        return messages.asks_erasure(message.value) and bool(message.key) and self._table.get(message.key) is not None
+        if not message.key or not messages.asks_erasure(message.value):
+            return False
+        return self._table.get(self._name(message.key.decode(errors="replace")).encode()) is not None
 
     def take(self, message: Any) -> None:
         """Applies a record of the events topic (a faust `Message`), or makes it a dead letter.
@@ -83,14 +91,16 @@ class Keeper:
             max_bytes=settings.max_event_bytes,
             max_future_s=settings.max_future_s,
         )
-        if message.key == RESERVED_KEY:
+        event = structs.replace(event, user_id=self._name(event.user_id))
+        key = event.user_id.encode()
+        if key == RESERVED_KEY:
             raise Rejected("reserved key")
-        held = self._table.get(message.key)
+        held = self._table.get(key)
         before = None if held is None else self._read(held, message, event.user_id)
         if before is not None and message.offset <= before.offset:
             return None
         if event.event_type == ERASE:
-            return Change(ERASE, None, 0 if held is None else -1)
+            return Change(key, ERASE, None, 0 if held is None else -1)
         after = window.append(
             before,
             event,
@@ -100,9 +110,9 @@ class Keeper:
             stride=settings.move,
         )
         value = messages.encode(after)
-        if len(message.key) + len(value) + ENVELOPE > settings.max_message_bytes:
+        if len(key) + len(value) + ENVELOPE > settings.max_message_bytes:
             raise Rejected("window too large", f"{len(value)} bytes: lower the capacity or raise max_message_bytes")
-        return Change(event.event_type, value, 1 if held is None else 0)
+        return Change(key, event.event_type, value, 1 if held is None else 0)
 
     def _read(self, held: bytes, message: Any, user_id: str) -> Window | None:
         """The window in the table; None, and said, when others have written there what is none."""
@@ -117,10 +127,10 @@ class Keeper:
     def _apply(self, message: Any, change: Change) -> None:
         metrics = self._metrics
         if change.value is None:
-            self._table.pop(message.key, None)
+            self._table.pop(change.key, None)
             metrics.erased.inc()
         else:
-            self._table[message.key] = change.value
+            self._table[change.key] = change.value
             metrics.windows.inc()
             metrics.events.labels(change.event_type).inc()
             metrics.seconds.observe(max(0.0, time.time() - message.timestamp))

@@ -9,8 +9,10 @@ from typing import Self
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.partitioner import DefaultPartitioner
 
+from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.pipeline.connection import require
+from stream_rec.pseudonyms import naming
 
 NEAREST = 500
 """Offsets that are read first, from a partition's end; each further step back reads four times as many."""
@@ -95,3 +97,13 @@ class Search:
             elif time.monotonic() > moved + SILENCE_S:
                 raise UserError(f"the Kafka broker at {self._bootstrap_servers} stopped answering: is it still up?")
         return found
+
+
+async def newest_of(user: str, settings: Settings, topic: str) -> ConsumerRecord | None:
+    """The newest record of a user, named by the id or as the topic does; None without one. Raises `UserError`."""
+    keys = dict.fromkeys((naming(settings.pseudonym_key_file)(user).encode(), user.encode()))
+    async with Search(settings.bootstrap_servers, topic) as search:
+        for key in keys:
+            if record := (await search.newest({key})).get(key):
+                return record
+    return None

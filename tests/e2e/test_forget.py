@@ -12,6 +12,10 @@ from aiokafka.partitioner import DefaultPartitioner
 from stream_rec.config import Settings
 from stream_rec.model import folder
 from stream_rec.pipeline import forget, topics
+from stream_rec.pipeline.client import latest
+from stream_rec.pipeline.floors import Floors
+from stream_rec.pipeline.follow import following
+from stream_rec.pseudonyms import naming
 from tests.e2e.kafka import produce, read_topic, sent, settings_for, until
 from tests.e2e.process import Part
 from tests.tiny import CAPACITY, STRIDE, tiny_model
@@ -29,11 +33,12 @@ class Running(NamedTuple):
 
 @pytest.fixture(scope="module")
 def running(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Agents and a worker that the tests share; each test has users of its own."""
+    """Agents and a worker that the tests share; each test has users of its own, who go by pseudonyms."""
     home = tmp_path_factory.mktemp("forget")
     folder.save(tiny_model(), home / "model")
-    limits = {"capacity": CAPACITY, "stride": STRIDE, "model": home / "model"}
-    settings = settings_for(home, bootstrap_servers=bootstrap, **limits)
+    (home / "key").write_bytes(bytes(range(32)))
+    limits = {"capacity": CAPACITY, "stride": STRIDE, "model": home / "model", "coalesce": False}
+    settings = settings_for(home, bootstrap_servers=bootstrap, pseudonym_key_file=home / "key", **limits)
     asyncio.run(topics.create(settings))
     agents, worker = (Part(command, settings, home / f"{command}.log") for command in ("agents", "worker"))
     agents.wait_for("agents ready")
@@ -45,7 +50,7 @@ def running(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 async def answered(settings: Settings, user: str) -> None:
     async def there() -> bool:
-        return user.encode() in {one.key for one in await read_topic(settings, settings.recommendations_topic)}
+        return await latest(user, settings) is not None
 
     await until(there)
 
@@ -54,12 +59,18 @@ async def test_the_receipt_says_where_the_tombstones_stand_and_what_remains(
     running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, agents, worker = running
+    called = naming(settings.pseudonym_key_file)(SECRET)
     elsewhere = 1 - DefaultPartitioner()(SECRET.encode(), [0, 1], [0, 1])  # a producer with another partitioner
-    async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+    async with (
+        following(settings, Floors()) as follower,
+        AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer,
+    ):
         for n in range(3):
             key, value = sent(SECRET, f"i{n}")
             await producer.send_and_wait(settings.events_topic, value, key=key, partition=elsewhere)
-    await answered(settings, SECRET)
+        await follower.drain()
+    summary = follower.summary()
+    assert (summary["recommendations"], summary["lost"]) == (3, 0)
     assert await forget.run(SECRET, settings, 30) == 0
     receipt = json.loads(capsys.readouterr().out)
     assert (receipt["user_id"], receipt["returned"], len(receipt["checked"])) == (SECRET, False, 4)
@@ -69,7 +80,8 @@ async def test_the_receipt_says_where_the_tombstones_stand_and_what_remains(
         assert (place["topic"], place["partition"]) == (topic, elsewhere)
         at = {(one.partition, one.offset): one for one in await read_topic(settings, topic)}
         tombstone = at[place["partition"], place["offset"]]
-        assert (tombstone.key, tombstone.value) == (SECRET.encode(), None)
+        assert (tombstone.key, tombstone.value) == (called.encode(), None)
+        assert all(SECRET.encode() not in one.key + (one.value or b"") for one in at.values())
     remains = {one["where"]: one["until"] for one in receipt["remains"] if one["where"].startswith("topic ")}
     assert remains.keys() == {f"topic {name}" for name in settings.topics if name != settings.items_topic}
     assert all(remains.values())

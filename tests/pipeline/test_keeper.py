@@ -3,11 +3,13 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.messages import ERASE, Event, Window, encode, read_window
 from stream_rec.pipeline.keeper import Keeper
+from stream_rec.pseudonyms import Naming
 from stream_rec.telemetry import AgentMetrics
 
 
@@ -35,12 +37,12 @@ class Graveyard:
 class Bench:
     """A keeper with a dictionary for a table."""
 
-    def __init__(self, table: dict[bytes, bytes] | None = None, **settings: Any) -> None:
+    def __init__(self, table: dict[bytes, bytes] | None = None, name: Naming = str, **settings: Any) -> None:
         self.registry = CollectorRegistry()
         self.table = {} if table is None else table
         self.graveyard = Graveyard()
         made = Settings(**{"capacity": 4, **settings})
-        self.keeper = Keeper(made, AgentMetrics(self.registry), self.table, self.graveyard)
+        self.keeper = Keeper(made, AgentMetrics(self.registry), self.table, self.graveyard, name)
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"stream_rec_{name}", labels) or 0.0
@@ -96,6 +98,20 @@ def test_an_event_read_again_at_once_is_counted_and_changes_nothing(log: list[An
             assert bench.table == before
             assert bench.count("events_read_again_total") == repeats + 1
     assert bench.count("users") == len(bench.table)
+
+
+@given(logs)
+def test_under_pseudonyms_the_windows_are_the_same_and_dead_letters_are_as_they_came(log: list[Any]) -> None:
+    plain, hidden = Bench(), Bench(name=str.upper)
+    for one in written(log):
+        assert hidden.keeper.erases(one) == plain.keeper.erases(one)
+        for bench in (plain, hidden):
+            bench.keeper.take(one)
+    assert hidden.table.keys() == {key.upper() for key in plain.table}
+    for key in plain.table:
+        user = key.decode()
+        assert hidden.window(user.upper()) == structs.replace(plain.window(user), user_id=user.upper())
+    assert hidden.graveyard.letters == plain.graveyard.letters
 
 
 @given(logs)
