@@ -151,6 +151,37 @@ def bench_pipeline(
     room.show(settings, events, columns, room.Plan(events=count, **given), as_json)
 
 
+@bench.command(
+    "overload",
+    cls=Command,
+    settings=(
+        *("capacity", "partitions", "batch_windows", "linger_ms", "coalesce", "kv_cache_gb", "threads", "store"),
+        *EVERYWHERE,
+    ),
+)
+@click.option(
+    "--events", type=click.Path(path_type=Path), help="a log, its end fed over and over [default: a simulated shop]"
+)
+@COLUMNS
+@click.option("--rate", type=float, required=True, help="events a second: three times what 'bench pipeline' says, say")
+@click.option("--seconds", default=600.0, show_default=True, help="for how long")
+@click.option("--width", default=128, show_default=True, help="of the decoder")
+@click.option("--layers", default=2, show_default=True, help="of the decoder")
+@ITEMS
+@click.option("--users", default=2_000, show_default=True, help="users of the simulated shop")
+@click.option("--agents", default=1, show_default=True, help="agent processes")
+@JSON
+def bench_overload(settings: "Settings", events: Path | None, columns: str, as_json: bool, **given: Any) -> None:
+    """Send more events than broker, agents and worker on this machine can take, for minutes; then let them catch up.
+
+    How far they fall behind, what memory they hold, how long they take to catch up, and whether every user's newest
+    window and answer are those of all that was sent. Needs the extra `local`: pip install 'stream-rec[local]'.
+    """
+    from stream_rec.bench import overload as room
+
+    room.show(settings, events, columns, room.Plan(**given), as_json)
+
+
 @bench.command("blend", cls=Command, settings=("stride", "cache_dir", *EVERYWHERE))
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("events", type=click.Path(path_type=Path))

@@ -6,13 +6,10 @@ written it, the worker has answered them all once, its memory has learnt the log
 
 import asyncio
 import os
-import shutil
 import signal
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,49 +18,21 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from stream_rec import config, window
 from stream_rec.bench.figures import listed
 from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.load import Load, Turn, at_most, steady
-from stream_rec.bench.random_model import random_model
+from stream_rec.bench.stage import Shape, Stage, staged
 from stream_rec.bench.traffic import Traffic, logged, simulated
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.messages import Window, encode
-from stream_rec.model import folder
-from stream_rec.model.counters import REACH, Horizons, Memory
-from stream_rec.model.encoder import EncoderConfig
-from stream_rec.model.scorer import Blend
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.broker import Broker
+from stream_rec.messages import encode
 from stream_rec.pipeline.processes import Processes
-from stream_rec.pipeline.publish import Publisher
 
-BLEND = Blend(
-    decoder=0.5,
-    transitions=0.3,
-    reverse=-0.1,
-    together=0.8,
-    text=0.1,
-    words=0.3,
-    popularity=0.1,
-    recency=0.2,
-    session=0.5,
-    again=0.3,
-    category=0.5,
-    price=0.3,
-    repeat=-2.0,
-)
-"""All parts, as a trained model has them."""
-HORIZONS = Horizons(lasting=14 * 86_400.0, recent=86_400.0)
-HEAD = 32
-"""Width of an attention head, as `stream-rec train` has it."""
 WAITING = 2_048
 """Events that are unanswered at full load: eight steps' worth."""
 SILENCE_S = 60.0
 """After how long without an answer the pipeline counts as stuck."""
 LOOK_S = 0.02
-BROKER_END_S = 3.0
 
 
 class Plan(NamedTuple):
@@ -90,13 +59,6 @@ class Plan(NamedTuple):
     def fed(self) -> int:
         """The most events that are fed."""
         return (2 * self.runs + 1) * self.events + 3 * WAITING
-
-
-class Past(NamedTuple):
-    """What the events before the first one fed have left behind."""
-
-    windows: dict[str, Window]
-    memory: Memory
 
 
 class Run(NamedTuple):
@@ -131,78 +93,20 @@ def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_j
 
 def run(settings: Settings, traffic: Traffic, plan: Plan, progress: Progressed) -> dict[str, Any]:
     """The figures, medians over the runs. All processes and folders are gone when it ends. Raises `UserError`."""
-    with ExitStack() as stack:
-        home = Path(tempfile.mkdtemp(prefix="stream-rec-bench-"))
-        stack.callback(shutil.rmtree, home, ignore_errors=True)
-        broker = Broker().start()
-        stack.callback(broker.stop, BROKER_END_S)
-        own = config.load(
-            **settings.model_dump(exclude_unset=True)
-            | {"bootstrap_servers": broker.bootstrap, "event_types": traffic.event_types, "model": home / "model"}
-            | {"agents_metrics_port": 0, "worker_metrics_port": 0, "cache_dir": home / "cache", "coalesce": False}
-        )
-        past = _past(traffic, own)
-        _save_model(traffic, own, plan, past.memory)
-        running = stack.enter_context(Processes(home, own))
-        return asyncio.run(_measure(own, traffic, plan, past, running, broker.pid, progress))
+    with staged(settings, traffic, Shape(plan.width, plan.layers, plan.agents), coalesce=False) as stage:
+        return asyncio.run(_measure(stage, traffic, plan, progress))
 
 
-def _past(traffic: Traffic, settings: Settings) -> Past:
-    """What the agents and the training make of the past; offset -1 stands before whatever is fed.
-
-    The worker will learn from the windows once more: the sums in its memory differ by that, the work does not.
-    """
-    row_of = {item.item_id: row for row, item in enumerate(traffic.items, 1)}
-    windows: dict[str, Window] = {}
-    memory = Memory(HORIZONS)
-    for event in traffic.past:
-        held = windows[event.user_id] = window.append(
-            windows.get(event.user_id),
-            event,
-            offset=-1,
-            arrived=0.0,
-            capacity=settings.capacity,
-            stride=settings.move,
-        )
-        memory.learn_last([row_of[one.item_id] for one in held.events[-REACH - 1 :]], event.timestamp)
-    return Past(windows, memory)
-
-
-def _save_model(traffic: Traffic, settings: Settings, plan: Plan, memory: Memory) -> None:
-    heads = plan.width // HEAD
-    shape = EncoderConfig(
-        width=plan.width, layers=plan.layers, heads=heads, kv_heads=heads, inner=2 * plan.width, residual_dropout=0
-    )
-    model = random_model(shape, traffic.items, traffic.event_types, settings.capacity, blend=BLEND, memory=memory)
-    folder.save(model, settings.model)
-
-
-async def _measure(
-    settings: Settings,
-    traffic: Traffic,
-    plan: Plan,
-    past: Past,
-    running: Processes,
-    broker: int | None,
-    progress: Progressed,
-) -> dict[str, Any]:
+async def _measure(stage: Stage, traffic: Traffic, plan: Plan, progress: Progressed) -> dict[str, Any]:
     progress("starting", 0)
-    await topics.create(settings)
-    async with Publisher(settings, settings.windows_topic) as publisher:
-        for user, held in past.windows.items():
-            await publisher.send(user, encode(held))
-    agents = [f"agents-{number}" for number in range(1, plan.agents + 1)]
-    for name in (*agents, "worker"):
-        running.start(name)
-    await asyncio.gather(*map(running.ready, (*agents, "worker")))
-    pids: dict[str, list[int | None]] = {
-        "broker": [broker],
-        "agents": [running.pid(name) for name in agents],
-        "worker": [running.pid("worker")],
-    }
+    await stage.begin()
+    settings, past = stage.settings, stage.past
     async with Load(settings, traffic.live) as load:
         watch = Watch(
-            load, running, pids | {"load": [os.getpid()]}, lambda what: progress(what, load.answered / plan.fed)
+            load,
+            stage.running,
+            stage.pids | {"load": [os.getpid()]},
+            lambda what: progress(what, load.answered / plan.fed),
         )
         await watch.until("warming up", lambda: load.warmed == len(past.windows))
         full = await watch.runs("full load", at_most(load, WAITING), plan, plan.events)

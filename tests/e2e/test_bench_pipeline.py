@@ -75,3 +75,21 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
     assert "Traceback" not in bench.said.read_text()
     assert not bench.alive()
     assert not list(bench.folder.glob("stream-rec-*"))
+
+
+def test_an_overload_leaves_every_users_newest_window_answered(tmp_path: Path) -> None:
+    options = ("--users", "100", "--width", "32", "--items", "700", "--capacity", "16", "--partitions", "2")
+    done = subprocess.run(
+        [*COMMAND, "bench", "overload", *options, "--rate", "3000", "--seconds", "3", "--json"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout.splitlines()[-1])
+    assert shown["events"] > 3_000
+    assert shown["peak_behind"]["agents"] > 0
+    assert (shown["wrong_windows"], shown["unanswered_users"]) == (0, 0)
+    assert shown["memory_mib"].keys() == {"broker", "agents", "worker", "load"}
+    assert not list(tmp_path.glob("stream-rec-*"))
