@@ -8,6 +8,7 @@ owner's open transaction and bars it from any other, and only then reads where t
 import logging
 from asyncio import Future
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -61,6 +62,7 @@ class Outlet:
         """Commits `replies` and `offset`, the next one to read, or neither.
 
         Raises `KafkaError`; the outlet is of no more use then.
+
         Recommendations go to the partition of the same number, so that their order is that of the events. aiokafka
         would commit without a record that Kafka refuses, so each is waited for: the commit flushes them anyway.
         """
@@ -88,12 +90,15 @@ class Outlet:
             await self._producer.stop()
         except KafkaError as error:
             log.warning("a producer could not be closed in order: %s", type(error).__name__)
-        end = self._producer._txn_manager.wait_for_transaction_end()
-        if end is not None and end.done():  # of one that was fenced off, which `publish` has raised already
-            _heard(end)
+        # what was fenced off has failed with what `publish` has raised already
+        batches = chain.from_iterable(self._producer._message_accumulator._batches.values())
+        ends = [self._producer._txn_manager.wait_for_transaction_end(), *(batch._drain_waiter for batch in batches)]
+        for end in ends:
+            if end is not None and end.done():
+                _heard(end)
 
 
 def _heard(sent: "Future[Any]") -> None:
-    """`publish` raises the first failure: those of the other records are only kept from being reported again."""
+    """`publish` raises the first failure: the others are only kept from being reported again."""
     if not sent.cancelled():
         sent.exception()
