@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode
 
-.PHONY: help demo test check chaos environment clean
+.PHONY: help demo test check chaos dashboards environment clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -32,6 +32,9 @@ check: $(VENV)/test.stamp ## format, lint, types and the walls between the rooms
 
 chaos: $(VENV)/test.stamp ## kill, stop and restart everything: make chaos KILLS=20 SEED=1 ARGS="--keep chaos"
 	@exec $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
+
+dashboards: $(VENV)/test.stamp ## write Grafana's dashboards anew from their code
+	@$(BIN)/python -m monitoring.dashboards
 
 environment: $(VENV)/test.stamp ## make the environment of the tests alone
 
