@@ -100,6 +100,11 @@ class WorkerMetrics:
             "When the model that serves was read, seconds since 1970",
             registry=registry,
         )
+        self.trained_until = Gauge(
+            "stream_rec_model_trained_until_timestamp_seconds",
+            "Time of the last event that the model was trained on, seconds since 1970",
+            registry=registry,
+        )
         self.drift = Gauge(
             "stream_rec_drift",
             "Population stability index of late events against the model's validation",

@@ -167,11 +167,16 @@ EXACT = Row(
             ],
         ),
         Panel(
-            "Since the model was read",
-            "Time since each worker read the model that it serves.",
+            "Age of the model",
+            "Time since each worker read the model that it serves, and since the last event that it was trained on.",
             "train again, or look whether the trained model reaches the folder that the worker watches.",
             "s",
-            [Series("{{instance}}", f"time() - stream_rec_model_loaded_timestamp_seconds{{{CHOSEN}}}")],
+            [
+                Series("read: {{instance}}", f"time() - stream_rec_model_loaded_timestamp_seconds{{{CHOSEN}}}"),
+                Series(
+                    "trained: {{instance}}", f"time() - stream_rec_model_trained_until_timestamp_seconds{{{CHOSEN}}}"
+                ),
+            ],
             Limit(14 * 86_400),
         ),
         Panel(

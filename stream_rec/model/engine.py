@@ -108,6 +108,7 @@ class Engine:
     def __init__(self, model: Model, catalog: Catalog, limits: Limits, device: torch.device) -> None:
         self.version = model.version
         self.capacity = model.config.capacity
+        self.trained_until = model.config.trained_until
         self._stride = stride_of(self.capacity, limits.stride)
         self.catalog = catalog
         self.memories = Memories(model.config.horizons, model.memory, model.config.trained_until, catalog)

@@ -288,6 +288,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         metrics.cached_users.set(len(cache))
         metrics.bytes_per_user.set(cache.bytes_per_user)
         metrics.model_loaded.set(self.host.loaded)
+        metrics.trained_until.set(self.host.engine.trained_until)
 
 
 def _partition(record: ConsumerRecord) -> TopicPartition:
