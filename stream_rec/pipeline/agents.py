@@ -67,6 +67,7 @@ def build(settings: Settings, metrics: AgentMetrics, health: Health, folder: Pat
         done, left = app.consumer.done, app.consumer.left
         try:
             async for event in stream.events():
+                await app.producer.room()
                 message = event.message
                 if message.tp not in left and keeper.erases(message):
                     await app.consumer.settle(message.tp)
