@@ -46,6 +46,9 @@ def build(settings: Settings, metrics: AgentMetrics, health: Health, folder: Pat
     """The faust app, not started; `folder` is this process's own, for RocksDB."""
     app = _app(settings, folder)
     app.flow_control = faust_kafka.FlowControl()
+    app.tables._changelog_queue = faust_kafka.ChangelogQueue(
+        maxsize=app.conf.stream_buffer_maxsize, flow_control=app.flow_control, clear_on_resume=True
+    )
     raw: dict[str, Any] = {
         "key_type": bytes,
         "value_type": bytes,

@@ -129,7 +129,8 @@ async def _create(settings: Settings) -> None:
     """Topics whose every record can be compared at the end: nothing is compacted before."""
     await topics.create(settings)
     for topic in (settings.windows_topic, settings.recommendations_topic):
-        await alter(settings, topic, min_compaction_lag_ms=NEVER_MS, max_compaction_lag_ms=NEVER_MS)
+        kept = topics.layouts(settings)[topic] | {"min.compaction.lag.ms": NEVER_MS, "max.compaction.lag.ms": NEVER_MS}
+        await alter(settings, topic, **{name.replace(".", "_"): value for name, value in kept.items()})
 
 
 async def _disturb(stage: Stage, steps: Sequence[Step], traffic: Traffic, say: Say) -> None:
