@@ -11,11 +11,13 @@ T = TypeVar("T")
 
 
 class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]  # aiokafka is partly typed
-    """A connection for which a transport that has just closed is a broken connection.
+    """A connection that knows how uvloop's transports end.
 
     uvloop raises `RuntimeError` for a write between the end of a transport and the moment when its reader hears of it;
     asyncio's own loop says nothing. aiokafka expects `OSError` (its issue 1038), and whichever of its background tasks
     was writing ends: without the one that refreshes the metadata, a worker waits for that ever after.
+
+    And it closes a TLS transport by waiting for the other side's goodbye, up to 30 s where that one is just sending.
     """
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
@@ -25,6 +27,14 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]  # aiokafka is 
         except RuntimeError as error:
             self.close(reason=conn.CloseReason.CONNECTION_BROKEN)
             raise KafkaConnectionError(f"the connection was closed: {error}") from error
+
+    def close(self, reason: Any = None, exc: BaseException | None = None) -> Any:
+        """Waits for no goodbye: nothing that matters is on its way in either direction."""
+        transport = self._writer.transport if self._writer is not None else None
+        closed = super().close(reason, exc)
+        if transport is not None and transport.get_extra_info("ssl_object") is not None:
+            transport.abort()
+        return closed
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
