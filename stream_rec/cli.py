@@ -15,7 +15,7 @@ import click
 
 from stream_rec import __version__
 from stream_rec.bench.commands import bench
-from stream_rec.command import EVERYWHERE, Command
+from stream_rec.command import EVERYWHERE, KAFKA, Command
 from stream_rec.console.commands import console, explain
 from stream_rec.errors import UserError
 from stream_rec.learn.commands import evaluate, train
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from stream_rec.config import Settings
     from stream_rec.learn.source import Source
 
-KAFKA = ("bootstrap_servers", *EVERYWHERE)
 TOPICS = ("events_topic", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic")
 
 
@@ -131,7 +130,7 @@ def broker(data: Path | None, port: int, heap_mb: int) -> int:
 
 @cli.group()
 def topics() -> None:
-    """Create the topics, or check them against the settings."""
+    """Create the topics, check them against the settings, or print who needs which rights."""
 
 
 @topics.command(
@@ -157,6 +156,18 @@ def topics_check(settings: "Settings") -> int:
     if not problems:
         click.echo("the topics are as the settings want them")
     return 1 if problems else 0
+
+
+@topics.command("acls", cls=Command, settings=(*TOPICS, "agents_group", "worker_group", *EVERYWHERE))
+def topics_acls(settings: "Settings") -> None:
+    """Print the least rights of each part, as arguments for Kafka's kafka-acls.sh; see docs/security.md.
+
+    stream-rec topics acls | xargs -L 1 kafka-acls.sh --bootstrap-server HOST:PORT --add
+    """
+    from stream_rec.pipeline import rights
+
+    for arguments in rights.commands(settings):
+        click.echo(arguments)
 
 
 @cli.command(

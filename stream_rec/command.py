@@ -6,6 +6,11 @@ from typing import Any
 import click
 
 EVERYWHERE = ("log_level",)
+KAFKA = (
+    *("bootstrap_servers", "kafka_security_protocol", "kafka_sasl_mechanism", "kafka_username", "kafka_password_file"),
+    *("kafka_ca_file", "kafka_cert_file", "kafka_key_file", "kafka_key_password_file", *EVERYWHERE),
+)
+"""Of whoever talks to Kafka. Not the password itself: a command line is seen by every user of the machine."""
 
 
 class Command(click.Command):

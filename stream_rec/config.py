@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_cache_path
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -42,6 +42,21 @@ class Settings(BaseSettings):
 
     # Kafka
     bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port, separated by commas")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="of the brokers' listener: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    kafka_sasl_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"] = Field(
+        "SCRAM-SHA-512", description="how SASL proves the password: SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN"
+    )
+    kafka_username: str | None = Field(None, min_length=1, description="user that SASL logs in as")
+    kafka_password: SecretStr | None = Field(None, min_length=1, description="the user's password; rather from a file")
+    kafka_password_file: Path | None = Field(None, description="file that holds the password and nothing else")
+    kafka_ca_file: Path | None = Field(
+        None, description="PEM file of the certificates that are trusted [default: the system's]"
+    )
+    kafka_cert_file: Path | None = Field(None, description="PEM file of a certificate of our own and its chain")
+    kafka_key_file: Path | None = Field(None, description="PEM file of its key [default: kafka_cert_file]")
+    kafka_key_password_file: Path | None = Field(None, description="file that holds the key's password")
     events_topic: Topic = Field("events", description="topic that holds what users do")
     windows_topic: Topic = Field("windows", description="topic of the users' windows (changelog and work queue)")
     items_topic: Topic = Field("items", description="topic of the catalogue")
@@ -162,7 +177,18 @@ class Settings(BaseSettings):
         topics = self.topics
         if len(set(topics)) < len(topics):
             raise ValueError(f"two topics have the same name: {', '.join(topics)}")
+        self._check_security()
         return self
+
+    def _check_security(self) -> None:
+        protocol = self.kafka_security_protocol
+        if protocol.startswith("SASL"):
+            if self.kafka_username is None:
+                raise ValueError(f"{protocol} needs kafka_username")
+            if (self.kafka_password is None) == (self.kafka_password_file is None):
+                raise ValueError(f"{protocol} needs one of kafka_password_file and kafka_password")
+        if self.kafka_cert_file is None and (self.kafka_key_file or self.kafka_key_password_file):
+            raise ValueError("a key needs kafka_cert_file")
 
     @property
     def move(self) -> int:
@@ -202,6 +228,21 @@ def environment_name(setting: str) -> str:
     return PREFIX + setting.upper()
 
 
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings that were given as environment variables of another process, the password among them."""
+    return {
+        environment_name(name): _text(value)
+        for name, value in settings.model_dump(exclude_unset=True).items()
+        if value is not None
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
 def load(config: Path | None = None, **given: Any) -> Settings:
     """The settings in force; `given` (from the command line) wins, its None values are left out.
 
@@ -231,4 +272,5 @@ def _line(error: Any) -> str:
         return f"settings: {text}"
     if error["type"] == "extra_forbidden":
         return f"setting {name}: there is no such setting; see 'stream-rec settings' for the names"
-    return f"setting {name} ({environment_name(name)}): {text}, got {error['input']!r}"
+    got = "" if name == "kafka_password" else f", got {error['input']!r}"
+    return f"setting {name} ({environment_name(name)}): {text}{got}"

@@ -68,7 +68,7 @@ def test_every_command_of_the_product_is_there() -> None:
         "forget",
         "pseudonym",
     ]
-    grouped = {("topics", name) for name in ("create", "check")} | {
+    grouped = {("topics", name) for name in ("create", "check", "acls")} | {
         ("bench", name) for name in ("engine", "catalog", "blend", "peers", "pipeline", "overload")
     }
     assert {(name,) for name in wanted} | grouped == set(commands())

@@ -1,8 +1,12 @@
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from stream_rec.config import PREFIX, Settings, environment_name, load
+from stream_rec.cli import cli
+from stream_rec.config import PREFIX, Settings, environment, environment_name, load
 from stream_rec.errors import UserError
 
 
@@ -128,6 +132,59 @@ def test_a_settings_file_that_is_not_toml():
 def test_a_settings_file_that_is_not_text(content):
     Path("stream-rec.toml").write_bytes(content)
     assert "stream-rec.toml" in error_of()
+
+
+SASL = {"kafka_security_protocol": "SASL_SSL", "kafka_username": "u"}
+
+
+def test_a_password_shows_up_nowhere(monkeypatch):
+    monkeypatch.setenv("STREAM_REC_KAFKA_PASSWORD", "pa55word")
+    settings = load(**SASL)
+    assert settings.kafka_password.get_secret_value() == "pa55word"
+    assert "pa55word" not in f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
+    assert "pa55word" not in CliRunner().invoke(cli, ["settings"]).output
+    write("kafka_password = ['pa55word']")
+    monkeypatch.delenv("STREAM_REC_KAFKA_PASSWORD")
+    assert "pa55word" not in error_of(**SASL)
+
+
+def test_another_process_is_given_the_password(monkeypatch):
+    for name, value in environment(load(**SASL, kafka_password="pa55word", top_k=7)).items():
+        monkeypatch.setenv(name, value)
+    settings = load()
+    assert (settings.kafka_password.get_secret_value(), settings.top_k) == ("pa55word", 7)
+
+
+def test_no_command_takes_a_password_as_an_option():
+    for name, command in commands():
+        options = {option for parameter in command.get_params(click.Context(command)) for option in parameter.opts}
+        if "--bootstrap-servers" in options:
+            assert {"--kafka-username", "--kafka-password-file", "--kafka-ca-file"} <= options, name
+        assert "--kafka-password" not in options, name
+
+
+def commands(group: click.Group = cli) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        yield from commands(command) if isinstance(command, click.Group) else ((name, command),)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"kafka_security_protocol": "SASL_SSL"}, "SASL_SSL needs kafka_username"),
+        (SASL, "needs one of kafka_password_file and kafka_password"),
+        (SASL | {"kafka_password": "a", "kafka_password_file": "b"}, "needs one of"),
+        ({"kafka_key_file": "key.pem"}, "a key needs kafka_cert_file"),
+        ({"kafka_sasl_mechanism": "GSSAPI"}, "setting kafka_sasl_mechanism (STREAM_REC_KAFKA_SASL_MECHANISM)"),
+        ({"kafka_security_protocol": "TLS"}, "setting kafka_security_protocol"),
+    ],
+)
+def test_a_login_that_can_be_none_is_refused(given, says):
+    assert says in error_of(**given)
+
+
+def test_pages_listen_on_this_machine_alone():
+    assert {load().metrics_host, load().console_host} == {"127.0.0.1"}
 
 
 def test_settings_cannot_be_changed():

@@ -15,11 +15,12 @@ import click
 import pytest
 import yaml
 
-from stream_rec.config import PREFIX, Settings, environment_name
+from stream_rec.config import PREFIX, Settings, environment_name, load
 from stream_rec.pipeline.broker import KAFKA_VERSION
+from stream_rec.pipeline.rights import PARTS, Right
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
 FRAME = [
     *DOCUMENTS,
     *(path for path in (ROOT / "monitoring").rglob("*") if path.is_file()),
@@ -87,6 +88,43 @@ def test_the_readme_lists_the_reasons_of_dead_letters():
 def test_links_lead_to_files_of_the_repository(path):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def clients_of_kafka() -> Iterator[tuple[str, list[ast.keyword]]]:
+    """Where the package makes one, and with which arguments."""
+    for path in (ROOT / "stream_rec").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Name(id="AIOKafkaConsumer" | "AIOKafkaProducer" | "AIOKafkaAdminClient")):
+                    yield f"{relative(path)}:{node.lineno}", node.keywords
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="faust"), attr="App")):
+                    (login,) = [one for one in node.keywords if one.arg == "broker_credentials"]
+                    yield f"{relative(path)}:{node.lineno}", [ast.keyword(None, login.value)]
+
+
+def test_every_client_of_kafka_takes_its_login_from_the_settings():
+    clients = dict(clients_of_kafka())
+    assert len(clients) >= 15
+    for place, arguments in clients.items():
+        spread = [ast.unparse(one.value) for one in arguments if one.arg is None]
+        assert any("access" in one for one in spread), place
+        assert "bootstrap_servers" not in [one.arg for one in arguments], place
+
+
+def test_the_documented_rights_are_those_that_are_asked_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    table = re.findall(
+        r"^\| `(\w+)` \| ([\w, ]+) \| (topic|group|transactional-id) (`.*`) \|$",
+        (ROOT / "docs/security.md").read_text(),
+        re.MULTILINE,
+    )
+    documented = {
+        (part, Right(operation, kind, name.rstrip("*"), name.endswith("*")))
+        for part, operations, kind, names in table
+        for operation in operations.split(", ")
+        for name in re.findall(r"`([^`]+)`", names)
+    }
+    assert documented == {(part, right) for part, needs in PARTS.items() for right in needs(load())}
 
 
 def code(language: str) -> list[str]:

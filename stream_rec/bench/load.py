@@ -14,6 +14,7 @@ from aiokafka.structs import RecordMetadata
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import Event, encode
+from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.publish import Publisher
 
 Turn = Callable[[int], Awaitable[None]]
@@ -58,7 +59,7 @@ class Load:
         self._publisher = await Publisher(settings, settings.events_topic, on_stored=self._stored).__aenter__()
         self._consumer = AIOKafkaConsumer(
             settings.recommendations_topic,
-            bootstrap_servers=settings.bootstrap_servers,
+            **access(settings),
             isolation_level="read_committed",
             auto_offset_reset="earliest",
         )

@@ -29,7 +29,7 @@ from stream_rec.bench.traffic import Traffic, logged, simulated
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import Event, encode, read_recommendation, read_window
-from stream_rec.pipeline import topics
+from stream_rec.pipeline.connection import access, connect
 from stream_rec.pipeline.publish import Publisher
 from stream_rec.pipeline.search import Search
 
@@ -93,7 +93,7 @@ def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_j
 
 async def _measure(stage: Stage, traffic: Traffic, plan: Plan, say: Callable[[str, float], None]) -> dict[str, Any]:
     await stage.begin()
-    async with topics.connect(stage.settings.bootstrap_servers) as admin, _reader(stage.settings) as reader:
+    async with connect(access(stage.settings)) as admin, _reader(stage.settings) as reader:
         watch = Watch(stage, admin, reader)
         await watch.until_done(lambda behind: say(f"warming up, {behind:,} windows wait", 0))
         sent, loaded = await _overload(stage, traffic.live, plan, watch, say)
@@ -155,7 +155,7 @@ def _later(events: Sequence[Event]) -> Iterator[Event]:
 
 
 def _reader(settings: Settings) -> AIOKafkaConsumer:
-    return AIOKafkaConsumer(bootstrap_servers=settings.bootstrap_servers)
+    return AIOKafkaConsumer(**access(settings))
 
 
 class Watch:
@@ -209,9 +209,9 @@ async def _left(stage: Stage, sent: Mapping[str, int]) -> tuple[int, int]:
     """Users whose window does not count all that was sent, and users whose newest window is not answered."""
     settings, past = stage.settings, stage.past.windows
     keys = {user.encode() for user in past.keys() | sent.keys()}
-    async with Search(settings.bootstrap_servers, settings.windows_topic) as search:
+    async with Search(access(settings), settings.windows_topic) as search:
         windows = {key: read_window(one.value) for key, one in (await search.newest(keys)).items()}
-    async with Search(settings.bootstrap_servers, settings.recommendations_topic) as search:
+    async with Search(access(settings), settings.recommendations_topic) as search:
         answers = {key: read_recommendation(one.value) for key, one in (await search.newest(keys)).items()}
     wrong = unanswered = 0
     for key in keys:

@@ -104,7 +104,7 @@ def staged(settings: Settings, traffic: Traffic, shape: Shape, *, coalesce: bool
         stack.callback(broker.stop, BROKER_END_S)
         own = config.load(
             **settings.model_dump(exclude_unset=True)
-            | {"bootstrap_servers": broker.bootstrap, "event_types": traffic.event_types, "model": home / "model"}
+            | {**broker.settings, "event_types": traffic.event_types, "model": home / "model"}
             | {"agents_metrics_port": 0, "worker_metrics_port": 0, "cache_dir": home / "cache", "coalesce": coalesce}
         )
         past = _past(traffic, own)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stream_rec.command import EVERYWHERE, Command
+from stream_rec.command import KAFKA, Command
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
@@ -28,10 +28,10 @@ MODEL = (
 @click.command(
     cls=Command,
     settings=(
-        *("bootstrap_servers", "console_host", "console_port"),
+        *(*KAFKA, "console_host", "console_port"),
         *("events_topic", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic", "event_types"),
         "pseudonym_key_file",
-        *(*MODEL, "cache_dir", *EVERYWHERE),
+        *(*MODEL, "cache_dir"),
     ),
 )
 @click.option("--allow-events", is_flag=True, help="let the page send events [default: it is read-only]")
@@ -49,8 +49,8 @@ def console(settings: "Settings", allow_events: bool) -> int:
 @click.command(
     cls=Command,
     settings=(
-        *("bootstrap_servers", "windows_topic", "items_topic", "recommendations_topic", "pseudonym_key_file"),
-        *(*MODEL, "cache_dir", *EVERYWHERE),
+        *(*KAFKA, "windows_topic", "items_topic", "recommendations_topic", "pseudonym_key_file"),
+        *(*MODEL, "cache_dir"),
     ),
 )
 @click.argument("user", required=False)

@@ -12,6 +12,7 @@ from stream_rec.console.live import Live, Row
 from stream_rec.console.reading import RETRY_S
 from stream_rec.console.trends import Trends
 from stream_rec.messages import UNREADABLE, event_in, read_recommendation
+from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.dead_letters import place_of
 from stream_rec.pseudonyms import naming
 
@@ -48,7 +49,7 @@ class Feed:
         """Runs until it is cancelled."""
         async with AIOKafkaConsumer(
             *self._topics,
-            bootstrap_servers=self._settings.bootstrap_servers,
+            **access(self._settings),
             isolation_level="read_committed",
             auto_offset_reset="latest",
             max_partition_fetch_bytes=self._settings.max_message_bytes,

@@ -18,7 +18,9 @@ from stream_rec.console.reading import read
 from stream_rec.console.titles import Titles
 from stream_rec.console.trends import Trends
 from stream_rec.errors import UserError
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.rights import on
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +134,7 @@ class Following:
         while True:
             await asyncio.sleep(BEAT_S)
             try:
-                await require(self._settings.bootstrap_servers, self._settings.events_topic)
+                await require(access(self._settings), *on("Read", self._settings.events_topic))
                 self.ailing = ""
             except UserError as error:
                 self.ailing = str(error)

@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
+from stream_rec.pipeline.connection import access
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ async def read(settings: Settings, topic: str, *, follow: bool, most: int | None
     """
     async with AIOKafkaConsumer(
         topic,
-        bootstrap_servers=settings.bootstrap_servers,
+        **access(settings),
         isolation_level="read_committed",
         auto_offset_reset="earliest",
         max_partition_fetch_bytes=settings.max_message_bytes,

@@ -10,8 +10,9 @@ from stream_rec.config import Settings
 from stream_rec.console.following import Following
 from stream_rec.console.requests import app
 from stream_rec.errors import UserError
-from stream_rec.pipeline import loop
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline import loop, rights
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import require
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ async def _run(settings: Settings, allow_events: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    topics = (settings.items_topic, settings.windows_topic, settings.events_topic, settings.dead_letter_topic)
-    await require(settings.bootstrap_servers, *topics, settings.recommendations_topic)
+    sending = rights.on("Write", settings.events_topic) if allow_events else ()
+    await require(access(settings), *rights.console(settings), *sending)
     following = Following(settings)
     runner = web.AppRunner(app(settings, following, allow_events), access_log=None, shutdown_timeout=1.0)
     await runner.setup()

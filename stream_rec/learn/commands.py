@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_rec.command import EVERYWHERE, Command
+from stream_rec.command import EVERYWHERE, KAFKA, Command
 from stream_rec.cores import share_cores
 
 if TYPE_CHECKING:
@@ -25,10 +25,7 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
 
 @click.command(
     cls=Command,
-    settings=(
-        *("bootstrap_servers", "items_topic", "event_types", "capacity", "stride", "text_encoder", "cache_dir"),
-        *EVERYWHERE,
-    ),
+    settings=(*KAFKA, "items_topic", "event_types", "capacity", "stride", "text_encoder", "cache_dir"),
 )
 @click.argument("events", type=click.Path(path_type=Path), required=False)
 @click.option("--from-topic", metavar="TOPIC", help="a topic of events in place of the file, up to what it holds now")

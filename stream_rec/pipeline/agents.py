@@ -22,9 +22,10 @@ from prometheus_client import CollectorRegistry
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.health import MOVING, Health, serve
-from stream_rec.pipeline import faust_kafka, faust_memory, loop, topics
+from stream_rec.pipeline import faust_kafka, faust_memory, loop, rights, topics
 from stream_rec.pipeline.buried import buried
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pipeline.lag import Lag
 from stream_rec.pipeline.scratch import own_folder
@@ -130,13 +131,9 @@ def run(settings: Settings) -> int:
 
 async def _fit(settings: Settings) -> None:
     """Warns of what about the topics is odd. Raises `UserError` where the agents could not do their work."""
-    problems = await topics.check(settings)
-    missing = [problem for problem in problems if problem.found is None]
-    if missing:
-        raise UserError("; ".join(map(str, missing)))
-    for problem in problems:
+    counts = await require(access(settings), *rights.agents(settings))
+    for problem in await topics.check(settings, *counts):
         log.warning("%s", problem)
-    counts = await require(settings.bootstrap_servers, settings.events_topic, settings.windows_topic)
     events, windows = counts[settings.events_topic], counts[settings.windows_topic]
     if events != windows:
         raise UserError(
@@ -185,6 +182,7 @@ def _app(settings: Settings, folder: Path) -> faust.App:
         settings.agents_group,
         env={},  # faust would let any BROKER_URL or APP_STORE around win over what stands here
         broker=[f"{faust_kafka.SCHEME}://{address.strip()}" for address in brokers],
+        broker_credentials=faust_kafka.credentials(access(settings)),
         store="rocksdb://" if settings.store == "rocksdb" else faust_memory.MEMORY,
         datadir=datadir,
         processing_guarantee="at_least_once",  # its exactly_once swallows errors

@@ -14,14 +14,15 @@ import socket
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from types import MappingProxyType, TracebackType
+from typing import IO, Any, Self
 
 from stream_rec.errors import UserError
-from stream_rec.pipeline import child, topics
+from stream_rec.pipeline import child
+from stream_rec.pipeline.connection import connect
 
 KAFKA_VERSION = "4.3.1"
 """The same as the image's in docker-compose.yml."""
@@ -69,26 +70,47 @@ class Broker:
     `data` is a folder that keeps topics and offsets from one start to the next; None is a temporary folder, removed by
     `stop`. `port` 0 takes a free one. `heap_mb` is Java's heap in MiB (10^6 messages pass with 512).
 
+    `listeners` are security protocols beside PLAINTEXT, each on a free port of its own. `properties` are Kafka's,
+    and win over those that stand here; `formatting` are further arguments of `kafka-storage.sh format`.
+
     However this process ends, `kill -9` included, the Java process ends with it (on Linux). It stands in a session of
     its own, so that a terminal's Ctrl-C reaches this process alone, which then stops its parts in their order.
     """
 
     def __init__(
-        self, data: Path | None = None, port: int = 0, heap_mb: int = 512, notify: Callable[[str], None] = _say
+        self,
+        data: Path | None = None,
+        port: int = 0,
+        heap_mb: int = 512,
+        notify: Callable[[str], None] = _say,
+        *,
+        listeners: Sequence[str] = (),
+        properties: Mapping[str, str] = MappingProxyType({}),
+        formatting: Sequence[str] = (),
     ) -> None:
         self._kept = data
         self._wanted = port
         self._heap_mb = heap_mb
         self._notify = notify
+        self._listeners = listeners
+        self._properties = properties
+        self._formatting = formatting
         self._home: Path | None = None
         self._lock: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port
+        self.ports: dict[str, int] = {}
+        """Of each of `listeners`."""
 
     @property
     def bootstrap(self) -> str:
         """host:port, as `STREAM_REC_BOOTSTRAP_SERVERS` wants it."""
         return f"{HOST}:{self.port}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that reach it, whatever else is set."""
+        return {"bootstrap_servers": self.bootstrap, "kafka_security_protocol": "PLAINTEXT"}
 
     @property
     def pid(self) -> int | None:
@@ -165,13 +187,15 @@ class Broker:
 
     def _started(self, server: list[str], home: Path, timeout_s: float) -> bool:
         """Starts Kafka; False when another process took the free port meanwhile."""
-        self.port, controller = _ports(self._wanted)
+        self.port, controller, *further = _ports(self._wanted, 0, *(0 for _ in self._listeners))
+        self.ports = dict(zip(self._listeners, further, strict=True))
         properties = home / "server.properties"
-        properties.write_text(_properties(home, self.port, controller), encoding="utf-8")
+        given = {**_properties(home, {"PLAINTEXT": self.port, **self.ports}, controller), **self._properties}
+        properties.write_text("".join(f"{name}={value}\n" for name, value in given.items()), encoding="utf-8")
         output = home / "broker.log"
         with output.open("ab") as sink:
             since = sink.tell()
-            if not (home / "log" / "meta.properties").exists() and _format(server, properties, sink):
+            if not (home / "log" / "meta.properties").exists() and _format(server, properties, self._formatting, sink):
                 raise UserError(f"Kafka cannot use {home}: {_tail(output, since)}")
             self._process = child.start([*server, str(properties)], sink)
         with ThreadPoolExecutor(1) as aside:  # the caller may run an event loop of its own
@@ -185,11 +209,11 @@ class Broker:
         raise UserError(f"Kafka ended with code {self._process.returncode}: {tail}")
 
 
-def _ports(wanted: int) -> tuple[int, int]:
-    """The port of the clients and a free one of the controller."""
+def _ports(*wanted: int) -> list[int]:
+    """The ports, a free one for each 0."""
     with contextlib.ExitStack() as held:
         ports = []
-        for port in (wanted, 0):
+        for port in wanted:
             one = held.enter_context(socket.socket())
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -199,19 +223,20 @@ def _ports(wanted: int) -> tuple[int, int]:
                     f"port {port} is taken ({error.strerror}): stop what listens there, or choose another with --port"
                 ) from None
             ports.append(one.getsockname()[1])
-    return ports[0], ports[1]
+    return ports
 
 
-def _properties(home: Path, port: int, controller: int) -> str:
+def _properties(home: Path, ports: Mapping[str, int], controller: int) -> dict[str, str]:
     """Kafka's configuration for one node: nothing is replicated, and a group forms at once."""
-    settings = {
+    listeners = ",".join(f"{protocol}://{HOST}:{port}" for protocol, port in ports.items())
+    return {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@{HOST}:{controller}",
-        "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller}",
-        "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
+        "listeners": f"{listeners},CONTROLLER://{HOST}:{controller}",
+        "advertised.listeners": listeners,
         "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        "listener.security.protocol.map": ",".join(["CONTROLLER:PLAINTEXT", *(f"{one}:{one}" for one in ports)]),
         "log.dirs": f"{home}/log",
         "auto.create.topics.enable": "false",
         "group.initial.rebalance.delay.ms": "0",
@@ -228,13 +253,13 @@ def _properties(home: Path, port: int, controller: int) -> str:
         "message.max.bytes": str(64 << 20),  # the topics set their own, smaller limit
         "replica.fetch.max.bytes": str(64 << 20),
     }
-    return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
-def _format(server: list[str], properties: Path, sink: IO[bytes]) -> int:
+def _format(server: list[str], properties: Path, further: Sequence[str], sink: IO[bytes]) -> int:
     """Makes the folder Kafka's, with a new cluster id; returns the exit code."""
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    command = [*server[:-1], "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
+    tool = [*server[:-1], "kafka.tools.StorageTool", "format"]
+    command = [*tool, f"--cluster-id={cluster}", "-c", str(properties), *further]
     return subprocess.run(  # noqa: S603 - our own command
         command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, check=False
     ).returncode
@@ -249,7 +274,7 @@ async def _answers(process: subprocess.Popen[bytes], port: int, timeout_s: float
                 with contextlib.suppress(OSError, UserError):
                     _, writer = await asyncio.open_connection(HOST, port)  # a cheap knock, while Java still loads
                     writer.close()
-                    async with topics.connect(f"{HOST}:{port}"):
+                    async with connect({"bootstrap_servers": f"{HOST}:{port}"}):
                         return True
     return False
 

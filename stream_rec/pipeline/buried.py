@@ -9,9 +9,11 @@ from collections.abc import Collection
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from stream_rec.config import Settings
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.dead_letters import Place, place_of
+from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.group import heed_errors
+from stream_rec.pipeline.rights import on
 from stream_rec.pipeline.spans import Span, read, since
 from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 
@@ -27,10 +29,10 @@ async def buried(settings: Settings, partitions: Collection[int]) -> set[tuple[i
     is not read. Raises `KafkaError`, and `UserError` when no broker answers.
     """
     topic = settings.dead_letter_topic
-    count = (await require(settings.bootstrap_servers, topic))[topic]
+    count = (await require(access(settings), *on("Read", topic)))[topic]
     graveyard = [TopicPartition(topic, number) for number in range(count)]
     reader = AIOKafkaConsumer(
-        bootstrap_servers=settings.bootstrap_servers,
+        **access(settings),
         group_id=settings.agents_group,  # asked for its commits; never joined
         enable_auto_commit=False,
         auto_offset_reset="earliest",

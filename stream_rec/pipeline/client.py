@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError
@@ -19,7 +19,9 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, Item, Recommendation, read_item, read_recommendation
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.rights import Right, on
 from stream_rec.pipeline.search import Search, newest_of
 
 log = logging.getLogger(__name__)
@@ -42,12 +44,17 @@ class Recommendations:
     exception; after a crash the last second comes again (at least once). A new group begins with the newest answer of
     every user, which compaction keeps. Without a `group` it begins now, and nothing is kept.
 
+    `kafka` are aiokafka's further arguments for a broker that wants TLS or a login. `**access(load())` gives them, and
+    `bootstrap_servers`, as the settings say (`stream_rec.pipeline.connection`, `stream_rec.config`).
+
     A record that can't be read is logged and counted in `unreadable`. Raises `UserError` when no broker answers or the
     topic does not exist.
     """
 
-    def __init__(self, *, bootstrap_servers: str, topic: str = "recommendations", group: str | None = None) -> None:
-        self._bootstrap_servers = bootstrap_servers
+    def __init__(
+        self, *, bootstrap_servers: str, topic: str = "recommendations", group: str | None = None, **kafka: Any
+    ) -> None:
+        self._access = {"bootstrap_servers": bootstrap_servers, **kafka}
         self._topic = topic
         self._group = group
         self._given: ConsumerRecord | None = None
@@ -56,10 +63,11 @@ class Recommendations:
         self.unreadable = 0
 
     async def __aenter__(self) -> Self:
-        await require(self._bootstrap_servers, self._topic)
+        member = () if self._group is None else (Right("Read", "group", self._group),)
+        await require(self._access, *on("Read", self._topic), *member)
         self._consumer = AIOKafkaConsumer(
             self._topic,
-            bootstrap_servers=self._bootstrap_servers,
+            **self._access,
             group_id=self._group,
             enable_auto_commit=False,
             isolation_level="read_committed",
@@ -151,7 +159,7 @@ async def titles(item_ids: Collection[str], settings: Settings) -> dict[str, Ite
     """
     if not item_ids:
         return {}
-    async with Search(settings.bootstrap_servers, settings.items_topic) as search:
+    async with Search(access(settings), settings.items_topic) as search:
         records = await search.newest({item_id.encode() for item_id in item_ids})
     found: dict[str, Item] = {}
     for key, record in records.items():

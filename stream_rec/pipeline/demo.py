@@ -85,7 +85,7 @@ def run(settings: Settings, plan: Plan) -> int:
             shop = _simulated(plan, home) if plan.events is None else _logged(plan, plan.events)
             broker = Broker(notify=lambda line: console.print(line, highlight=False)).start()
             stack.callback(broker.stop, BROKER_END_S)
-            here = {"bootstrap_servers": broker.bootstrap, "event_types": shop.event_types, "model": home / "model"}
+            here = {**broker.settings, "event_types": shop.event_types, "model": home / "model"}
             ports = {"agents_metrics_port": 0, "worker_metrics_port": 0}
             # Every event is compared with what was predicted right before it; the console takes any free port.
             each = {"coalesce": False, "console_port": 0}

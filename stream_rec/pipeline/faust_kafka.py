@@ -32,12 +32,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import faust
 from aiokafka.errors import IllegalGenerationError
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, FutureMessage
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
+from stream_rec.pipeline.connection import Access
 from stream_rec.pipeline.group import await_topics, heed_errors
 
 SCHEME = "exact"
@@ -54,6 +56,19 @@ READ_S = 0.005
 """Between two reads of what has come, seconds."""
 
 log = logging.getLogger(__name__)
+
+
+def credentials(access: Access) -> Any:
+    """What aiokafka takes, in faust's own form."""
+    context = access.get("ssl_context")
+    if "sasl_mechanism" not in access:
+        return context
+    return faust.SASLCredentials(
+        username=access["sasl_plain_username"],
+        password=access["sasl_plain_password"],
+        mechanism=access["sasl_mechanism"],
+        ssl_context=context,
+    )
 
 
 class Producer(driver.Producer):  # type: ignore[misc]

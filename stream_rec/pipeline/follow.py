@@ -12,10 +12,12 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from stream_rec.config import Settings
 from stream_rec.messages import UNREADABLE, Recommendation, event_in, read_recommendation
+from stream_rec.pipeline import rights
 from stream_rec.pipeline.accuracy import Prequential
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.dead_letters import place_of
 from stream_rec.pipeline.floors import Floors
+from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.report import Report
 from stream_rec.pseudonyms import Naming, naming
 
@@ -47,10 +49,10 @@ async def following(
     Raises `UserError` when no broker answers or a topic does not exist.
     """
     topics = _Topics(settings.dead_letter_topic, settings.events_topic, settings.recommendations_topic)
-    await require(settings.bootstrap_servers, *topics)
+    await require(access(settings), *rights.report(settings))
     async with AIOKafkaConsumer(
         *topics,
-        bootstrap_servers=settings.bootstrap_servers,
+        **access(settings),
         isolation_level="read_committed",
         auto_offset_reset="earliest",
         fetch_max_wait_ms=100,

@@ -21,8 +21,10 @@ from stream_rec import messages
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import ERASE, UNREADABLE, Event, Rejected
-from stream_rec.pipeline import topics
+from stream_rec.pipeline import rights, topics
 from stream_rec.pipeline.answers import HELD, NOTHING
+from stream_rec.pipeline.connection import access, connect
+from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.publish import Publisher
 from stream_rec.pipeline.search import newest_of
 
@@ -80,6 +82,8 @@ async def run(user: str, settings: Settings, timeout_s: float | None) -> int:
 
     Raises `UserError` when no broker answers or a topic does not exist.
     """
+    if timeout_s is not None:
+        await require(access(settings), *rights.eraser(settings))
     said = Console(stderr=True)
     with said.status("asking for the erasure"):
         asked = await ask(user, settings)
@@ -118,7 +122,7 @@ async def receive(user: str, asked: Place, settings: Settings, timeout_s: float)
 
     Raises `NotErasedError`, and `UserError` when no broker answers or a topic does not exist.
     """
-    async with topics.connect(settings.bootstrap_servers) as admin:
+    async with connect(access(settings)) as admin:
         where = TopicPartition(asked.topic, asked.partition)
         await _committed(admin, settings.agents_group, where, asked.offset, timeout_s, "agents")
         window = await newest_of(user, settings, settings.windows_topic)
@@ -132,7 +136,7 @@ async def receive(user: str, asked: Place, settings: Settings, timeout_s: float)
             where = TopicPartition(window.topic, window.partition)
             await _committed(admin, settings.worker_group, where, window.offset, timeout_s, "worker")
         answer = await newest_of(user, settings, settings.recommendations_topic)
-        configured = await topics.configured(admin, settings.topics)
+        configured = await topics.configured(admin, rights.personal(settings))
     if answer is not None and answer.value is not None and _offset(answer) < asked.offset:
         raise NotErasedError(f"topic {settings.recommendations_topic} still has an answer from before the erasure")
     checked = [

@@ -25,7 +25,9 @@ from stream_rec.learn.logs import Log
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.source import Period, Source
 from stream_rec.messages import ERASE, Item, Rejected
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.rights import on
 from stream_rec.pipeline.spans import Span, since
 from stream_rec.pipeline.spans import read as read_spans
 from stream_rec.pipeline.upserts import item_of
@@ -197,9 +199,9 @@ async def _read_all(
 ) -> Spans:
     """Reads both topics; returns what of the events was read."""
     topics = [topic] if catalogue is None else [topic, settings.items_topic]
-    counts = await require(settings.bootstrap_servers, *topics)
+    counts = await require(access(settings), *on("Read", *topics))
     async with AIOKafkaConsumer(
-        bootstrap_servers=settings.bootstrap_servers,
+        **access(settings),
         isolation_level="read_committed",
         auto_offset_reset="earliest",  # what retention deletes while it is read
         max_partition_fetch_bytes=settings.max_message_bytes,

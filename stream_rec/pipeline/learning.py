@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
 from stream_rec.messages import UNREADABLE, read_window
+from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.recent import Recent
 from stream_rec.pipeline.spans import Span, read
 from stream_rec.telemetry import WorkerMetrics
@@ -147,7 +148,7 @@ class Learning:
 
     def _reader(self) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
-            bootstrap_servers=self._settings.bootstrap_servers,
+            **access(self._settings),
             max_partition_fetch_bytes=self._settings.max_message_bytes,
             auto_offset_reset="earliest",
         )

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from stream_rec.config import Settings, environment_name
+from stream_rec.config import Settings, environment
 from stream_rec.errors import UserError
 from stream_rec.pipeline import child
 
@@ -91,12 +91,3 @@ class Processes:
 
 def _command(name: str) -> str:
     return name.split("-")[0]
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """The settings that were given, as environment variables."""
-    return {
-        environment_name(name): ",".join(value) if isinstance(value, tuple) else str(value)
-        for name, value in settings.model_dump(exclude_unset=True).items()
-        if value is not None
-    }

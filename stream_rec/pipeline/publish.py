@@ -12,7 +12,9 @@ from aiokafka.structs import RecordMetadata
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import Item, encode
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.rights import on
 
 
 def _ignore(_stored: RecordMetadata) -> None:
@@ -38,9 +40,9 @@ class Publisher:
         """Records that Kafka has stored."""
 
     async def __aenter__(self) -> Self:
-        await require(self._settings.bootstrap_servers, self._topic)
+        await require(access(self._settings), *on("Write", self._topic))
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._settings.bootstrap_servers,
+            **access(self._settings),
             enable_idempotence=True,
             linger_ms=2,
             max_batch_size=1 << 17,

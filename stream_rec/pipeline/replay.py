@@ -17,10 +17,12 @@ from stream_rec.learn import logs
 from stream_rec.learn.logs import Log
 from stream_rec.messages import Event
 from stream_rec.pipeline import report
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.feed import Fed, Pace, Stamp, feed, keep, now, speed, steady
 from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.follow import following
+from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.rights import on
 
 QUIET_S = 30.0
 """After the last event: how long nothing may be answered before the rest counts as lost, seconds."""
@@ -87,7 +89,7 @@ async def replay(
     With `floors` to compare with, it also follows the topics, waits until everything is covered or nothing has been
     for `quiet_s` seconds, and returns the summary of `report.Report`.
     """
-    await require(settings.bootstrap_servers, settings.events_topic)
+    await require(access(settings), *on("Write", settings.events_topic))
     async with AsyncExitStack() as stack:
         follower = await stack.enter_async_context(following(settings, floors)) if floors is not None else None
         columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())

@@ -11,7 +11,9 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.connection import Access, access
+from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.rights import on
 from stream_rec.pseudonyms import naming
 
 NEAREST = 500
@@ -26,14 +28,14 @@ class Search:
     Raises `UserError` when no broker answers, the topic does not exist, or the broker falls silent.
     """
 
-    def __init__(self, bootstrap_servers: str, topic: str) -> None:
-        self._bootstrap_servers = bootstrap_servers
+    def __init__(self, access: Access, topic: str) -> None:
+        self._access = access
         self._topic = topic
 
     async def __aenter__(self) -> Self:
-        self._partitions = (await require(self._bootstrap_servers, self._topic))[self._topic]
+        self._partitions = (await require(self._access, *on("Read", self._topic)))[self._topic]
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._bootstrap_servers,
+            **self._access,
             isolation_level="read_committed",
             fetch_max_wait_ms=10,  # a step back has to wait for the request that waits at the end
         )
@@ -95,14 +97,15 @@ class Search:
             if position > before:
                 moved = time.monotonic()
             elif time.monotonic() > moved + SILENCE_S:
-                raise UserError(f"the Kafka broker at {self._bootstrap_servers} stopped answering: is it still up?")
+                servers = self._access["bootstrap_servers"]
+                raise UserError(f"the Kafka broker at {servers} stopped answering: is it still up?")
         return found
 
 
 async def newest_of(user: str, settings: Settings, topic: str) -> ConsumerRecord | None:
     """The newest record of a user, named by the id or as the topic does; None without one. Raises `UserError`."""
     keys = dict.fromkeys((naming(settings.pseudonym_key_file)(user).encode(), user.encode()))
-    async with Search(settings.bootstrap_servers, topic) as search:
+    async with Search(access(settings), topic) as search:
         for key in keys:
             if record := (await search.newest({key})).get(key):
                 return record

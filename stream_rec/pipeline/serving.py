@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError
 from stream_rec.config import Settings
 from stream_rec.health import MOVING, Health
 from stream_rec.pipeline.answers import Answer, Answerer
+from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.group import await_topics, heed_errors
 from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.lag import Lag
@@ -63,7 +64,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; then what is in flight is published and the group is left."""
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.bootstrap_servers,
+            **access(self._settings),
             group_id=self._settings.worker_group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",

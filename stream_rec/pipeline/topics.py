@@ -1,17 +1,18 @@
-"""The five topics: how each is laid out, creating and checking them; and the place that finds a broker missing."""
+"""The five topics: how each is laid out, creating and checking them."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
-from stream_rec.config import Settings, environment_name
+from stream_rec.config import Settings
 from stream_rec.errors import UserError
+from stream_rec.pipeline.connection import access, connect
+from stream_rec.pipeline.granted import denial, examine, no_topic
+from stream_rec.pipeline.rights import checking, on
 
 HOUR_MS = 3_600_000
 DEAD_LETTER_ROOM = 65_536
@@ -32,7 +33,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         if self.found is None:
-            return f"topic {self.topic} does not exist: run 'stream-rec topics create'"
+            return no_topic(self.topic)
         return f"topic {self.topic}: {self.setting} is {self.found}, the settings want {self.expected}"
 
 
@@ -89,9 +90,9 @@ async def create(settings: Settings) -> list[str]:
 
     Raises `UserError` when no broker answers or the broker refuses.
     """
-    async with connect(settings.bootstrap_servers) as admin:
+    async with connect(access(settings)) as admin:
         wanted = layouts(settings)
-        present = await _partitions(admin)
+        present = await examine(admin, *on("Describe", *wanted))
         missing = [name for name in wanted if name not in present]
         if not missing:
             return []
@@ -102,19 +103,25 @@ async def create(settings: Settings) -> list[str]:
             ]
         )
         for name, code, message in answer.topic_errors:
+            if code == TopicAuthorizationFailedError.errno:
+                raise UserError(denial(admin, *on("Create", name)))
             if code and code != TopicAlreadyExistsError.errno:  # another process may have been faster
                 raise UserError(f"cannot create topic {name}: {message or for_code(code).description}")
         async with asyncio.timeout(10):
-            while not set(missing) <= (await _partitions(admin)).keys():  # noqa: ASYNC110 - one can only ask
+            while not set(missing) <= (await examine(admin, *on("Describe", *missing))).keys():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         return [name for name, code, _ in answer.topic_errors if not code]
 
 
-async def check(settings: Settings) -> list[Problem]:
-    """What about the topics is not as the settings want it. Raises `UserError` when no broker answers."""
-    async with connect(settings.bootstrap_servers) as admin:
-        wanted = layouts(settings)
-        partitions = await _partitions(admin)
+async def check(settings: Settings, *names: str) -> list[Problem]:
+    """What about the topics, or those of these names, is not as the settings want it.
+
+    Raises `UserError` when no broker answers, or does not let us see them.
+    """
+    async with connect(access(settings)) as admin:
+        layout = layouts(settings)
+        wanted = {name: layout[name] for name in names or layout}
+        partitions = await examine(admin, *checking(*wanted))
         present = [name for name in wanted if name in partitions]
         found = await configured(admin, present)
     problems = [Problem(name, "topic", "to exist", None) for name in wanted if name not in partitions]
@@ -127,62 +134,6 @@ async def check(settings: Settings) -> list[Problem]:
             if setting in wanted[name] and found[name][setting] != wanted[name][setting]
         ]
     return problems
-
-
-@asynccontextmanager
-async def connect(bootstrap_servers: str, timeout_s: float = 5) -> AsyncIterator[AIOKafkaAdminClient]:
-    """A client for administration, once the broker has answered; `timeout_s` seconds bound that and each request.
-
-    Raises `UserError` when no broker answers.
-    """
-    try:
-        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=int(1_000 * timeout_s))
-    except ValueError:
-        raise UserError(
-            f"{bootstrap_servers!r} is no list of host:port: set {environment_name('bootstrap_servers')}"
-        ) from None
-    try:
-        with _silent():
-            await _greet(admin, bootstrap_servers, timeout_s)
-        yield admin
-    finally:
-        await admin.close()
-
-
-async def _greet(admin: AIOKafkaAdminClient, bootstrap_servers: str, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await admin.start()
-    except (KafkaError, OSError, TimeoutError, ValueError):
-        raise UserError(
-            f"no Kafka broker answers at {bootstrap_servers}: "
-            f"start one with 'stream-rec broker' or set {environment_name('bootstrap_servers')}"
-        ) from None
-    try:
-        async with asyncio.timeout(timeout_s):
-            await admin.list_topics()
-    except (KafkaError, OSError, TimeoutError, ValueError):
-        raise UserError(
-            f"the Kafka broker at {bootstrap_servers} names an address that can't be reached from here: "
-            "set its advertised.listeners"
-        ) from None
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """aiokafka logs each failed attempt; the person gets one line, the `UserError`."""
-    logger = logging.getLogger("aiokafka")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-async def _partitions(admin: AIOKafkaAdminClient) -> dict[str, int]:
-    """Of every topic on the broker. A request that names topics would create the missing ones where Kafka may."""
-    return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
 
 
 async def configured(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, Any]]:

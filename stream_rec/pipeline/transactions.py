@@ -15,6 +15,8 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.rights import transactions
 from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 
 log = logging.getLogger(__name__)
@@ -44,8 +46,8 @@ class Outlet:
     async def open(cls, partition: TopicPartition, settings: Settings) -> "Outlet":
         """Takes the partition over; raises `KafkaError` when Kafka refuses."""
         producer = AIOKafkaProducer(
-            bootstrap_servers=settings.bootstrap_servers,
-            transactional_id=f"{settings.worker_group}-{partition.topic}-{partition.partition}",
+            **access(settings),
+            transactional_id=f"{transactions(settings)}{partition.partition}",
             transaction_timeout_ms=TRANSACTION_MS,
             max_batch_size=1 << 20,
             max_request_size=settings.max_message_bytes + DEAD_LETTER_ROOM,

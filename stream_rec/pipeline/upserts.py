@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaError
 from stream_rec.config import Settings
 from stream_rec.messages import UNREADABLE, Item, Rejected, read_item
 from stream_rec.pipeline import dead_letters
+from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 from stream_rec.telemetry import WorkerMetrics
 
@@ -47,7 +48,7 @@ class Upserts:
         """Runs until it is cancelled."""
         async with AIOKafkaConsumer(
             self._settings.items_topic,
-            bootstrap_servers=self._settings.bootstrap_servers,
+            **access(self._settings),
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=self._settings.max_message_bytes,
         ) as consumer:
@@ -87,7 +88,7 @@ class Upserts:
     async def _bury(self, refused: Sequence[tuple[ConsumerRecord, Rejected]]) -> None:
         """Every worker buries what it can't read, and again with each new model: dead letters are at least once."""
         producer = AIOKafkaProducer(
-            bootstrap_servers=self._settings.bootstrap_servers,
+            **access(self._settings),
             enable_idempotence=True,
             max_request_size=self._settings.max_message_bytes + DEAD_LETTER_ROOM,
         )

@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry
 from stream_rec.config import Settings
 from stream_rec.cores import share_cores
 from stream_rec.health import Health, serve
-from stream_rec.pipeline import loop
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline import loop, rights
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.serving import Worker
 from stream_rec.pipeline.swap import Swaps
 from stream_rec.telemetry import WorkerMetrics
@@ -42,8 +43,7 @@ async def _run(settings: Settings) -> int:
     stop, look = asyncio.Event(), asyncio.Event()
     for number, event in ((signal.SIGINT, stop), (signal.SIGTERM, stop), (signal.SIGHUP, look)):
         asyncio.get_running_loop().add_signal_handler(number, event.set)
-    answers = (settings.recommendations_topic, settings.dead_letter_topic)
-    await require(settings.bootstrap_servers, settings.windows_topic, settings.items_topic, *answers)
+    await require(access(settings), *rights.worker(settings))
     registry = CollectorRegistry()
     metrics, health = WorkerMetrics(registry), Health(settings.ready_lag)
     port = serve(registry, health, settings.metrics_host, settings.worker_metrics_port)

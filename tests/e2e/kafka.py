@@ -15,8 +15,9 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from stream_rec import config
 from stream_rec.config import Settings
 from stream_rec.messages import Event, Window, encode, read_window
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.connection import require
+from stream_rec.pipeline.connection import access, connect
+from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.rights import on
 
 LARGE = 64 << 20
 
@@ -45,7 +46,7 @@ async def produce(
     settings: Settings, records: Iterable[Sent], topic: str = "", **producer: Any
 ) -> list[tuple[int, int]]:
     """Writes to `topic` (the events) and returns each record's partition and offset."""
-    options = {"bootstrap_servers": settings.bootstrap_servers, "max_request_size": LARGE, "linger_ms": 1}
+    options = {**access(settings), "max_request_size": LARGE, "linger_ms": 1}
     async with AIOKafkaProducer(**options | producer) as one:
         futures = [await one.send(topic or settings.events_topic, value, key=key) for key, value in records]
         return [(done.partition, done.offset) for done in [await future for future in futures]]
@@ -54,10 +55,10 @@ async def produce(
 @asynccontextmanager
 async def whole(settings: Settings, topic: str) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
     """A consumer at the beginning of all partitions of a topic, and where they end."""
-    count = (await require(settings.bootstrap_servers, topic))[topic]
+    count = (await require(access(settings), *on("Read", topic)))[topic]
     partitions = [TopicPartition(topic, number) for number in range(count)]
     async with AIOKafkaConsumer(
-        bootstrap_servers=settings.bootstrap_servers,
+        **access(settings),
         isolation_level="read_committed",
         max_partition_fetch_bytes=LARGE,
         fetch_max_wait_ms=20,
@@ -85,7 +86,7 @@ async def windows_in(settings: Settings) -> dict[str, Window | None]:
 
 async def waiting(settings: Settings, group: str, topic: str) -> int:
     """Records of `topic` that `group` has not committed yet."""
-    async with whole(settings, topic) as (_, ends), topics.connect(settings.bootstrap_servers) as admin:
+    async with whole(settings, topic) as (_, ends), connect(access(settings)) as admin:
         try:
             committed = await admin.list_consumer_group_offsets(group)
         except GroupCoordinatorNotAvailableError:  # a new broker has no groups yet
@@ -98,7 +99,7 @@ async def alter(settings: Settings, topic: str, **configs: str) -> None:
     resource = ConfigResource(
         ConfigResourceType.TOPIC, topic, {name.replace("_", "."): value for name, value in configs.items()}
     )
-    async with topics.connect(settings.bootstrap_servers) as admin:
+    async with connect(access(settings)) as admin:
         await admin.alter_configs([resource])
 
         async def shown() -> bool:

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from urllib.error import HTTPError
 
-from stream_rec.config import Settings, environment_name
+from stream_rec.config import Settings, environment
 from stream_rec.cores import share_cores
 
 COMMAND = (sys.executable, "-m", "stream_rec.cli")
@@ -29,16 +29,9 @@ SERVER.set_forkserver_preload(
 )
 
 
-def environment_of(settings: Settings) -> dict[str, str]:
-    """The settings that differ from the defaults, as environment variables."""
-    changed = settings.model_dump(exclude_defaults=True)
-    texts = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in changed.items()}
-    return {environment_name(name): text for name, text in texts.items()}
-
-
 def launch(command: str, settings: Settings, log: Path, first: Callable[[], None] | None = None) -> BaseProcess:
     """Starts `stream-rec COMMAND`, an option too, which writes to `log`; `first` is called in the process before."""
-    given = command, os.environ | environment_of(settings), log, first
+    given = command, os.environ | environment(settings), log, first
     process = SERVER.Process(target=_become, args=given, daemon=True)
     process.start()
     return process
@@ -93,11 +86,15 @@ class Part:
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
     @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    @property
     def running(self) -> bool:
         return self._process.is_alive()
 
     def signal(self, number: signal.Signals) -> None:
-        os.kill(self._process.pid or 0, number)
+        os.kill(self.pid, number)
 
     def wait(self) -> int | None:
         """Returns the exit code."""

@@ -12,13 +12,12 @@ from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner, Result
 
 from stream_rec.cli import cli
-from stream_rec.config import Settings
+from stream_rec.config import Settings, environment
 from stream_rec.learn import convex, logs, plot, train
 from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import ERASE, Event, encode
 from stream_rec.pipeline import topics
 from tests.e2e.kafka import Sent, produce
-from tests.e2e.process import environment_of
 
 pytestmark = pytest.mark.e2e
 
@@ -63,7 +62,7 @@ def test_a_topic_becomes_a_model(make_settings: Callable[..., Settings], tmp_pat
 
     def trained(*more: str) -> Result:
         given = ("--from-topic", settings.events_topic, "--out", str(tmp_path / "m"), *SMALL, *more)
-        return CliRunner().invoke(cli, ["train", *given], env=environment_of(settings))
+        return CliRunner().invoke(cli, ["train", *given], env=environment(settings))
 
     nothing = trained("--since", "2100-01-01")
     assert f"topic {settings.events_topic} holds no event" in str(nothing.exception)

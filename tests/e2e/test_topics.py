@@ -9,6 +9,7 @@ from aiokafka.errors import MessageSizeTooLargeError
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.pipeline import topics
+from stream_rec.pipeline.connection import access, connect
 from tests.e2e.kafka import alter, produce, read_topic, sent
 
 pytestmark = pytest.mark.e2e
@@ -84,7 +85,7 @@ async def test_without_a_broker_it_says_what_to_do(caplog: pytest.LogCaptureFixt
         silent.listen()
         for address in ("127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}"):
             with pytest.raises(UserError) as raised:
-                async with topics.connect(address, timeout_s=1):
+                async with connect({"bootstrap_servers": address}, timeout_s=1):
                     pass
             assert str(raised.value) == (
                 f"no Kafka broker answers at {address}: "
@@ -95,10 +96,10 @@ async def test_without_a_broker_it_says_what_to_do(caplog: pytest.LogCaptureFixt
 
 async def test_an_address_that_is_none_is_named() -> None:
     with pytest.raises(UserError, match="STREAM_REC_BOOTSTRAP_SERVERS"):
-        async with topics.connect("127.0.0.1:port"):
+        async with connect({"bootstrap_servers": "127.0.0.1:port"}):
             pass
 
 
 async def add(settings: Settings, topic: str, partitions: int, **configs: str) -> None:
-    async with topics.connect(settings.bootstrap_servers) as admin:
+    async with connect(access(settings)) as admin:
         await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=configs)])

@@ -9,6 +9,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from stream_rec.config import Settings
 from stream_rec.pipeline import topics
+from stream_rec.pipeline.connection import access, connect
 from stream_rec.pipeline.transactions import Outlet, Reply
 from tests.e2e.kafka import read_topic
 
@@ -23,7 +24,7 @@ async def settings(make_settings: Callable[..., Settings]) -> Settings:
 
 
 async def committed(settings: Settings) -> int | None:
-    async with topics.connect(settings.bootstrap_servers) as admin:
+    async with connect(access(settings)) as admin:
         offsets = await admin.list_consumer_group_offsets(settings.worker_group)
     found = offsets.get(TopicPartition(settings.windows_topic, 0))
     return None if found is None else found.offset

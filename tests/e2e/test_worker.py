@@ -11,14 +11,14 @@ from typing import NamedTuple
 import pytest
 from aiokafka import ConsumerRecord
 
-from stream_rec.config import Settings
+from stream_rec.config import Settings, environment
 from stream_rec.messages import Item, Recommendation, encode, read_recommendation
 from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.publish import publish_items
 from tests.e2e.kafka import Sent, produce, read_topic, settings_for, until
-from tests.e2e.process import COMMAND, Part, environment_of
+from tests.e2e.process import COMMAND, Part
 from tests.e2e.windows import all_done, answers, windows, write
 from tests.tiny import CAPACITY, STRIDE, items, tiny_model, window
 
@@ -349,8 +349,8 @@ async def test_what_a_person_can_put_right_is_one_line_and_exit_code_2(
         }
         for says, changes in mistakes.items():
             wrong = settings.model_copy(update=changes)
-            environment = os.environ | environment_of(wrong)
-            running = await asyncio.create_subprocess_exec(*COMMAND, "worker", env=environment, stderr=PIPE)
+            given = os.environ | environment(wrong)
+            running = await asyncio.create_subprocess_exec(*COMMAND, "worker", env=given, stderr=PIPE)
             _, said = await running.communicate()
             lines = [line for line in said.decode().splitlines() if " INFO " not in line]
             assert (running.returncode, len(lines)) == (2, 1), said.decode()

@@ -1,0 +1,153 @@
+"""Whether Kafka grants what a part needs: asked at the start, so that one line says what is missing.
+
+A broker without an authorizer grants everything.
+"""
+
+from typing import NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+)
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.coordination import FindCoordinatorRequest
+from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
+
+from stream_rec.errors import UserError
+from stream_rec.pipeline.connection import Access, connect
+from stream_rec.pipeline.rights import Right
+
+OPERATIONS = {"Read": 3, "Write": 4, "Create": 5, "Describe": 8, "DescribeConfigs": 10}
+"""Kafka's numbers of them (`org.apache.kafka.common.acl.AclOperation`)."""
+SEEING = {"Read", "Write", "Describe"}
+"""Each of these lets a topic be seen."""
+COORDINATORS = {"group": 0, "transactional-id": 1}
+UNKNOWN = -1 << 31
+"""What a broker says that does not tell rights."""
+
+
+async def require(access: Access, *rights: Right) -> dict[str, int]:
+    """The number of partitions of each topic that `rights` name.
+
+    Raises `UserError` when no broker answers, a topic does not exist, or a right is not granted.
+    """
+    async with connect(access) as admin:
+        counts = await examine(admin, *rights)
+    missing = {right.name: None for right in rights if right.kind == "topic" and right.name not in counts}
+    if missing:
+        raise UserError("; ".join(map(no_topic, missing)))
+    return counts
+
+
+def no_topic(topic: str) -> str:
+    """What to do about a topic that is not there."""
+    return f"topic {topic} does not exist: run 'stream-rec topics create'"
+
+
+async def examine(admin: AIOKafkaAdminClient, *rights: Right) -> dict[str, int]:
+    """The number of partitions of each topic that `rights` name and that exists; it creates none.
+
+    Raises `UserError` when a right is not granted.
+    """
+    topics = await _topics(admin, [right.name for right in rights if right.kind == "topic"])
+    denied = [
+        right
+        for right in rights
+        if not (topics[right.name].grants(right) if right.kind == "topic" else await _coordinated(admin, right))
+    ]
+    if denied:
+        raise UserError(denial(admin, *denied))
+    return {name: topic.partitions for name, topic in topics.items() if topic.partitions}
+
+
+def denial(admin: AIOKafkaAdminClient, *rights: Right) -> str:
+    """What to do about rights that Kafka does not grant."""
+    user = admin._client._sasl_plain_username
+    who = "us" if user is None else f"user {user!r}"
+    return f"Kafka does not grant {who}: {', '.join(map(str, rights))}; see 'stream-rec topics acls'"
+
+
+class _Topic(NamedTuple):
+    error: int
+    partitions: int
+    """0: it does not exist, or must not be seen."""
+    operations: int
+    """A bit for each of Kafka's operations."""
+
+    def grants(self, right: Right) -> bool:
+        """A topic that may be seen and is not there grants anything; of one that may not be seen no more is known."""
+        if self.error == TopicAuthorizationFailedError.errno:
+            return right.operation not in SEEING
+        granted = self.operations >> OPERATIONS[right.operation] & 1
+        return bool(granted) or not self.partitions or self.operations == UNKNOWN
+
+
+async def _topics(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, _Topic]:
+    answer = await admin._send_request(_Metadata(list(dict.fromkeys(names))))
+    return {name: _Topic(error, len(partitions), granted) for error, name, _, partitions, granted in answer.topics}
+
+
+async def _coordinated(admin: AIOKafkaAdminClient, right: Right) -> bool:
+    """Whether Kafka tells who coordinates a group or transaction: who may use it may know that, and others may not."""
+    answer = await admin._send_request(FindCoordinatorRequest(right.name, COORDINATORS[right.kind]))
+    denied = GroupAuthorizationFailedError.errno, TransactionalIdAuthorizationFailed.errno
+    return answer.error_code not in denied
+
+
+class _MetadataResponse(Response):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 8
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("brokers", Array(("node_id", Int32), ("host", String()), ("port", Int32), ("rack", String()))),
+        ("cluster_id", String()),
+        ("controller_id", Int32),
+        (
+            "topics",
+            Array(
+                ("error_code", Int16),
+                ("topic", String()),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    Array(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", Array(Int32)),
+                        ("isr", Array(Int32)),
+                        ("offline_replicas", Array(Int32)),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+            ),
+        ),
+        ("authorized_operations", Int32),
+    )
+
+
+class _MetadataRequest(RequestStruct):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 8
+    RESPONSE_TYPE = _MetadataResponse
+    SCHEMA = Schema(
+        ("topics", Array(String())),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+    )
+
+
+class _Metadata(Request[_MetadataRequest]):  # type: ignore[misc]
+    """Topics by their names, with what the asking user may do to each (KIP-430); aiokafka's own stops at version 5."""
+
+    API_KEY = 3
+
+    def __init__(self, topics: list[str]) -> None:
+        self._topics = topics
+
+    def build(self, request_struct_class: type[_MetadataRequest]) -> _MetadataRequest:
+        return request_struct_class(self._topics, False, False, True)
