@@ -27,6 +27,8 @@ async def read(reader: AIOKafkaConsumer, spans: Mapping[TopicPartition, Span], m
     `reader` is started, and its partitions are assigned here. Raises `KafkaError`.
     """
     left = {partition: span for partition, span in spans.items() if span.begin < span.end}
+    if not left:  # aiokafka 0.14 loses the order to end that comes while it lets partitions go: `stop` would not return
+        return
     reader.assign(list(left))
     for partition, span in left.items():
         reader.seek(partition, span.begin)
