@@ -5,7 +5,7 @@ nothing else in the project decides whether an event is acceptable.
 """
 
 from collections.abc import Callable, Collection
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -16,6 +16,7 @@ ERASE = "erase"
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(min_length=1, max_length=64)]
 Text = Annotated[str, Meta(max_length=2_000)]
+Digits = Annotated[str, Meta(pattern="^[0-9]+$")]
 
 
 class Rejected(Exception):  # noqa: N818 - it is the outcome's name on the wire and in the metric
@@ -66,7 +67,7 @@ class Window(Struct, frozen=True):
     """Offset, in the events topic's partition, of the event applied last: an event read again changes nothing."""
     arrived: float
     """Kafka's own timestamp of that event, in seconds: where end-to-end latency is measured from."""
-    events: tuple[WindowEvent, ...]
+    events: Annotated[tuple[WindowEvent, ...], Meta(min_length=1)]
     """Never empty: a user without events has no window."""
 
     def __post_init__(self) -> None:
@@ -116,10 +117,37 @@ class Recommendation(Struct, frozen=True):
     event_time: float
     """Timestamp of that event, in seconds."""
     items: tuple[RankedItem, ...]
+    """The best first."""
     next_event: dict[str, float]
+    """Event type to the probability that the next event is one."""
     interests: tuple[Interest, ...]
+    """The strongest first."""
     model: str
     """Version of the model that answered: the head of a hash over its files."""
+
+
+class TombstoneHeaders(Struct, frozen=True, omit_defaults=True):
+    """Headers of a record without a value in topic `recommendations`: its user was erased."""
+
+    held: Literal["nothing", "something"] | None = None
+    """What the worker found of the user in itself after it had erased them. Absent in tombstones by others."""
+
+
+class DeadLetterHeaders(Struct, frozen=True, omit_defaults=True):
+    """Headers of a record in topic `dead-letter`, each a text. Its key and value are the bytes as they came."""
+
+    error: str
+    """What was wrong, in full."""
+    reason: str
+    """The same as one of a few short phrases; the README lists them."""
+    topic: str
+    """Where the record stood, with `partition` and `offset`."""
+    partition: Digits
+    offset: Digits
+    time: str
+    """Kafka's timestamp of that record, in seconds, with three decimals."""
+    truncated: str | None = None
+    """How long key and value were, where they had to be cut."""
 
 
 _event = msgspec.json.Decoder(Event)
@@ -131,6 +159,11 @@ encode = msgspec.json.encode
 read_window = _window.decode
 read_item = _item.decode
 read_recommendation = _recommendation.decode
+
+
+def as_headers(told: TombstoneHeaders | DeadLetterHeaders) -> list[tuple[str, bytes]]:
+    return [(name, text.encode(errors="replace")) for name, text in msgspec.to_builtins(told).items()]
+
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What reading raises for bytes that are no such message."""

@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from stream_rec.config import Settings
-from stream_rec.messages import UNREADABLE, Recommendation, Window, encode, read_window
+from stream_rec.messages import (
+    UNREADABLE,
+    Recommendation,
+    TombstoneHeaders,
+    Window,
+    as_headers,
+    encode,
+    read_window,
+)
 from stream_rec.pipeline import dead_letters
 from stream_rec.pipeline.live import LiveAccuracy
 from stream_rec.pipeline.transactions import Reply
 from stream_rec.telemetry import WorkerMetrics
 
 log = logging.getLogger(__name__)
-
-HELD, NOTHING, SOMETHING = "held", b"nothing", b"something"
-"""Header of a tombstone in `recommendations`: what the worker still held of the user after it had erased them."""
 
 
 class Told(NamedTuple):
@@ -157,7 +162,7 @@ class Answerer:
         model.forget(user_id)
         self._live.forget(user_id)
         held = user_id in model or user_id in self._live  # looked up, not taken for granted: it is what a receipt says
-        headers = [(HELD, SOMETHING if held else NOTHING)]
+        headers = as_headers(TombstoneHeaders("something" if held else "nothing"))
         return Answer(record.partition, Reply(self._settings.recommendations_topic, record.key, None, headers), None)
 
     def _bury(self, record: Record, reason: str, error: str) -> Answer:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from stream_rec.messages import DeadLetterHeaders, as_headers
+
 ERROR_CHARACTERS = 2_000
 """Of the error's text."""
 
@@ -22,15 +24,9 @@ def headers(
 
     `time_s` is Kafka's timestamp of that record, in seconds.
     """
-    texts = {
-        "error": error[:ERROR_CHARACTERS],
-        "reason": reason,
-        "topic": topic,
-        "partition": str(partition),
-        "offset": str(offset),
-        "time": f"{time_s:.3f}",
-    }
-    return [(name, text.encode(errors="replace")) for name, text in texts.items()]
+    return as_headers(
+        DeadLetterHeaders(error[:ERROR_CHARACTERS], reason, topic, str(partition), str(offset), f"{time_s:.3f}")
+    )
 
 
 def place_of(headers: Iterable[tuple[str, bytes]]) -> Place | None:

@@ -20,9 +20,8 @@ from rich.console import Console
 from stream_rec import messages
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.messages import ERASE, UNREADABLE, Event, Rejected
+from stream_rec.messages import ERASE, UNREADABLE, Event, Rejected, TombstoneHeaders, as_headers
 from stream_rec.pipeline import rights, topics
-from stream_rec.pipeline.answers import HELD, NOTHING
 from stream_rec.pipeline.connection import access, connect
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.publish import Publisher
@@ -145,8 +144,7 @@ async def receive(user: str, asked: Place, settings: Settings, timeout_s: float)
         f"no answer from before it is the newest record of the user in {settings.recommendations_topic}",
     ]
     if answer is not None and answer.value is None:
-        held = dict(answer.headers).get(HELD)
-        if held != NOTHING:
+        if not set(as_headers(TombstoneHeaders("nothing"))) <= set(answer.headers):
             raise NotErasedError("the worker does not say that it holds nothing of the user: restart it")
         checked.append("the worker looked after itself: no keys, values, counters or answers of the user are held")
     return Receipt(

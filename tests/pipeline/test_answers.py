@@ -9,7 +9,7 @@ from stream_rec.config import Settings
 from stream_rec.messages import Event, Window, encode, read_recommendation
 from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
-from stream_rec.pipeline.answers import HELD, NOTHING, SOMETHING, Answer, Answerer, Told
+from stream_rec.pipeline.answers import Answer, Answerer, Told
 from stream_rec.telemetry import WorkerMetrics
 from stream_rec.window import append
 from tests.pipeline.records import Record
@@ -136,6 +136,6 @@ def test_a_window_that_the_model_fails_on_is_a_dead_letter_and_the_others_are_an
 
 
 def test_an_erasure_tells_what_is_left_of_its_user(model: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert answer_all(model, log_of("abA"))[-1].reply.headers == [(HELD, NOTHING)]
+    assert answer_all(model, log_of("abA"))[-1].reply.headers == [("held", b"nothing")]
     monkeypatch.setattr(model, "forget", lambda _: None)
-    assert answer_all(model, log_of("abB"))[-1].reply.headers == [(HELD, SOMETHING)]
+    assert answer_all(model, log_of("abB"))[-1].reply.headers == [("held", b"something")]
