@@ -1,13 +1,18 @@
-"""What a service imports: committed recommendations as they come, the newest one of a user, titles.
+"""What a service imports: committed recommendations as they come, the newest one of every user or of one, titles.
 
 async with Recommendations(bootstrap_servers="127.0.0.1:9092", group="home-page") as recommendations:
     async for answer in recommendations:
         ...
+
+async with LatestRecommendations(bootstrap_servers="127.0.0.1:9092") as recommendations:
+    await recommendations.caught_up()
+    recommendations.get("some user")
 """
 
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from types import TracebackType
@@ -21,6 +26,7 @@ from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, Item, Recommendation, read_item, read_recommendation
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.group import await_topics, heed_errors
 from stream_rec.pipeline.rights import Right, on
 from stream_rec.pipeline.search import Search, newest_of
 
@@ -28,6 +34,10 @@ log = logging.getLogger(__name__)
 
 COMMIT_S = 1.0
 """How often a group's place is committed, seconds."""
+BATCH = 1_000
+"""Records after which others on the event loop get their turn."""
+CATCH_UP_S = 0.02
+"""How often a view that is behind looks whether it still is, seconds."""
 
 
 class Erased(NamedTuple):
@@ -66,7 +76,7 @@ class Recommendations:
         member = () if self._group is None else (Right("Read", "group", self._group),)
         await require(self._access, *on("Read", self._topic), *member)
         self._consumer = AIOKafkaConsumer(
-            self._topic,
+            *((self._topic,) if self._group is None else ()),
             **self._access,
             group_id=self._group,
             enable_auto_commit=False,
@@ -78,6 +88,10 @@ class Recommendations:
             if self._group is None:  # "latest" would be looked up with the first fetch
                 for partition, end in (await self._consumer.end_offsets(self._consumer.assignment())).items():
                     self._consumer.seek(partition, end)
+            else:
+                heed_errors(self._consumer._coordinator)
+                await_topics(self._consumer._coordinator)
+                self._consumer.subscribe([self._topic])  # it joins the group now, and not before it is mended
         except BaseException:
             await self._consumer.stop()
             raise
@@ -136,6 +150,103 @@ class Recommendations:
                 await self._consumer.commit(handled)
         except (CommitFailedError, IllegalStateError):  # the partitions went to another member, who reads them again
             log.info("a rebalance came before the commit: some recommendations are read again")
+
+
+class LatestRecommendations:
+    """The newest committed recommendation of every user, in this process; an async context manager.
+
+    It reads the topic from its beginning, which compaction keeps short, and then as answers come. An erasure removes
+    the user. Held are the bytes as they came, decoded by `get`: about 3 KB a user with 20 items. Beyond `most_users`
+    those whose answer is oldest are left out, and counted in `left_out`; an answer that can't be read is logged, and
+    counted in `unreadable`.
+
+    `kafka` are further arguments, as of `Recommendations`.
+
+    Raises `UserError` when no broker answers or the topic does not exist. An outage of the broker is waited out, with
+    what is there; another error ends the reading, and `get` and `caught_up` raise it.
+    """
+
+    def __init__(
+        self,
+        *,
+        bootstrap_servers: str,
+        topic: str = "recommendations",
+        most_users: int = 1_000_000,
+        **kafka: Any,
+    ) -> None:
+        self._access = {"bootstrap_servers": bootstrap_servers, **kafka}
+        self._topic = topic
+        self._most_users = most_users
+        self._newest: OrderedDict[bytes, bytes] = OrderedDict()
+        self.left_out = 0
+        self.unreadable = 0
+
+    async def __aenter__(self) -> Self:
+        await require(self._access, *on("Read", self._topic))
+        self._consumer = AIOKafkaConsumer(
+            self._topic,
+            **self._access,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+        )
+        await self._consumer.start()
+        self._reading = asyncio.create_task(self._read(), name="latest recommendations")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reading.cancel()
+        await asyncio.wait({self._reading})
+        await self._consumer.stop()
+
+    def __len__(self) -> int:
+        """Users with a recommendation here."""
+        return len(self._newest)
+
+    def get(self, user_id: str) -> Recommendation | None:
+        """The newest answer read so far, by the user's name in the topic; None without one."""
+        self._check()
+        value = self._newest.get(user_id.encode())
+        if value is None:
+            return None
+        try:
+            return read_recommendation(value)
+        except UNREADABLE as error:
+            self.unreadable += 1
+            log.warning("a recommendation can't be read: was it written by another version? (%s)", error)
+            return None
+
+    async def caught_up(self) -> None:
+        """Returns when all that was committed before the call has been read."""
+        self._check()
+        ends = await self._consumer.end_offsets(self._consumer.assignment())
+        while any([await self._consumer.position(partition) < end for partition, end in ends.items()]):
+            await asyncio.sleep(CATCH_UP_S)
+            self._check()
+
+    def _check(self) -> None:
+        """Raises what ended the reading, if anything did."""
+        if self._reading.done():
+            self._reading.result()
+
+    async def _read(self) -> None:
+        while True:
+            for records in (await self._consumer.getmany(timeout_ms=1_000, max_records=BATCH)).values():
+                for record in records:
+                    self._take(record.key, record.value)
+            await asyncio.sleep(0)
+
+    def _take(self, key: bytes | None, value: bytes | None) -> None:
+        if not key:
+            return
+        self._newest.pop(key, None)
+        if value:
+            self._newest[key] = value
+        if len(self._newest) > self._most_users:
+            self._newest.popitem(last=False)
+            self.left_out += 1
 
 
 async def latest(user_id: str, settings: Settings) -> Recommendation | None:

@@ -1,14 +1,16 @@
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import TopicAuthorizationFailedError
 from aiokafka.partitioner import DefaultPartitioner
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import Item, RankedItem, Recommendation, encode
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.client import Erased, Recommendations, latest, titles
+from stream_rec.pipeline import client, topics
+from stream_rec.pipeline.client import Erased, LatestRecommendations, Recommendations, latest, titles
 from stream_rec.pipeline.publish import publish_items
 from stream_rec.pipeline.search import NEAREST
 
@@ -93,6 +95,15 @@ async def test_a_group_goes_on_where_it_stopped(settings: Settings, writer: Writ
     assert await read(settings, "other page", 1) == [answer("u", 1)]
 
 
+async def test_a_group_is_mended_before_it_is_joined(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    generations: list[int] = []
+    for name in ("heed_errors", "await_topics"):
+        monkeypatch.setattr(client, name, lambda coordinator: generations.append(coordinator.generation))
+    async with reader(settings, "page"):
+        pass
+    assert generations == [-1, -1]
+
+
 async def test_what_a_service_failed_on_comes_again(settings: Settings, writer: Writer) -> None:
     await writer.commit(answer("u", 1), answer("u", 2))
 
@@ -163,3 +174,51 @@ async def test_a_missing_broker_and_a_missing_topic_are_told_in_one_line(
             pass
     with pytest.raises(UserError, match="does not exist"):
         await publish_items([], make_settings())
+
+
+def view(settings: Settings, **given: int) -> LatestRecommendations:
+    return LatestRecommendations(
+        bootstrap_servers=settings.bootstrap_servers, topic=settings.recommendations_topic, **given
+    )
+
+
+async def test_a_view_holds_the_newest_committed_answer_of_every_user(settings: Settings, writer: Writer) -> None:
+    await writer.commit(*(answer(f"user {n}", 1) for n in range(50)), answer("u", 1), answer("v", 1))
+    await writer.commit(answer("u", 2), b"{", answer("w", 1), Erased("w"))
+    await writer.abort(answer("v", 2))
+    async with view(settings) as latest_ones:
+        await latest_ones.caught_up()
+        assert len(latest_ones) == 52
+        assert latest_ones.get("v") == answer("v", 1)
+        assert latest_ones.get("w") is latest_ones.get("nobody") is None
+        assert latest_ones.get("u") is None  # the newest can't be read
+        assert latest_ones.unreadable == 1
+        await writer.commit(answer("u", 3), Erased("v"), answer("w", 2))
+        await latest_ones.caught_up()
+        assert (latest_ones.get("u"), latest_ones.get("v"), latest_ones.get("w")) == (
+            answer("u", 3),
+            None,
+            answer("w", 2),
+        )
+
+
+async def test_a_view_keeps_the_users_who_were_answered_last(settings: Settings, writer: Writer) -> None:
+    await writer.commit(*(answer(user, 1) for user in "abc"), answer("a", 2), answer("d", 1), partition=0)
+    async with view(settings, most_users=3) as latest_ones:
+        await latest_ones.caught_up()
+        assert [user for user in "abcd" if latest_ones.get(user)] == ["a", "c", "d"]
+        assert latest_ones.left_out == 1
+
+
+async def test_a_view_that_can_read_no_more_says_so(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with view(settings) as latest_ones:
+
+        async def refused(**_: object) -> None:
+            raise TopicAuthorizationFailedError(settings.recommendations_topic)
+
+        monkeypatch.setattr(latest_ones._consumer, "getmany", refused)  # the broker of the tests refuses nobody
+        await asyncio.wait({latest_ones._reading})
+        with pytest.raises(TopicAuthorizationFailedError):
+            latest_ones.get("u")
+        with pytest.raises(TopicAuthorizationFailedError):
+            await latest_ones.caught_up()
