@@ -170,6 +170,19 @@ def topics_acls(settings: "Settings") -> None:
         click.echo(arguments)
 
 
+@cli.command(cls=Command, settings=(*TOPICS, "partitions", "replication_factor", "retention_hours", *EVERYWHERE))
+@click.argument("folder", type=click.Path(path_type=Path))
+def schemas(settings: "Settings", folder: Path) -> None:
+    """Write JSON Schemas of all messages, and an AsyncAPI document of the topics, into FOLDER.
+
+    Topic names and layouts are those of the settings. See docs/downstream.md.
+    """
+    from stream_rec.pipeline import schemas as room
+
+    for path in room.write(folder, settings):
+        click.echo(path)
+
+
 @cli.command(
     cls=Command,
     settings=(

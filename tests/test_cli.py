@@ -67,6 +67,7 @@ def test_every_command_of_the_product_is_there() -> None:
         "explain",
         "forget",
         "pseudonym",
+        "schemas",
     ]
     grouped = {("topics", name) for name in ("create", "check", "acls")} | {
         ("bench", name) for name in ("engine", "catalog", "blend", "peers", "pipeline", "overload")
@@ -100,6 +101,7 @@ MISTAKES = {
     "no broker to ask": (("recommend", "u", *NOWHERE), "no Kafka broker answers"),
     "no broker for the console": (("console", *NOWHERE), "no Kafka broker answers"),
     "no broker to explain from": (("explain", "u", *NOWHERE), "no Kafka broker answers"),
+    "a folder of schemas that is a file": (("schemas", "log.csv"), "cannot write to log.csv"),
     "nobody to explain": (("explain",), "name a USER"),
     "a window that is none": (("explain", "--window", "noise.csv"), "noise.csv holds no window"),
     "a demo without its log": (("demo", "--events", "nowhere.csv"), "nowhere.csv"),
