@@ -1,0 +1,21 @@
+"""Prints recommendations and erasures as they are committed: python consumer.py [HOST:PORT [TOPIC [GROUP]]]
+
+The group keeps the place. A new one begins with the newest answer of every user.
+"""
+
+import asyncio
+import sys
+
+from stream_rec.pipeline.client import Erased, Recommendations
+
+
+async def main(server: str = "127.0.0.1:9092", topic: str = "recommendations", group: str = "example") -> None:
+    async with Recommendations(bootstrap_servers=server, topic=topic, group=group) as recommendations:
+        async for answer in recommendations:
+            if isinstance(answer, Erased):
+                print(answer.user_id, "was erased", flush=True)
+            else:
+                print(answer.user_id, answer.seq, *(item.item_id for item in answer.items[:3]), flush=True)
+
+
+asyncio.run(main(*sys.argv[1:]))
