@@ -1,6 +1,8 @@
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -11,6 +13,7 @@ from stream_rec.messages import Event
 from stream_rec.model import folder
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.broker import Broker
+from stream_rec.pipeline.client import LatestRecommendations, Recommendations
 from stream_rec.pipeline.feed import feed, steady
 from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.follow import following
@@ -21,23 +24,37 @@ from tests.tiny import CAPACITY, STRIDE, tiny_model
 pytestmark = pytest.mark.e2e
 
 
+async def serve(settings: Settings, seen: Counter[tuple[str, int]]) -> None:
+    """A service that reads the answers in a group of its own."""
+    server, topic = settings.bootstrap_servers, settings.recommendations_topic
+    async with Recommendations(bootstrap_servers=server, topic=topic, group="service") as answers:
+        async for answer in answers:
+            seen[answer.user_id, answer.seq] += 1
+
+
 async def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_else(
     tmp_path: Path, start: Callable[[str, Settings], Part]
 ) -> None:
     folder.save(tiny_model(), tmp_path / "model")
     log = [Event(f"u{n % 30}", "view", 1_000.0 + n, f"i{n * 7 % 40}") for n in range(1_500)]
-    with Broker(tmp_path / "kafka") as first:
+    with Broker(tmp_path / "kafka") as first, ExitStack() as again:
         limits = {"capacity": CAPACITY, "stride": STRIDE, "model": tmp_path / "model"}
         settings = settings_for(tmp_path, bootstrap_servers=first.bootstrap, coalesce=False, **limits)
         await topics.create(settings)
         agents, worker = start("agents", settings), start("worker", settings)
         agents.wait_for("agents ready")
         worker.wait_for("worker ready")
-        async with following(settings, Floors()) as follower:
+        seen: Counter[tuple[str, int]] = Counter()
+        service = asyncio.create_task(serve(settings, seen))
+        view = LatestRecommendations(bootstrap_servers=first.bootstrap, topic=settings.recommendations_topic)
+        async with following(settings, Floors()) as follower, view:
             feeding = asyncio.create_task(feed(log, settings, pace=steady(150)))
 
             async def under_way() -> bool:
-                return follower.prequential.recommendations > 100
+                return min(follower.prequential.recommendations, len(seen)) > 250  # the service has committed by then
+
+            async def all_seen() -> bool:
+                return len(seen) == len(log)
 
             async def unready() -> bool:
                 said = worker.page("/readyz")[1] + agents.page("/readyz")[1]
@@ -50,11 +67,18 @@ async def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_els
             await until(unready)
             assert agents.page("/healthz")[0] == worker.page("/healthz")[0] == 200
             first.stop()  # it holds the lock on its folder
-            with Broker(tmp_path / "kafka", first.port):
-                await feeding
-                await follower.drain()
-                summary = follower.summary()
-                assert (agents.stop(), worker.stop()) == (0, 0)
+            again.enter_context(Broker(tmp_path / "kafka", first.port))
+            await feeding
+            await follower.drain()
+            summary = follower.summary()
+            await until(all_seen)
+            await view.caught_up()
+            newest = {user: view.get(user).seq for user in {event.user_id for event in log}}
+            service.cancel()
+            await asyncio.wait({service})
+            assert (agents.stop(), worker.stop()) == (0, 0)
     assert (summary["events"], summary["recommendations"]) == (1_500, 1_500)
     assert (summary["lost"], summary["repeated"], summary["dead_letters"]) == (0, 0, 0)
+    assert newest == Counter(event.user_id for event in log)
+    assert all(seen[user, 1] == 1 for user in newest)  # its group did not begin anew
     assert "Traceback" not in agents.said + worker.said
