@@ -1,13 +1,18 @@
-"""The event loop of the processes that stay, uvloop, and what aiokafka doesn't know of it."""
+"""The event loop of the processes that stay, uvloop; and what keeps aiokafka from going on, or from ending, there."""
 
+import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import uvloop
 from aiokafka import conn
+from aiokafka.consumer import consumer, fetcher
 from aiokafka.errors import KafkaConnectionError
 
 T = TypeVar("T")
+
+AGAIN_S = 0.1
+"""After which a task that goes on is told to end once more, seconds."""
 
 
 class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]  # aiokafka is partly typed
@@ -37,8 +42,31 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]  # aiokafka is 
         return closed
 
 
+class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
+    """A fetcher that ends when it is told to.
+
+    aiokafka 0.14 cancels its fetches and lets the cancellation of one that waits for another attempt, as they do while
+    Kafka is away, out of `close`: the consumer stays half open, and whoever stops it takes itself for cancelled. And
+    its task loses the order to end that comes while it lets partitions go: whoever stops the consumer waits ever after.
+    """
+
+    async def close(self) -> None:
+        self._closed = True
+        while not self._fetch_task.done():
+            self._fetch_task.cancel()
+            await asyncio.wait({self._fetch_task}, timeout=AGAIN_S)
+        fetches = set(self._pending_tasks)
+        for fetch in fetches:
+            fetch.cancel()
+        if fetches:
+            await asyncio.wait(fetches)
+        self._pending_tasks.clear()
+        await super().close()
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Runs `main` to its end, and returns what it returns; every Kafka client of the process gets such connections."""
+    """Runs `main` to its end, and returns what it returns; every Kafka client of the process is made of these parts."""
     conn.AIOKafkaConnection = Connection
+    consumer.Fetcher = Fetcher
     result: T = uvloop.run(main)
     return result

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import socket
 import ssl
 import struct
@@ -67,3 +68,25 @@ async def _close_over_tls() -> None:
 
 def test_closing_waits_for_no_goodbye_of_the_broker() -> None:
     loop.run(_close_over_tls())
+
+
+async def _deaf_once() -> None:
+    """Goes on after the first order to end, as aiokafka's task does while it lets partitions go."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(60)
+    await asyncio.sleep(60)
+
+
+async def _close_while_kafka_is_away() -> set[asyncio.Task[None]]:
+    fetcher = loop.Fetcher.__new__(loop.Fetcher)
+    fetcher._fetch_task = asyncio.create_task(_deaf_once())
+    fetches = {asyncio.create_task(asyncio.sleep(60))}  # the pause before another attempt
+    fetcher._pending_tasks, fetcher._fetch_waiters = set(fetches), set()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await fetcher.close()
+    return {*fetches, fetcher._fetch_task}
+
+
+def test_a_fetcher_ends_though_its_fetches_wait_for_kafka_and_its_task_is_deaf() -> None:
+    assert all(task.cancelled() for task in loop.run(_close_while_kafka_is_away()))
