@@ -198,6 +198,7 @@ def schemas(settings: "Settings", folder: Path) -> None:
             "metrics_host",
             "agents_metrics_port",
             "ready_lag",
+            "fail_fast",
         ),
         "cache_dir",
     ),
@@ -217,7 +218,7 @@ def agents(settings: "Settings") -> int:
         *("stride", "audit_share", "token_budget", "batch_windows", "linger_ms", "coalesce", "top_k"),
         *("index", "index_effort", "recall_share", "exclude_seen", "categories", "diversity", "interests_k"),
         *("device", "threads", "kv_cache_gb", "kv_cache_share", "kv_host_gb", "dtype", "worker_group"),
-        *("metrics_host", "worker_metrics_port", "ready_lag", "cache_dir"),
+        *("metrics_host", "worker_metrics_port", "ready_lag", "fail_fast", "cache_dir"),
     ),
 )
 def worker(settings: "Settings") -> int:

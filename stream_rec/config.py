@@ -69,6 +69,10 @@ class Settings(BaseSettings):
         16 << 20, ge=1 << 16, le=1 << 30, description="largest record that the topics accept, bytes"
     )
 
+    fail_fast: bool = Field(
+        False, description="end at once, with exit code 2, where no broker answers at the start: else wait for one"
+    )
+
     # Events and windows
     event_types: Annotated[tuple[str, ...], NoDecode] = Field(
         ("click", "view", "cart", "purchase"), min_length=1, description="accepted event types, separated by commas"

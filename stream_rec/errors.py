@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Its message is one line that says what to do. The command line prints it and exits with code 2, without a traceback.
     """
+
+
+class NoBrokerError(UserError):
+    """No Kafka broker answers; it may yet."""

@@ -82,6 +82,7 @@ def test_importing_the_commands_loads_nothing_heavy() -> None:
 
 
 NOWHERE = ("--bootstrap-servers", "127.0.0.1:1")
+AT_ONCE = ("--fail-fast", "true")
 MISTAKES = {
     "a log that is not there": (("train", "nowhere.csv", "--out", "m"), "nowhere.csv"),
     "a log that is none": (("train", "noise.csv", "--out", "m"), "which column is the user"),
@@ -95,11 +96,11 @@ MISTAKES = {
     "no settings file": (("--config", "nowhere.toml", "settings"), "nowhere.toml"),
     "an unknown option": (("worker", "--no-such-thing"), "No such option"),
     "no broker for topics": (("topics", "check", *NOWHERE), "no Kafka broker answers"),
-    "no broker for agents": (("agents", *NOWHERE), "no Kafka broker answers"),
-    "no broker for the worker": (("worker", *NOWHERE), "no Kafka broker answers"),
+    "no broker for agents": (("agents", *NOWHERE, *AT_ONCE), "no Kafka broker answers"),
+    "no broker for the worker": (("worker", *NOWHERE, *AT_ONCE), "no Kafka broker answers"),
     "no broker to replay to": (("replay", "log.csv", *NOWHERE), "no Kafka broker answers"),
     "no broker to ask": (("recommend", "u", *NOWHERE), "no Kafka broker answers"),
-    "no broker for the console": (("console", *NOWHERE), "no Kafka broker answers"),
+    "no broker for the console": (("console", *NOWHERE, *AT_ONCE), "no Kafka broker answers"),
     "no broker to explain from": (("explain", "u", *NOWHERE), "no Kafka broker answers"),
     "a folder of schemas that is a file": (("schemas", "log.csv"), "cannot write to log.csv"),
     "nobody to explain": (("explain",), "name a USER"),

@@ -30,7 +30,7 @@ MODEL = (
     settings=(
         *(*KAFKA, "console_host", "console_port"),
         *("events_topic", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic", "event_types"),
-        "pseudonym_key_file",
+        *("pseudonym_key_file", "fail_fast"),
         *(*MODEL, "cache_dir"),
     ),
 )

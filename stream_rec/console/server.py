@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from functools import partial
 
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from stream_rec.errors import UserError
 from stream_rec.pipeline import loop, rights
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.patience import patiently
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,9 @@ async def _run(settings: Settings, allow_events: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     sending = rights.on("Write", settings.events_topic) if allow_events else ()
-    await require(access(settings), *rights.console(settings), *sending)
+    needed = partial(require, access(settings), *rights.console(settings), *sending)
+    if await (needed() if settings.fail_fast else patiently(needed, stop)) is None:
+        return
     following = Following(settings)
     runner = web.AppRunner(app(settings, following, allow_events), access_log=None, shutdown_timeout=1.0)
     await runner.setup()

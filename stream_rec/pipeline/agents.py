@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pipeline.lag import Lag
+from stream_rec.pipeline.patience import patiently
 from stream_rec.pipeline.scratch import own_folder
 from stream_rec.pseudonyms import naming
 from stream_rec.telemetry import AgentMetrics
@@ -121,7 +123,8 @@ def run(settings: Settings) -> int:
     _log(settings.log_level)
     registry = CollectorRegistry()
     metrics, health = AgentMetrics(registry), Health(settings.ready_lag)
-    loop.run(_fit(settings))
+    if not loop.run(_begin(settings)):
+        return 0
     port = serve(registry, health, settings.metrics_host, settings.agents_metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
     with own_folder(settings.cache_dir / "agents") as folder:
@@ -129,8 +132,17 @@ def run(settings: Settings) -> int:
     return 0
 
 
-async def _fit(settings: Settings) -> None:
-    """Warns of what about the topics is odd. Raises `UserError` where the agents could not do their work."""
+async def _begin(settings: Settings) -> bool:
+    """Waits for a broker and looks at the topics; False: told to end meanwhile. Raises `UserError`."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    fit = partial(_fit, settings)
+    return await (fit() if settings.fail_fast else patiently(fit, stop)) is not None
+
+
+async def _fit(settings: Settings) -> int:
+    """Partitions of the topics; warns of what is odd. Raises `UserError` where the agents could not do their work."""
     counts = await require(access(settings), *rights.agents(settings))
     for problem in await topics.check(settings, *counts):
         log.warning("%s", problem)
@@ -140,6 +152,7 @@ async def _fit(settings: Settings) -> None:
             f"topic {settings.events_topic} has {events} partitions and {settings.windows_topic} {windows}: "
             f"give {settings.windows_topic} as many"
         )
+    return events
 
 
 async def _serve(settings: Settings, metrics: AgentMetrics, health: Health, folder: Path) -> None:

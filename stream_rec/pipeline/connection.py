@@ -20,7 +20,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 
 from stream_rec.config import Settings, environment_name
-from stream_rec.errors import UserError
+from stream_rec.errors import NoBrokerError, UserError
 
 Access = Mapping[str, Any]
 """aiokafka's arguments for reaching a broker: where it is, how it is trusted, who we are. Holds the password."""
@@ -120,7 +120,7 @@ async def _greet(admin: AIOKafkaAdminClient, access: Access, timeout_s: float) -
             await admin.start()
     except (KafkaError, OSError, TimeoutError):
         named = [(host, port) for host, port, _ in collect_hosts(servers, randomize=False)]
-        raise await _diagnosis(named, access, timeout_s) or UserError(
+        raise await _diagnosis(named, access, timeout_s) or NoBrokerError(
             f"no Kafka broker answers at {servers}: "
             f"start one with 'stream-rec broker' or set {environment_name('bootstrap_servers')}"
         ) from None

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -14,6 +15,7 @@ from stream_rec.health import Health, serve
 from stream_rec.pipeline import loop, rights
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.patience import patiently
 from stream_rec.pipeline.serving import Worker
 from stream_rec.pipeline.swap import Swaps
 from stream_rec.telemetry import WorkerMetrics
@@ -43,7 +45,9 @@ async def _run(settings: Settings) -> int:
     stop, look = asyncio.Event(), asyncio.Event()
     for number, event in ((signal.SIGINT, stop), (signal.SIGTERM, stop), (signal.SIGHUP, look)):
         asyncio.get_running_loop().add_signal_handler(number, event.set)
-    await require(access(settings), *rights.worker(settings))
+    needed = partial(require, access(settings), *rights.worker(settings))
+    if await (needed() if settings.fail_fast else patiently(needed, stop)) is None:
+        return 0
     registry = CollectorRegistry()
     metrics, health = WorkerMetrics(registry), Health(settings.ready_lag)
     port = serve(registry, health, settings.metrics_host, settings.worker_metrics_port)

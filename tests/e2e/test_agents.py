@@ -362,7 +362,10 @@ async def topics_of_another(make_settings: Make) -> str:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"bootstrap_servers": "127.0.0.1:1"}, "no Kafka broker answers at 127.0.0.1:1: start one with"),
+        (
+            {"bootstrap_servers": "127.0.0.1:1", "fail_fast": True},
+            "no Kafka broker answers at 127.0.0.1:1: start one with",
+        ),
         ({"bootstrap_servers": "nonsense:port"}, "nonsense:port"),
     ],
 )

@@ -82,3 +82,22 @@ async def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_els
     assert newest == Counter(event.user_id for event in log)
     assert all(seen[user, 1] == 1 for user in newest)  # its group did not begin anew
     assert "Traceback" not in agents.said + worker.said
+
+
+async def test_who_starts_before_the_broker_waits_for_it(
+    tmp_path: Path, start: Callable[[str, Settings], Part]
+) -> None:
+    folder.save(tiny_model(), tmp_path / "model")
+    with Broker(tmp_path / "kafka") as first:
+        limits = {"capacity": CAPACITY, "stride": STRIDE, "model": tmp_path / "model"}
+        settings = settings_for(tmp_path, bootstrap_servers=first.bootstrap, **limits)
+        await topics.create(settings)
+    agents, worker, leaving = (start(command, settings) for command in ("agents", "worker", "worker"))
+    for part in (agents, worker, leaving):
+        part.wait_for("no Kafka broker answers .*; trying again in")
+    assert leaving.stop() == 0
+    with Broker(tmp_path / "kafka", first.port):
+        agents.wait_for("agents ready")
+        worker.wait_for("worker ready")
+        assert (agents.stop(), worker.stop()) == (0, 0)
+    assert "Traceback" not in agents.said + worker.said + leaving.said

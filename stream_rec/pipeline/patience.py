@@ -1,0 +1,42 @@
+"""Waiting for a broker that is not there yet, at the start of the processes that stay."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
+
+from stream_rec.errors import NoBrokerError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_S, LONGEST_S = 1.0, 15.0
+"""The pause before the second attempt, and the longest one."""
+
+
+async def patiently(ask: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T | None:
+    """What `ask` returns; asked again, with longer and longer pauses, while no broker answers. None: `stop` was set.
+
+    Raises what else `ask` raises.
+    """
+    again = AsyncRetrying(
+        retry=retry_if_exception_type(NoBrokerError),
+        wait=wait_exponential(multiplier=FIRST_S, max=LONGEST_S),
+        before_sleep=_say,
+    )
+    asking: asyncio.Future[T] = asyncio.ensure_future(again(ask))
+    both: set[asyncio.Future[Any]] = {asking, asyncio.ensure_future(stop.wait())}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        return await asking if asking.done() else None
+    finally:
+        for task in both:
+            task.cancel()
+
+
+def _say(state: RetryCallState) -> None:
+    if state.outcome is not None and state.next_action is not None:
+        log.warning("%s; trying again in %.0f s", state.outcome.exception(), state.next_action.sleep)

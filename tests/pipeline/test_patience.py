@@ -1,0 +1,44 @@
+import asyncio
+
+import pytest
+
+from stream_rec.errors import NoBrokerError, UserError
+from stream_rec.pipeline import patience
+from stream_rec.pipeline.patience import patiently
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST_S", 0.01)
+
+
+async def test_a_broker_that_comes_later_is_found_and_each_attempt_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    answers = iter([NoBrokerError("no broker"), NoBrokerError("no broker"), 7])
+
+    async def ask() -> int:
+        answer = next(answers)
+        if isinstance(answer, NoBrokerError):
+            raise answer
+        return answer
+
+    assert await patiently(ask, asyncio.Event()) == 7
+    assert [record.getMessage() for record in caplog.records] == ["no broker; trying again in 0 s"] * 2
+
+
+async def test_who_is_told_to_end_waits_no_longer() -> None:
+    stop = asyncio.Event()
+
+    async def ask() -> int:
+        stop.set()
+        raise NoBrokerError("no broker")
+
+    async with asyncio.timeout(5):
+        assert await patiently(ask, stop) is None
+
+
+async def test_what_waiting_does_not_mend_is_raised_at_once() -> None:
+    async def ask() -> int:
+        raise UserError("the password is wrong")
+
+    with pytest.raises(UserError, match="password"):
+        await patiently(ask, asyncio.Event())
