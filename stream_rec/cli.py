@@ -6,6 +6,7 @@ and the TOML file there.
 
 import asyncio
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -281,6 +282,36 @@ def recommend(settings: "Settings", user: str, as_json: bool) -> int:
     from stream_rec.pipeline import lookup
 
     return asyncio.run(lookup.show(user, settings, as_json))
+
+
+@cli.command(cls=Command, settings=("retention_hours", "replication_factor", *EVERYWHERE))
+@click.option("--events-per-second", type=click.FloatRange(0, min_open=True), required=True, help="at the busiest hour")
+@click.option("--users", type=click.IntRange(1), required=True, help="users with a window")
+@click.option("--active", type=click.IntRange(1), help="users whose next event should be an append [default: a tenth]")
+@click.option("--items", type=click.IntRange(1), default=10_000, show_default=True, help="items in the catalogue")
+@click.option("--busy", type=click.FloatRange(0.1, 0.95), default=0.6, show_default=True, help="share of a core in use")
+@click.option(
+    "--measured", type=click.Path(path_type=Path), help="what 'bench pipeline --json' printed on such a machine"
+)
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+def plan(settings: "Settings", as_json: bool, **given: Any) -> None:
+    """Work out how many agents, workers and partitions, and what memory and disk, a load asks for.
+
+    From processor seconds measured for a thousand events, on this project's machine or with --measured on yours.
+    """
+    from stream_rec import scaling
+    from stream_rec.bench import figures
+
+    load = scaling.Load(
+        given["events_per_second"],
+        given["users"],
+        given["active"] or math.ceil(given["users"] / 10),
+        given["items"],
+        settings.retention_hours,
+    )
+    costs = scaling.Costs() if given["measured"] is None else scaling.Costs.read(given["measured"])
+    found = scaling.plan(load, costs, given["busy"], settings.replication_factor)
+    figures.show(figures.listed(found), found, as_json)
 
 
 @cli.command(cls=Command, settings=("pseudonym_key_file",))

@@ -67,6 +67,7 @@ def test_every_command_of_the_product_is_there() -> None:
         "explain",
         "forget",
         "pseudonym",
+        "plan",
         "schemas",
     ]
     grouped = {("topics", name) for name in ("create", "check", "acls")} | {
