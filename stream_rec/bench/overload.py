@@ -10,7 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ LOOK_S = 1.0
 STUCK_S = 60.0
 """After how long without progress the pipeline counts as stuck."""
 FED = 100_000
-"""Events of the simulated shop that are fed over and over, each time later."""
+"""Events that are fed over and over."""
 MIB = 1 << 20
 
 
@@ -124,7 +124,7 @@ async def _overload(
     sent: Counter[str] = Counter()
     looks = [await watch.look()]
     began = looks[0].time
-    sending = asyncio.create_task(_send(stage.settings, _later(events), plan, sent))
+    sending = asyncio.create_task(_send(stage.settings, _again_and_again(events), plan, sent))
     while not sending.done():
         await asyncio.wait({sending}, timeout=LOOK_S)
         looks.append(await watch.look())
@@ -146,12 +146,9 @@ async def _send(settings: Settings, events: Iterator[Event], plan: Plan, sent: C
             sent[event.user_id] += 1
 
 
-def _later(events: Sequence[Event]) -> Iterator[Event]:
-    """`events` over and over, each time after the last one."""
-    span = 1.0 + max(event.timestamp for event in events) - events[0].timestamp
-    for number, event in zip(count(), cycle(events), strict=False):
-        again = number // len(events)
-        yield structs.replace(event, timestamp=event.timestamp + again * span) if again else event
+def _again_and_again(events: Sequence[Event]) -> Iterator[Event]:
+    """`events` without their ids: a second event of an id is refused."""
+    return cycle([structs.replace(event, event_id=None) for event in events])
 
 
 def _reader(settings: Settings) -> AIOKafkaConsumer:
