@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
 FRAME = [
     *DOCUMENTS,
-    *(path for path in (ROOT / "monitoring").rglob("*") if path.is_file()),
+    *(path for path in (ROOT / "monitoring").rglob("*") if path.is_file() and path.suffix != ".pyc"),
+    *(ROOT / "deploy").rglob("*.yaml"),
     *(ROOT / name for name in ("Dockerfile", "docker-compose.yml", "Makefile", ".ci/run")),
 ]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
