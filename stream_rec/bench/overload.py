@@ -5,7 +5,6 @@ newest window and answer are those of all that was sent.
 """
 
 import asyncio
-import os
 import signal
 import time
 from collections import Counter
@@ -159,8 +158,6 @@ class Watch:
     """Looks at how far the groups are and at what the processes hold. Raises `UserError` when one dies or stands."""
 
     def __init__(self, stage: Stage, admin: AIOKafkaAdminClient, reader: AIOKafkaConsumer) -> None:
-        import psutil  # of the extra `local`, like the broker, which misses it in words
-
         settings = stage.settings
         self._stage = stage
         self._admin = admin
@@ -169,8 +166,7 @@ class Watch:
             "agents": (settings.agents_group, _partitions(settings, settings.events_topic)),
             "worker": (settings.worker_group, _partitions(settings, settings.windows_topic)),
         }
-        pids = stage.pids | {"load": [os.getpid()]}
-        self._processes = {kind: [psutil.Process(pid) for pid in some] for kind, some in pids.items()}
+        self._processes = stage.processes()
 
     async def look(self) -> Look:
         self._stage.running.check()

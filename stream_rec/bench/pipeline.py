@@ -5,11 +5,10 @@ written it, the worker has answered them all once, its memory has learnt the log
 """
 
 import asyncio
-import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,6 @@ from stream_rec.bench.traffic import Traffic, logged, simulated
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import encode
-from stream_rec.pipeline.processes import Processes
 
 WAITING = 2_048
 """Events that are unanswered at full load: eight steps' worth."""
@@ -102,12 +100,7 @@ async def _measure(stage: Stage, traffic: Traffic, plan: Plan, progress: Progres
     await stage.begin()
     settings, past = stage.settings, stage.past
     async with Load(settings, traffic.live) as load:
-        watch = Watch(
-            load,
-            stage.running,
-            stage.pids | {"load": [os.getpid()]},
-            lambda what: progress(what, load.answered / plan.fed),
-        )
+        watch = Watch(load, stage, lambda what: progress(what, load.answered / plan.fed))
         await watch.until("warming up", lambda: load.warmed == len(past.windows))
         full = await watch.runs("full load", at_most(load, WAITING), plan, plan.events)
         rate = _median(full, attrgetter("answers_per_s"))
@@ -136,14 +129,10 @@ async def _measure(stage: Stage, traffic: Traffic, plan: Plan, progress: Progres
 class Watch:
     """Waits for answers and takes the figures meanwhile. Raises `UserError` when a process dies or nothing comes."""
 
-    def __init__(
-        self, load: Load, running: Processes, pids: Mapping[str, Sequence[int | None]], say: Callable[[str], None]
-    ) -> None:
-        import psutil  # of the extra `local`, like the broker, which misses it in words
-
+    def __init__(self, load: Load, stage: Stage, say: Callable[[str], None]) -> None:
         self._load = load
-        self._running = running
-        self._processes = {kind: [psutil.Process(pid) for pid in some] for kind, some in pids.items()}
+        self._running = stage.running
+        self._processes = stage.processes()
         self._say = say
 
     async def until(self, what: str, reached: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from stream_rec import config, window
 from stream_rec.bench.random_model import random_model
@@ -25,6 +25,9 @@ from stream_rec.pipeline import topics
 from stream_rec.pipeline.broker import Broker
 from stream_rec.pipeline.processes import Processes
 from stream_rec.pipeline.publish import Publisher
+
+if TYPE_CHECKING:
+    from psutil import Process
 
 BLEND = Blend(
     decoder=0.5,
@@ -84,13 +87,15 @@ class Stage(NamedTuple):
             self.running.start(name)
         await asyncio.gather(*map(self.running.ready, (*self.agents, "worker")))
 
-    @property
-    def pids(self) -> dict[str, list[int | None]]:
-        """Process ids by kind."""
+    def processes(self) -> "dict[str, list[Process]]":
+        """What runs, by kind; this process is the load."""
+        from psutil import Process  # of the extra `local`, like the broker, which misses it in words
+
         return {
-            "broker": [self.broker],
-            "agents": [self.running.pid(name) for name in self.agents],
-            "worker": [self.running.pid("worker")],
+            "broker": [Process(self.broker)],
+            "agents": [Process(self.running.pid(name)) for name in self.agents],
+            "worker": [Process(self.running.pid("worker"))],
+            "load": [Process()],
         }
 
 

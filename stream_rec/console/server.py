@@ -35,7 +35,7 @@ async def _run(settings: Settings, allow_events: bool) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     sending = rights.on("Write", settings.events_topic) if allow_events else ()
     needed = partial(require, access(settings), *rights.console(settings), *sending)
-    if await (needed() if settings.fail_fast else patiently(needed, stop)) is None:
+    if await patiently(needed, stop, fail_fast=settings.fail_fast) is None:
         return
     following = Following(settings)
     runner = web.AppRunner(app(settings, following, allow_events), access_log=None, shutdown_timeout=1.0)

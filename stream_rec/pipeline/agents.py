@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.health import MOVING, Health, serve
-from stream_rec.pipeline import faust_kafka, faust_memory, loop, rights, topics
+from stream_rec.pipeline import faust_kafka, faust_memory, faust_queues, loop, rights, topics
 from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
@@ -48,8 +48,8 @@ ROCKSDB = {"driver": "rocksdict", "block_cache_size": 64 << 20, "write_buffer_si
 def build(settings: Settings, metrics: AgentMetrics, health: Health, folder: Path) -> faust.App:
     """The faust app, not started; `folder` is this process's own, for RocksDB."""
     app = _app(settings, folder)
-    app.flow_control = faust_kafka.FlowControl()
-    app.tables._changelog_queue = faust_kafka.ChangelogQueue(
+    app.flow_control = faust_queues.FlowControl()
+    app.tables._changelog_queue = faust_queues.ChangelogQueue(
         maxsize=app.conf.stream_buffer_maxsize, flow_control=app.flow_control, clear_on_resume=True
     )
     raw: dict[str, Any] = {
@@ -137,8 +137,7 @@ async def _begin(settings: Settings) -> bool:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    fit = partial(_fit, settings)
-    return await (fit() if settings.fail_fast else patiently(fit, stop)) is not None
+    return await patiently(partial(_fit, settings), stop, fail_fast=settings.fail_fast) is not None
 
 
 async def _fit(settings: Settings) -> int:

@@ -5,7 +5,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_never,
+    wait_exponential,
+)
 
 from stream_rec.errors import NoBrokerError
 
@@ -17,15 +24,17 @@ FIRST_S, LONGEST_S = 1.0, 15.0
 """The pause before the second attempt, and the longest one."""
 
 
-async def patiently(ask: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T | None:
+async def patiently(ask: Callable[[], Awaitable[T]], stop: asyncio.Event, *, fail_fast: bool) -> T | None:
     """What `ask` returns; asked again, with longer and longer pauses, while no broker answers. None: `stop` was set.
 
-    Raises what else `ask` raises.
+    Raises what else `ask` raises, and with `fail_fast` that no broker answers, too.
     """
     again = AsyncRetrying(
         retry=retry_if_exception_type(NoBrokerError),
         wait=wait_exponential(multiplier=FIRST_S, max=LONGEST_S),
+        stop=stop_after_attempt(1) if fail_fast else stop_never,
         before_sleep=_say,
+        reraise=True,
     )
     asking: asyncio.Future[T] = asyncio.ensure_future(again(ask))
     both: set[asyncio.Future[Any]] = {asking, asyncio.ensure_future(stop.wait())}

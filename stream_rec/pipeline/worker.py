@@ -46,7 +46,7 @@ async def _run(settings: Settings) -> int:
     for number, event in ((signal.SIGINT, stop), (signal.SIGTERM, stop), (signal.SIGHUP, look)):
         asyncio.get_running_loop().add_signal_handler(number, event.set)
     needed = partial(require, access(settings), *rights.worker(settings))
-    if await (needed() if settings.fail_fast else patiently(needed, stop)) is None:
+    if await patiently(needed, stop, fail_fast=settings.fail_fast) is None:
         return 0
     registry = CollectorRegistry()
     metrics, health = WorkerMetrics(registry), Health(settings.ready_lag)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from stream_rec.pipeline import faust_kafka
-from stream_rec.pipeline.faust_kafka import UNCONFIRMED, ChangelogQueue, FlowControl, Producer
+from stream_rec.pipeline.faust_kafka import UNCONFIRMED, Producer
 
 
 @pytest.fixture
@@ -33,25 +33,3 @@ async def test_an_agent_pauses_while_many_writes_are_on_their_way(producer: Prod
     writes[-1].set_result(None)
     async with asyncio.timeout(1):
         await waiting
-
-
-async def test_a_record_that_is_put_between_a_revocation_and_the_next_seek_is_not_recovered() -> None:
-    """Its putter had just been given room when the queue was emptied."""
-    flow = FlowControl()
-    flow.resume()
-    queue = ChangelogQueue(maxsize=1, flow_control=flow, clear_on_resume=True)
-    queue.recovering = True
-    await queue.put("read")
-    putting = asyncio.create_task(queue.put("left over"))
-    await asyncio.sleep(0)
-    assert await queue.get() == "read"  # makes room: the putter is to go on
-    queue.recovering = False  # a revocation
-    queue.clear()
-    await putting
-    taking = asyncio.create_task(queue.get())
-    await asyncio.sleep(0.01)
-    assert not taking.done()
-    queue.clear()  # the seek of the next recovery
-    queue.recovering = True
-    await queue.put("read again")
-    assert await taking == "read again"

@@ -21,7 +21,7 @@ async def test_a_broker_that_comes_later_is_found_and_each_attempt_is_told(caplo
             raise answer
         return answer
 
-    assert await patiently(ask, asyncio.Event()) == 7
+    assert await patiently(ask, asyncio.Event(), fail_fast=False) == 7
     assert [record.getMessage() for record in caplog.records] == ["no broker; trying again in 0 s"] * 2
 
 
@@ -33,7 +33,7 @@ async def test_who_is_told_to_end_waits_no_longer() -> None:
         raise NoBrokerError("no broker")
 
     async with asyncio.timeout(5):
-        assert await patiently(ask, stop) is None
+        assert await patiently(ask, stop, fail_fast=False) is None
 
 
 async def test_what_waiting_does_not_mend_is_raised_at_once() -> None:
@@ -41,4 +41,12 @@ async def test_what_waiting_does_not_mend_is_raised_at_once() -> None:
         raise UserError("the password is wrong")
 
     with pytest.raises(UserError, match="password"):
-        await patiently(ask, asyncio.Event())
+        await patiently(ask, asyncio.Event(), fail_fast=False)
+
+
+async def test_who_is_not_to_wait_hears_at_once_that_no_broker_answers() -> None:
+    async def ask() -> int:
+        raise NoBrokerError("no broker")
+
+    with pytest.raises(NoBrokerError, match="no broker"):
+        await patiently(ask, asyncio.Event(), fail_fast=True)
