@@ -11,6 +11,8 @@ COPY stream_rec stream_rec
 RUN uv pip install --python /opt/stream-rec/bin/python --no-cache --compile-bytecode --no-deps .
 
 FROM python:3.11-slim-bookworm
+# On a GPU, Triton builds with a C compiler what starts a kernel.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/stream-rec stream-rec
 COPY --from=build /opt/stream-rec /opt/stream-rec
 # /metrics listens on the container's own network, for Prometheus; no port of it is published to the host.

@@ -74,7 +74,7 @@ class WorkerMetrics:
         self.batch = Histogram("stream_rec_batch_windows", "Windows in one step", buckets=SIZES, registry=registry)
         self.tokens = Counter(
             "stream_rec_tokens",
-            "Tokens computed: appended to a cached prefix, or prefilled",
+            "Tokens computed: appended to a cached prefix, prefilled, or to fill up calls on a GPU",
             ["kind"],
             registry=registry,
         )

@@ -49,6 +49,24 @@ def bench() -> None:
 )
 @RUNS
 @THREADS
+@click.option(
+    "--decoder",
+    type=click.Path(path_type=Path),
+    help="a transformers configuration (config.json): random weights in its shape, not in the one above",
+)
+@click.option(
+    "--kv-cache-gb", default=2.0, show_default=True, help="memory of the device for keys and values, in 10^9 bytes"
+)
+@click.option(
+    "--device", default="auto", show_default=True, help="auto (a GPU where there is one), cpu, cuda or cuda:N"
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="of keys and values, on a GPU of the decoder too; auto: bfloat16 on a GPU, float32 on a CPU",
+)
 @click.option("--base", help="a pre-trained causal language model in place of the random decoder, read in both ways")
 @click.option("--titles", type=click.Path(path_type=Path), help="with --base: the log's catalogue, for the words")
 @JSON

@@ -3,32 +3,37 @@
 The model has random weights: speed does not depend on them, and a trained one of this size would say nothing more.
 """
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
+from stream_rec.bench import ceilings
 from stream_rec.bench.figures import listed
 from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.random_model import random_model
+from stream_rec.errors import UserError
 from stream_rec.learn import logs
 from stream_rec.learn.dataset import Dataset, dataset, served
 from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import Item
 from stream_rec.model import audit
+from stream_rec.model import device as devices
 from stream_rec.model.audit import Audit
 from stream_rec.model.catalog import Catalog
-from stream_rec.model.encoder import EncoderConfig
+from stream_rec.model.encoder import EncoderConfig, body_from
 from stream_rec.model.engine import Engine, Limits
+from stream_rec.model.incremental import Work
 from stream_rec.model.nearest import Near
 from stream_rec.model.parts import PARTS, Found
 from stream_rec.model.reader import Events, ItemReader, Reader
@@ -57,6 +62,10 @@ class Plan(NamedTuple):
     runs: int = 3
     threads: int = 1
     kv_cache_gb: float = 2.0
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    decoder: Path | None = None
+    """A transformers configuration; its shape, and not the one above, is the decoder's."""
 
 
 class Asked(NamedTuple):
@@ -97,8 +106,9 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
     """The figures, medians over the runs; rates are events a second."""
     torch.set_num_threads(plan.threads)
     engine, warm, stream, sample = prepare(frame, plan)
+    device, dtype = engine.incremental.cache.device, engine.incremental.cache.first.keys[0].dtype
     rates: dict[str, list[float]] = {"stream": [], "full": [], "stream_step": [], "full_step": []}
-    work = []
+    work: list[Work] = []
     for number in range(plan.runs):
         for score in (False, True):
             name = "_step" if score else ""
@@ -109,12 +119,14 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
             work = done
             progress(2 * number + 1 + score)
     median = {name: statistics.median(found) for name, found in rates.items()}
-    computed = sum(one.appended + one.prefilled for one in work)
-    padding, needed = sum(one.padding for one in work), sum(one.needed for one in work)
-    appends = _append_rate(engine, sample, plan)
+    total = sum(work, start=Work())
+    computed, whole = total.appended + total.prefilled, sum(len(one.tokens) for one in stream)
+    tokens = {"full": whole / len(stream), "stream": computed / len(stream)}
     audited = compare(engine, warm, stream, plan)
-    whole = sum(len(one.tokens) for one in stream)
     return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "dtype": str(dtype).removeprefix("torch."),
+        "weights": _weights(engine),
         "events": len(stream),
         "users": len({one.user for one in stream}),
         "capacity": plan.capacity,
@@ -123,13 +135,38 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
         "full_events_per_s": round(median["full"], 1),
         "ratio": round(median["stream"] / median["full"], 1),
         "step_ratio": round(median["stream_step"] / median["full_step"], 1),
-        "append_events_per_s": round(appends, 1),
+        "append_events_per_s": round(_append_rate(engine, sample, plan), 1),
         "token_ratio": round(whole / computed, 1),
-        "tokens_per_event": {"full": round(whole / len(stream), 2), "stream": round(computed / len(stream), 2)},
-        "padding_share": round(padding / (padding + needed), 4),
+        "tokens_per_event": {side: round(count, 2) for side, count in tokens.items()},
+        "padding_share": round(total.padding / (total.padding + total.needed), 4),
+        "fill_share": round(total.filled / (total.filled + computed), 4),
         "max_abs_diff": audited.largest,
         "top20_changed": audited.changed,
         "bytes_per_user": engine.incremental.cache.bytes_per_user,
+        "of_ceilings": _of_ceilings(
+            engine, {side: median[side] * tokens[side] for side in tokens}, total.needed / computed
+        ),
+    }
+
+
+def _weights(engine: Engine) -> int:
+    """Of the decoder's dense layers: each is multiplied and added once a token."""
+    return sum(layer.weight.numel() for layer in engine.body.modules() if isinstance(layer, nn.Linear))
+
+
+def _of_ceilings(engine: Engine, tokens: dict[str, float], positions: float) -> dict[str, Any]:
+    """What the device can do, and which share of it each side did: `tokens` a second, `positions` read by one.
+
+    Arithmetic is that of the dense layers, and the bytes are those of cached keys and values; there is more of both.
+    """
+    cache = engine.incremental.cache
+    most, fastest = ceilings.tflops(cache.device, engine.body.dtype), ceilings.gigabytes(cache.device)
+    read = tokens["stream"] * positions * cache.bytes_per_user / cache.capacity
+    return {
+        "tflops": round(most, 3),
+        **{side: round(2 * _weights(engine) * count / most / 1e12, 4) for side, count in tokens.items()},
+        "gigabytes_per_s": round(fastest, 1),
+        "stream_reads": round(read / fastest / 1e9, 4),
     }
 
 
@@ -153,18 +190,30 @@ def _engine(frame: pl.DataFrame, plan: Plan) -> Engine:
     """A model of the plan's shape over the log's items, filled up with items that nobody meets."""
     names = frame["item"].unique(maintain_order=True).to_list()
     items = [Item(name) for name in (*names, *(f"unmet {number}" for number in range(plan.items - len(names))))]
+    given = None if plan.decoder is None else read_decoder(plan.decoder)
     config = EncoderConfig(
-        width=plan.width,
+        width=given.config.hidden_size if given else plan.width,
         layers=plan.layers,
         heads=plan.heads,
         kv_heads=plan.kv_heads,
         inner=4 * plan.width,
         residual_dropout=0,
     )
-    model = random_model(config, items, tuple(frame["event"].unique().sort().to_list()), plan.capacity)
-    limits = Limits(stride=plan.capacity // 2, kv_cache_bytes=plan.kv_cache_gb * 1e9)
+    model = random_model(config, items, tuple(frame["event"].unique().sort().to_list()), plan.capacity, body=given)
     catalog = Catalog(items, model.vectors, model.features, model.alike, TextEncoder("none", Path("none")))
-    return Engine(model, catalog, limits, torch.device("cpu"))
+    return Engine(model, catalog, limits(plan), devices.find(plan.device))
+
+
+def limits(plan: Plan) -> Limits:
+    return Limits(stride=plan.capacity // 2, kv_cache_bytes=plan.kv_cache_gb * 1e9, dtype=plan.dtype)
+
+
+def read_decoder(path: Path) -> Any:
+    """A decoder of the shape that a transformers configuration file has, with random weights. Raises `UserError`."""
+    try:
+        return body_from(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no configuration of a decoder ({error}): give a model's config.json") from error
 
 
 def _asked(frame: pl.DataFrame, engine: Engine, plan: Plan) -> tuple[Dataset, list[int]]:
@@ -196,7 +245,7 @@ def batches(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
         yield asked[begin : begin + size]
 
 
-def _states(engine: Engine, batch: Sequence[Asked]) -> tuple[Tensor, Any]:
+def _states(engine: Engine, batch: Sequence[Asked]) -> tuple[Tensor, Work]:
     return engine.incremental.encode([one.user for one in batch], [one.tokens for one in batch])
 
 
@@ -206,7 +255,7 @@ def fill(engine: Engine, warm: Sequence[Asked], plan: Plan) -> None:
         _states(engine, batch)
 
 
-def timed_stream(engine: Engine, stream: Sequence[Asked], plan: Plan, score: bool) -> tuple[float, list[Any]]:
+def timed_stream(engine: Engine, stream: Sequence[Asked], plan: Plan, score: bool) -> tuple[float, list[Work]]:
     """Seconds for the whole stream, in steps in the order of the log; and what each step did."""
     done = []
     began = time.perf_counter()
@@ -215,6 +264,7 @@ def timed_stream(engine: Engine, stream: Sequence[Asked], plan: Plan, score: boo
         done.append(work)
         if score:
             _rank(engine, states)
+    ceilings.wait(engine.incremental.cache.device)
     return time.perf_counter() - began, done
 
 
@@ -226,6 +276,7 @@ def timed_full(engine: Engine, sample: Sequence[Asked], plan: Plan, score: bool)
         states = engine.incremental.whole([one.tokens for one in batch])
         if score:
             _rank(engine, states)
+    ceilings.wait(engine.incremental.cache.device)
     return time.perf_counter() - began
 
 
@@ -236,7 +287,7 @@ def _rank(engine: Engine, states: Tensor) -> Ranked:
 
 def _decoders(near: Near) -> list[Found]:
     """The decoder's candidates alone: the other parts cost the same on both sides, and say nothing of either."""
-    return [Found(rows, np.zeros((len(rows), len(PARTS)), np.float32)) for rows in near.rows.numpy()]
+    return [Found(rows, np.zeros((len(rows), len(PARTS)), np.float32)) for rows in near.rows.cpu().numpy()]
 
 
 def _append_rate(engine: Engine, sample: Sequence[Asked], plan: Plan) -> float:
@@ -244,11 +295,13 @@ def _append_rate(engine: Engine, sample: Sequence[Asked], plan: Plan) -> float:
     chosen = [one for one in sample if len(one.tokens) > 1][: plan.batch]
     users = [f"append {number}" for number in range(len(chosen))]
     shorter = [Tokens(one.tokens.numbers[:, :-1], one.tokens.identities[:-1]) for one in chosen]
-    seconds = []
+    seconds, device = [], engine.incremental.cache.device
     for _ in range(5 * plan.runs):
         engine.incremental.encode(users, shorter)
+        ceilings.wait(device)
         began = time.perf_counter()
         engine.incremental.encode(users, [one.tokens for one in chosen])
+        ceilings.wait(device)
         seconds.append(time.perf_counter() - began)
     return len(chosen) / statistics.median(seconds)
 
@@ -260,5 +313,5 @@ def compare(engine: Engine, warm: Sequence[Asked], stream: Sequence[Asked], plan
     for batch in batches(stream[:DIFFERENT], plan.batch):
         states, _ = _states(engine, batch)
         whole = engine.incremental.whole([one.tokens for one in batch])
-        found += audit.compare(states, whole, _rank(engine, states), _rank(engine, whole))
+        found += audit.compare(states, whole, _rank(engine, states), _rank(engine, whole), engine.tolerance)
     return found

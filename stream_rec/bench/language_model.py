@@ -22,9 +22,10 @@ from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.random_model import random_model
 from stream_rec.learn import logs
 from stream_rec.messages import Item
+from stream_rec.model import device as devices
 from stream_rec.model.catalog import Catalog
 from stream_rec.model.encoder import EncoderConfig, UserEncoder
-from stream_rec.model.engine import Engine, Limits
+from stream_rec.model.engine import Engine
 from stream_rec.model.pretrained import Base, load_base, load_tokenizer
 from stream_rec.model.reader import reader_of
 from stream_rec.model.text import TextEncoder
@@ -95,8 +96,7 @@ def _stage(
     config = msgspec.structs.replace(around.config, encoder=shape)
     model = around._replace(encoder=encoder, config=config, tokenizer=tokenizer)
     catalog = Catalog(items, model.vectors, model.features, model.alike, TextEncoder("none", Path("none")))
-    limits = Limits(stride=plan.capacity // 2, kv_cache_bytes=plan.kv_cache_gb * 1e9)
-    engine = Engine(model, catalog, limits, torch.device("cpu"))
+    engine = Engine(model, catalog, ours.limits(plan), devices.find(plan.device))
     return ours.stage(engine, frame, plan, reader_of(catalog, types, words, tokenizer))
 
 

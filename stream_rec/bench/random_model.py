@@ -1,6 +1,7 @@
 """A model of any shape with random weights: speed does not depend on them, and a trained one would say nothing more."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,18 +22,19 @@ def random_model(
     event_types: tuple[str, ...],
     capacity: int,
     *,
+    body: Any = None,
     blend: Blend = Blend(),  # noqa: B008 - frozen
     memory: Memory | None = None,
 ) -> Model:
     """A model over `items`, whose vectors are noise and whose texts have no words.
 
-    `memory` is what it has learnt online, by default nothing.
+    `body` is its decoder, by default one of the shape of `config`; `memory` what it has learnt online, by default
+    nothing.
     """
     torch.manual_seed(0)
     memory = memory or Memory(Horizons(1.0, 1.0))
-    encoder = UserEncoder(
-        config, new_body(config), items=len(items) + 1, item_dim=config.width, types=len(event_types) + 1
-    )
+    body = body or new_body(config)
+    encoder = UserEncoder(config, body, items=len(items) + 1, item_dim=config.width, types=len(event_types) + 1)
     none: Vectors = np.zeros(0, np.float32)
     vectors: Vectors = np.random.default_rng(0).normal(size=(len(items), config.width)).astype(np.float32)
     every = np.concatenate([np.zeros((1, config.width), np.float32), vectors])

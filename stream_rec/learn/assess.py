@@ -45,17 +45,19 @@ def run(settings: Settings, plan: Plan) -> int:
         import torch
 
         from stream_rec.learn import evaluation
+        from stream_rec.model import device as devices
         from stream_rec.model import folder
         from stream_rec.model.text import TextEncoder
     torch.set_num_threads(plan.threads or torch.get_num_threads())
+    device = devices.find(settings.device)
     log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
     how = evaluation.Plan(plan.protocol, settings.stride, CHOICES[plan.seen], CHOICES[plan.baskets], plan.after)
     found: list[dict[str, Any]] = []
     for path in plan.models:
         model = folder.load(path)
-        texts = TextEncoder(model.config.text_encoder, settings.cache_dir)
+        texts = TextEncoder(model.config.text_encoder, settings.cache_dir, str(device))
         with bars(console, stay=False, before=f"{path.name}: ") as progress:
-            found.append(evaluation.run(model, log.frame, how, texts, progress))
+            found.append(evaluation.run(model, log.frame, how, texts, progress, device))
     if plan.as_json:
         means = {name: round(statistics.mean(one[name] for one in found), 4) for name in ("hr_at_10", "ndcg_at_10")}
         first = found[0] | means | {"seeds": len(found), "protocol": plan.protocol}

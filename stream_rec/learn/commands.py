@@ -25,7 +25,7 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
 
 @click.command(
     cls=Command,
-    settings=(*KAFKA, "items_topic", "event_types", "capacity", "stride", "text_encoder", "cache_dir"),
+    settings=(*KAFKA, "items_topic", "event_types", "capacity", "stride", "text_encoder", "cache_dir", "device"),
 )
 @click.argument("events", type=click.Path(path_type=Path), required=False)
 @click.option("--from-topic", metavar="TOPIC", help="a topic of events in place of the file, up to what it holds now")
@@ -106,7 +106,7 @@ def train(read_topic: Any, /, settings: "Settings", **given: Any) -> int:
     return session.run(settings, Plan(**given), partial(read_topic, settings))
 
 
-@click.command(cls=Command, settings=("stride", "cache_dir", *EVERYWHERE))
+@click.command(cls=Command, settings=("stride", "cache_dir", "device", *EVERYWHERE))
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.argument("events", type=click.Path(path_type=Path))
 @PROTOCOL

@@ -88,9 +88,16 @@ class First(NamedTuple):
         return cls(rows, probabilities, happened)
 
 
-def run(model: Model, frame: pl.DataFrame, plan: Plan, texts: TextEncoder, progress: Progress) -> dict[str, Any]:
+def run(
+    model: Model,
+    frame: pl.DataFrame,
+    plan: Plan,
+    texts: TextEncoder,
+    progress: Progress,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - frozen
+) -> dict[str, Any]:
     """All figures of `model` on `frame` (user, item, event, time). Raises `UserError` if nothing is held out."""
-    prepared = reopen(model, frame, texts)
+    prepared = reopen(model, frame, texts)._replace(device=device)
     data = prepared.data
     capacity = model.config.capacity
     config = TrainConfig(encoder=model.config.encoder, capacity=capacity, stride=stride_of(capacity, plan.stride))

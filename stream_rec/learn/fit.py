@@ -5,7 +5,8 @@ that was interrupted and goes on gives the very model of one that wasn't.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from stream_rec.learn.prepare import Prepared
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.tune import RATE, tuning
+from stream_rec.model.device import upload
 from stream_rec.model.encoder import ItemInputs, UserEncoder, new_body
 from stream_rec.model.incremental import Look
 from stream_rec.model.tokens import Numbers
@@ -62,10 +64,19 @@ def fit(
     """
     torch.manual_seed(config.seed)
     encoder = new_encoder(prepared, config)
-    with tuning(encoder.body, config.tune):
-        epochs = _epochs(encoder, prepared, config, known, stage, progress, watch)
+    with placed(encoder, prepared) as there, tuning(encoder.body, config.tune):
+        epochs = _epochs(encoder, there, config, known, stage, progress, watch)
     fit_heads(encoder, prepared, config, known)
     return Fitted(encoder, epochs)
+
+
+@contextmanager
+def placed(encoder: UserEncoder, prepared: Prepared) -> Iterator[Prepared]:
+    """Has the encoder, and the item vectors that it reads, on the device that computes; then it is where it was."""
+    before = encoder.log_scale.device
+    encoder.to(prepared.device)
+    yield prepared._replace(vectors=prepared.vectors.to(prepared.device))
+    encoder.to(before)
 
 
 def new_encoder(prepared: Prepared, config: TrainConfig) -> UserEncoder:
@@ -95,9 +106,9 @@ def _epochs(
 ) -> list[Epoch]:
     """Trains what takes gradients, a step a batch, from the last checkpoint on."""
     optimiser = torch.optim.AdamW(groups(encoder, config), betas=(0.9, 0.98))
-    seen = torch.from_numpy(np.unique(prepared.data.rows[known]))
+    seen = upload(np.unique(prepared.data.rows[known]), prepared.device)
     whole = len(seen) <= 4 * config.negatives
-    weights = torch.tensor([1.0, *weights_of(config.weights, prepared.event_types)])
+    weights = torch.tensor([1.0, *weights_of(config.weights, prepared.event_types)], device=prepared.device)
     done = stage.restore(encoder, optimiser)
     for epoch in range(len(done), config.epochs):
         torch.manual_seed(config.seed * 10_007 + epoch)
@@ -107,23 +118,23 @@ def _epochs(
         batches = dataset.batches(windows, counts, config.batch_tokens, rng)
         steps = config.epochs * len(batches)
         encoder.train()
-        losses = 0.0
+        losses = torch.zeros((), device=prepared.device)
         for number, chosen in enumerate(batches):
             step = epoch * len(batches) + number
             rate = min(1.0, (step + 1) / max(1.0, config.warmup * steps)) * max(0.05, 1 - step / steps)
             for group in optimiser.param_groups:
                 group["lr"] = group["highest"] * rate
-            negatives = seen if whole else seen[torch.randint(0, len(seen), (config.negatives,))]
+            negatives = seen if whole else seen[torch.randint(0, len(seen), (config.negatives,)).to(prepared.device)]
             value = loss(encoder, prepared, chosen, negatives, weights)
             optimiser.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
             optimiser.step()
-            losses += value.item()
+            losses += value.detach()  # asked for its number, a GPU would be waited for
             progress(f"{stage.title}, epoch {epoch + 1} of {config.epochs}", step + 1, steps)
         if not all(weight.isfinite().all() for weight in encoder.parameters()):
             raise Diverged("the training diverged: lower --learning-rate and begin anew with --overwrite")
-        done.append(Epoch(losses / len(batches), watch(encoder)))
+        done.append(Epoch(losses.item() / len(batches), watch(encoder)))
         stage.keep(encoder, optimiser, done)
     return done
 
@@ -149,11 +160,11 @@ def loss(
 ) -> Tensor:
     """Cross-entropy of the next item among `negatives` and the batch's targets, by the `weights` (types,) of these."""
     states, places = states_of(encoder, prepared, chosen)
-    targets = torch.from_numpy(prepared.data.rows[places])
+    targets = upload(prepared.data.rows[places], prepared.device)
     candidates, place = torch.unique(torch.cat([targets, negatives]), return_inverse=True)
     logits = encoder.score(states, encoder.items(prepared.vectors[candidates], encoder.residual(candidates)))
     losses = F.cross_entropy(logits, place[: len(targets)], reduction="none")
-    counts = weights[torch.from_numpy(prepared.data.types[places])]
+    counts = weights[upload(prepared.data.types[places], prepared.device)]
     return (losses * counts).sum() / counts.sum().clamp(min=SMALLEST)
 
 
@@ -162,9 +173,10 @@ def fit_heads(encoder: UserEncoder, prepared: Prepared, config: TrainConfig, kno
     encoder.eval()
     windows = dataset.slices(prepared.data, config.capacity, config.stride, known)
     with torch.no_grad():
-        read = [states_of(encoder, prepared, chosen) for chosen in plan(prepared, windows, config)]
+        with placed(encoder, prepared) as there:
+            read = [states_of(encoder, there, chosen) for chosen in plan(prepared, windows, config)]
         outputs = outputs_of(encoder, prepared.vectors)
-    states, places = torch.cat([states for states, _ in read]), np.concatenate([places for _, places in read])
+    states, places = torch.cat([states for states, _ in read]).cpu(), np.concatenate([places for _, places in read])
     users = users_of(encoder, prepared, states, places)
     fit_types(encoder, users, torch.from_numpy(prepared.data.types[places]))
     if config.goal is not None:
@@ -193,8 +205,9 @@ def states_of(encoder: UserEncoder, prepared: Prepared, chosen: Sequence[Slice])
     """User states (targets, width) before each target of a batch, and the targets' places (targets,)."""
     made = dataset.batch(prepared.data, chosen, prepared.reader)
     wanted = made.targets >= 0
-    tokens = look_of(encoder, prepared.vectors)(torch.from_numpy(made.numbers))
-    return encoder(tokens)[torch.from_numpy(wanted)], made.targets[wanted]
+    tokens = look_of(encoder, prepared.vectors)(upload(made.numbers, prepared.device))
+    states: Tensor = encoder(tokens).flatten(0, 1)[upload(np.flatnonzero(wanted), prepared.device)]
+    return states, made.targets[wanted]
 
 
 def look_of(encoder: UserEncoder, vectors: Tensor) -> Look:

@@ -33,7 +33,7 @@ class Predicted(NamedTuple):
     """The candidates of each."""
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference would leave weights behind, moved to a GPU and back, that take no gradients
 def states_at(encoder: UserEncoder, prepared: Prepared, targets: Numbers, config: TrainConfig) -> Tensor:
     """User states before each of the `targets` (n,), (n, width)."""
     encoder.eval()
@@ -46,10 +46,11 @@ def states_at(encoder: UserEncoder, prepared: Prepared, targets: Numbers, config
         if len(own):
             wanted[begin + own[0] : begin + own[-1] + 1] = True
     states = torch.zeros(len(targets), encoder.width)
-    for chosen in fit.plan(prepared, dataset.slices(data, config.capacity, config.stride, wanted), config):
-        found, places = fit.states_of(encoder, prepared, chosen)
-        asked = place_of[places] >= 0
-        states[torch.from_numpy(place_of[places][asked])] = found[torch.from_numpy(asked)]
+    with fit.placed(encoder, prepared) as there:
+        for chosen in fit.plan(prepared, dataset.slices(data, config.capacity, config.stride, wanted), config):
+            found, places = fit.states_of(encoder, there, chosen)
+            asked = place_of[places] >= 0
+            states[torch.from_numpy(place_of[places][asked])] = found.cpu()[torch.from_numpy(asked)]
     return states
 
 

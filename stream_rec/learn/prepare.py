@@ -44,6 +44,8 @@ class Prepared(NamedTuple):
     """The pre-trained body, as it came."""
     start: UserEncoder | None = None
     """What a trained model has learnt, to go on from."""
+    device: torch.device = torch.device("cpu")
+    """Where the decoder computes; all else is the CPU's."""
 
 
 def reopen(model: Model, frame: pl.DataFrame, texts: TextEncoder) -> Prepared:

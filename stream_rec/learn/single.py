@@ -17,6 +17,7 @@ from stream_rec.learn.progress import bars
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.source import Source
 from stream_rec.learn.train import Trained
+from stream_rec.model import device as devices
 from stream_rec.model import folder
 from stream_rec.model.folder import Model
 from stream_rec.model.text import TextEncoder
@@ -64,9 +65,12 @@ def fit(given: Given, config: TrainConfig, out: Path, before: str = "") -> Train
     """Trains with progress bars; with `before` in front of them, they vanish at the end."""
     began = time.monotonic()
     name = given.settings.text_encoder if given.before is None else given.before.config.text_encoder
-    texts = TextEncoder(name, given.settings.cache_dir)
+    device = devices.find(given.settings.device)
+    texts = TextEncoder(name, given.settings.cache_dir, str(device))
     with bars(given.console, stay=not before, before=before) as progress:
-        trained = train.train(given.source.log.frame, given.source.items, config, texts, out, progress, given.before)
+        trained = train.train(
+            given.source.log.frame, given.source.items, config, texts, out, progress, given.before, device
+        )
     if not before:
         given.console.print(f"trained in {time.monotonic() - began:.0f} s")
     return trained

@@ -41,6 +41,7 @@ from stream_rec.model.scorer import Blend, Table
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Numbers
 
+CPU = torch.device("cpu")
 VALIDATION_PREDICTIONS = 4_000
 LEAST_NEW = 20
 """Events that a model is trained further with."""
@@ -66,6 +67,7 @@ def train(
     out: Path,
     progress: Progress,
     before: Model | None = None,
+    device: torch.device = CPU,
 ) -> Trained:
     """A model of the events in `frame` (user, item, event, time, in order); checkpoints go to `out`.
 
@@ -83,6 +85,7 @@ def train(
         prepared = prepare(frame, items, config, texts, progress)
     else:
         prepared = retune.prepare(before, frame, items, config, texts, progress)
+    prepared = prepared._replace(device=device)
     data = prepared.data
     validation, whole = splits(data, config, since)
     if len(validation.targets) < 2 or not (validation.known & ~data.firsts).any():

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-from stream_rec.learn.fit import Watch
+from stream_rec.learn.fit import Watch, placed
 from stream_rec.learn.metrics import Ranks, figures
 from stream_rec.learn.predict import states_at
 from stream_rec.learn.prepare import Prepared
 from stream_rec.learn.protocol import Split
 from stream_rec.learn.recipe import TrainConfig
+from stream_rec.model.device import upload
 from stream_rec.model.encoder import UserEncoder
 from stream_rec.model.tokens import UNKNOWN
 
@@ -24,20 +25,21 @@ AT_ONCE = 64
 def watcher(prepared: Prepared, validation: Split, config: TrainConfig) -> Watch:
     """Measures an encoder on the same `PREDICTIONS` of the held-out ones each time."""
     targets = validation.sample(PREDICTIONS, config.seed).targets
-    truth = torch.from_numpy(prepared.data.rows[targets])
+    truth = upload(prepared.data.rows[targets], prepared.device)
     count = len(targets)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def watch(encoder: UserEncoder) -> dict[str, float]:
-        states = states_at(encoder, prepared, targets, config)
-        items = encoder.items(prepared.vectors, encoder.residual.weight)
-        loss, ranks = 0.0, []
-        for some, right in zip(torch.split(states, AT_ONCE), torch.split(truth, AT_ONCE), strict=True):
-            scores = encoder.score(some, items)
-            scores[:, UNKNOWN] = -torch.inf
-            loss += F.cross_entropy(scores, right, reduction="sum").item()
-            ranks.append((scores >= scores.gather(1, right[:, None])).sum(dim=1) - 1)
-        found = figures(Ranks(np.arange(count), torch.cat(ranks).numpy(), count))
-        return {"loss": loss / count, **{name: found[name] for name in ("hr_at_10", "ndcg_at_10")}}
+        with placed(encoder, prepared) as there:
+            states = states_at(encoder, prepared, targets, config).to(prepared.device)
+            items = encoder.items(there.vectors, encoder.residual.weight)
+            loss, ranks = torch.zeros((), device=prepared.device), []
+            for some, right in zip(torch.split(states, AT_ONCE), torch.split(truth, AT_ONCE), strict=True):
+                scores = encoder.score(some, items)
+                scores[:, UNKNOWN] = -torch.inf
+                loss += F.cross_entropy(scores, right, reduction="sum")
+                ranks.append((scores >= scores.gather(1, right[:, None])).sum(dim=1) - 1)
+        found = figures(Ranks(np.arange(count), torch.cat(ranks).cpu().numpy(), count))
+        return {"loss": loss.item() / count, **{name: found[name] for name in ("hr_at_10", "ndcg_at_10")}}
 
     return watch

@@ -130,3 +130,12 @@ def spans(new: Numbers, lengths: Numbers) -> list[Span]:
     change = np.flatnonzero((np.diff(new) != 0) | (np.diff((lengths - 1) // SHORT) != 0)) + 1
     edges = [0, *change.tolist(), len(new)]
     return [Span(begin, end, int(lengths[end - 1])) for begin, end in pairwise(edges)]
+
+
+def tiles(placed: Placed, most: int) -> Numbers:
+    """A call's tokens in groups of at most `most` neighbours of a row, (4, tiles): see `kernel.attend`."""
+    each = -(-placed.new // most)
+    row = np.repeat(np.arange(len(each)), each)
+    nth = most * (np.arange(len(row)) - np.repeat(each.cumsum() - each, each))
+    count = np.minimum(placed.new[row] - nth, most)
+    return np.stack([placed.begins[row] + nth, placed.slots[row] * placed.capacity, placed.keep[row] + nth, count])

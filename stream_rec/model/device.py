@@ -1,8 +1,11 @@
 """Where a model computes, and in which numbers."""
 
 import os
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from stream_rec.errors import UserError
 
@@ -30,3 +33,9 @@ def memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[1])
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """`array` on `device`, which copies it in its turn: the host goes on meanwhile, and must not change it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import starmap
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from stream_rec.model.drift import Drift
 from stream_rec.model.explanation import Explanation, Neighbours, around, influences, reasons, shortened
 from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
+from stream_rec.model.forward import forward_of
 from stream_rec.model.incremental import Incremental, Work
 from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.look import look_of
@@ -124,19 +125,20 @@ class Engine:
         """What was read last, by the identity of the window."""
         self._device = device
         self._encoder = model.encoder.to(device).eval()
+        self.body: Any = self._encoder.body
         words, types = model.config.encoder.words, model.config.event_types
         self._reader = WindowReader(reader_of(catalog, types, words, model.tokenizer), types)
         self._look = look_of(self._encoder.inputs, self._encoder.width, device)
         dtype = devices.dtype_of(limits.dtype, device)
         self.tolerance = audit.EXACT if dtype == torch.float32 else audit.ROUNDED
-        shape = Shape.of(model.encoder.body.config, self.capacity * model.config.encoder.event_tokens, dtype)
+        shape = Shape.of(self.body.config, self.capacity * model.config.encoder.event_tokens, dtype)
         share = limits.kv_cache_share
         budget = limits.kv_cache_bytes if share is None else share * devices.memory(device)
         cache = KeyValueCache(shape, budget, device, limits.kv_host_bytes)
         if device.type == "cuda":  # a CPU computes in float32 whatever it stores
-            self._encoder.body.to(dtype)
-            self._encoder.body.compile(dynamic=True)
-        self.incremental = Incremental(self._encoder, self._look, cache, limits.token_budget)
+            self.body.to(dtype)
+        forward = forward_of(self._encoder, cache.first)
+        self.incremental = Incremental(self._encoder, self._look, cache, forward, limits.token_budget)
         self._outputs = torch.zeros(len(catalog), self._encoder.width, device=device)
         choice = Choice(
             limits.top_k, limits.scoring, limits.index_effort, limits.diversity, limits.exclude_seen, self.capacity

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from stream_rec.model import batcher
-from stream_rec.model.attention import Gathered, InPlace, Ragged, Way
 from stream_rec.model.batcher import Placed, Row
+from stream_rec.model.device import upload
 from stream_rec.model.encoder import UserEncoder
+from stream_rec.model.forward import Computed, Forward
 from stream_rec.model.kv_cache import KeyValueCache
 from stream_rec.model.tokens import Numbers, Tokens
 
@@ -35,17 +36,20 @@ class Work(NamedTuple):
     """Cached positions that attention read because a row needs them."""
     padding: int = 0
     """Cached positions that it read beside them, since rows of unlike length share an attention."""
+    filled: int = 0
+    """Computed to fill up calls, of nobody's."""
 
     def __add__(self, other: "Work") -> "Work":  # type: ignore[override]  # a sum of counts, not a longer tuple
         return Work(*(one + another for one, another in zip(self, other, strict=True)))
 
 
 class Incremental:
-    """An encoder with a cache. `budget`: most new tokens of one model call."""
+    """An encoder with a cache. `budget`: most new tokens of one model call, which `forward` computes."""
 
-    def __init__(self, encoder: UserEncoder, look: Look, cache: KeyValueCache, budget: int) -> None:
+    def __init__(self, encoder: UserEncoder, look: Look, cache: KeyValueCache, forward: Forward, budget: int) -> None:
         self._encoder = encoder
         self._look = look
+        self._forward = forward
         self._budget = budget
         self._device = cache.device
         self.cache = cache
@@ -82,9 +86,8 @@ class Incremental:
         columns = len(tokens[0].numbers)
         filled = np.zeros((columns, len(tokens), int(lengths.max())), np.int64)
         filled[:, np.arange(filled.shape[2]) < lengths[:, None]] = np.concatenate([one.numbers for one in tokens], 1)
-        last = torch.from_numpy(lengths - 1).to(self._device)
-        states: Tensor = self._encoder(self._look(torch.from_numpy(filled).to(self._device)))
-        return states[torch.arange(len(tokens), device=self._device), last]
+        states: Tensor = self._encoder(self._look(upload(filled, self._device)))
+        return states[upload(np.arange(len(tokens)), self._device), upload(lengths - 1, self._device)]
 
     def _compute(self, rows: Sequence[Row], states: Tensor) -> Work:
         """Computes a round and writes its answers into `states`."""
@@ -106,31 +109,18 @@ class Incremental:
         numbers = np.concatenate(
             [row.tokens.numbers[:, kept:] for row, kept in zip(rows, placed.keep.tolist(), strict=True)], axis=1
         )
-        look, positions, write = (
-            torch.from_numpy(array).to(self._device) for array in (numbers, placed.positions, placed.write)
-        )
-        cached = self.cache.first
-        way = self._way(placed)
-        ragged = Ragged(cached.keys, cached.values, write, way)
-        computed = self._encoder(self._look(look)[None], ragged, positions[None])[0]
+        computed = self._forward(self._look(upload(numbers, self._device)), placed)
         answers = [
             (request, begin + length - kept - 1)
             for row, begin, kept in zip(rows, placed.begins.tolist(), placed.keep.tolist(), strict=True)
             for request, length in row.answers
         ]
-        request, at = torch.tensor(answers, device=self._device).unbind(1)
-        states[request] = computed[at]
-        return _work(placed, way.read)
-
-    def _way(self, placed: Placed) -> Way:
-        if self._device.type == "cuda":
-            return InPlace.of(placed, self.cache.slots * self.cache.capacity, self._device)
-        config = self._encoder.body.config
-        return Gathered.of(placed, config.num_attention_heads // config.num_key_value_heads, self._device)
+        request, at = upload(np.array(answers).T, self._device)
+        states[request] = computed.states[at]
+        return _work(placed, computed)
 
 
-def _work(placed: Placed, read: int) -> Work:
-    """`read` counts the cache's places that attention read."""
+def _work(placed: Placed, computed: Computed) -> Work:
     hit, needed = placed.keep > 0, int(placed.lengths.sum())
     return Work(
         appended=int(placed.new[hit].sum()),
@@ -138,5 +128,6 @@ def _work(placed: Placed, read: int) -> Work:
         hits=int(hit.sum()),
         misses=int((~hit).sum()),
         needed=needed,
-        padding=read - needed,
+        padding=computed.read - needed,
+        filled=computed.filled,
     )

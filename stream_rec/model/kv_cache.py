@@ -45,8 +45,8 @@ class Shape(NamedTuple):
 class Content(NamedTuple):
     """What some slots hold, on its way from one tier to the other."""
 
-    cached: list[Tensor]
-    """Keys of each layer, then values of each layer: (slots, capacity, kv_heads, head_dim) each."""
+    cached: Tensor
+    """Keys of each layer, then values of each layer: (2 * layers, slots, capacity, kv_heads, head_dim)."""
     identities: Numbers
     lengths: Numbers
 
@@ -57,10 +57,12 @@ class Tier:
     def __init__(self, shape: Shape, budget: float, device: torch.device) -> None:
         self.slots = min(MOST, int(budget // shape.bytes))
         self.capacity = shape.capacity
-        places = (self.slots * shape.capacity, shape.kv_heads, shape.head_dim)
-        self.keys, self.values = (
-            [torch.zeros(places, dtype=shape.dtype, device=device) for _ in range(shape.layers)] for _ in range(2)
-        )
+        self.nowhere = self.slots * shape.capacity
+        """A place of nobody's, for what is written to fill up a call."""
+        places = (2 * shape.layers, self.nowhere + 1, shape.kv_heads, shape.head_dim)
+        self._cached = torch.zeros(places, dtype=shape.dtype, device=device)
+        self.keys, self.values = self._cached[: shape.layers].unbind(), self._cached[shape.layers :].unbind()
+        """Of each layer, (places, kv_heads, head_dim)."""
         self.device = device
         self.identities: Numbers = np.zeros((self.slots, shape.capacity), np.int64)
         self.lengths: Numbers = np.zeros(self.slots, np.int64)
@@ -80,8 +82,7 @@ class Tier:
     def take(self, user: str) -> None:
         """Frees the user's slot and overwrites what it held: nobody's behaviour outlives their place."""
         slot = self.users.pop(user)
-        for one in (*self.keys, *self.values):
-            one[slot * self.capacity : (slot + 1) * self.capacity].zero_()
+        self._cached[:, slot * self.capacity : (slot + 1) * self.capacity].zero_()
         self.identities[slot] = 0
         self.lengths[slot] = 0
         self._free.append(slot)
@@ -93,14 +94,12 @@ class Tier:
     def read(self, users: Sequence[str]) -> Content:
         """A copy of what the users' slots hold."""
         slots = self._slots(users)
-        held = [one[self._places(slots)] for one in (*self.keys, *self.values)]
-        return Content(held, self.identities[slots], self.lengths[slots])
+        return Content(self._cached[:, self._places(slots)], self.identities[slots], self.lengths[slots])
 
     def write(self, users: Sequence[str], content: Content) -> None:
         """Puts what `read` gave into the users' slots."""
         slots = self._slots(users)
-        for one, held in zip((*self.keys, *self.values), content.cached, strict=True):
-            one[self._places(slots)] = held.to(self.device)
+        self._cached[:, self._places(slots)] = content.cached.to(self.device)
         self.identities[slots], self.lengths[slots] = content.identities, content.lengths
 
     def _slots(self, users: Sequence[str]) -> Numbers:

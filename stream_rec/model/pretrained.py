@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from stream_rec.errors import UserError
 from stream_rec.model import attention
 from stream_rec.model.encoder import NO_WORDS, EncoderConfig, UserEncoder
+from stream_rec.model.forward import Gathering
 from stream_rec.model.incremental import Incremental
 from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.tokens import Tokens
@@ -123,7 +124,8 @@ def _probe(body: Any) -> float:
     vectors = torch.randn(PROBE, encoder.width, generator=torch.Generator().manual_seed(0))
     shape = Shape.of(body.config, PROBE, torch.float32)
     cache = KeyValueCache(shape, shape.bytes, torch.device("cpu"))
-    incremental = Incremental(encoder, lambda numbers: vectors[numbers[0]], cache, PROBE)
+    forward = Gathering(encoder, cache.first)
+    incremental = Incremental(encoder, lambda numbers: vectors[numbers[0]], cache, forward, PROBE)
     ids = np.arange(PROBE)
     windows = [Tokens(ids[None, :length], ids[:length] + 1) for length in (PROBE - 2, PROBE)]
     whole = incremental.whole(windows)

@@ -117,6 +117,7 @@ class Host:
         metrics.batch.observe(len(windows))
         metrics.tokens.labels("append").inc(work.appended)
         metrics.tokens.labels("prefill").inc(work.prefilled)
+        metrics.tokens.labels("fill").inc(work.filled)
         metrics.positions.labels("needed").inc(work.needed)
         metrics.positions.labels("padding").inc(work.padding)
         metrics.cache.labels("hit").inc(work.hits)
