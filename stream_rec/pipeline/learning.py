@@ -72,8 +72,9 @@ class Learning:
         self._others -= self._own
         if self._settings.memory == "own":
             for partition in {*self.learned, *fresh} - set(kept):
-                self.learned.pop(partition, None)
+                # first, since the thread may still be teaching from a reading that was given up
                 await self._call(self._engine.memories.drop, partition.partition)
+                self.learned.pop(partition, None)
         for number in set(self.logs([partition.partition for partition in fresh])):
             await self._call(self._engine.memories.evidence, number)  # now, rather than in the first step
 

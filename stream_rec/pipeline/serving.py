@@ -13,7 +13,8 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
@@ -36,10 +37,14 @@ FETCH_MS = 200
 RETRY_S = 0.5
 SESSION_MS = 6_000
 """After which a killed worker's partitions move, milliseconds."""
+REBALANCE_MS = 6_000
+"""How long the group waits for a member to let its partitions go; then it goes on without that one, milliseconds."""
 FEW = 1_000
 """Windows that a new model may still have to learn when it is switched to."""
 
 Records = dict[TopicPartition, list[ConsumerRecord]]
+
+T = TypeVar("T")
 
 
 class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is partly typed
@@ -54,7 +59,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         self._turn = asyncio.Lock()  # held while a batch is between being fetched and being handed to its transaction
         self._waiting: list[ConsumerRecord] = []
         """Fetched and not answered yet, in the order of arrival."""
-        self._fetching: asyncio.Task[Records] | None = None
+        self._long: asyncio.Task[Any] | None = None
+        """What may take long and holds the turn: a rebalance does not wait for it, see `_unless_moved`."""
         self._moving = True
         """Whether Kafka has yet to say which partitions come next, or first."""
         self._publishing: asyncio.Task[None] | None = None
@@ -69,6 +75,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=SESSION_MS,
+            rebalance_timeout_ms=REBALANCE_MS,
             heartbeat_interval_ms=SESSION_MS // 5,
             max_partition_fetch_bytes=self._settings.max_message_bytes,
             fetch_max_wait_ms=50,
@@ -77,13 +84,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         await self._consumer.start()
         heed_errors(self._consumer._coordinator)
         await_topics(self._consumer._coordinator)
-        measuring = asyncio.create_task(self._measure())
+        beside = [asyncio.create_task(self._measure()), asyncio.create_task(self._interrupt_at(stop))]
         try:
             while not stop.is_set():
                 self.host.check()
                 try:
                     async with self._turn:
-                        await self._take_over()
+                        await self._unless_moved(self._take_over())
                         await self._serve()
                 except KafkaError as error:
                     log.warning("Kafka: %s; going on from the last commits", type(error).__name__)
@@ -92,7 +99,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                     await asyncio.sleep(RETRY_S)
                 await asyncio.sleep(0)  # a rebalance may want its turn
         finally:
-            measuring.cancel()
+            for task in beside:
+                task.cancel()
             await self._published()
             await self._close_outlets()
             await self._consumer.stop()
@@ -133,8 +141,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         """Lets what is in flight be committed before the partitions go."""
         self._moving = True
         self._health.hindrances.add(MOVING)
-        if self._fetching is not None:  # from here on it would wait for the next assignment, and keep its turn
-            self._fetching.cancel()
+        self._interrupt()
         async with self._turn:
             await self._published()
             self._assigned -= frozenset(revoked)
@@ -144,6 +151,27 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         """What is new is taken over in the loop: it may take long, and heartbeats must go on."""
         self._assigned = frozenset(assigned)
         self._moving = False
+
+    def _interrupt(self) -> None:
+        if self._long is not None:
+            self._long.cancel()
+
+    async def _interrupt_at(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._interrupt()
+
+    async def _unless_moved(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What `work` gives; None if partitions move, or the worker is told to stop, before it is done.
+
+        The group goes on without a member who makes it wait: of two workers, each would be given all partitions while
+        the other still reads what they hold, again and again.
+        """
+        self._long = asyncio.create_task(work)
+        try:
+            await asyncio.wait({self._long})
+        finally:
+            self._long.cancel()
+        return None if self._long.cancelled() else self._long.result()
 
     async def _close_outlets(self) -> None:
         while self._outlets:
@@ -216,12 +244,10 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         if self._moving or not served:  # to Kafka's client, no partitions are all that are assigned
             await asyncio.sleep(wait_ms / 1_000)
         elif room > 0:
+            # from a rebalance on it would wait for the next assignment
             fetch = self._consumer.getmany(*served, timeout_ms=wait_ms, max_records=room)
-            self._fetching = asyncio.create_task(fetch)
-            await asyncio.wait({self._fetching})
-            if not self._fetching.cancelled():
-                for records in self._fetching.result().values():
-                    self._waiting += records
+            for records in (await self._unless_moved(fetch) or {}).values():
+                self._waiting += records
 
     async def _publish(self, batch: Records, answers: Sequence[Answer]) -> None:
         """One transaction a partition, side by side; a partition that fails is taken over anew in the loop."""

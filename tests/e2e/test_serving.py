@@ -1,0 +1,120 @@
+"""Workers whose reading of what their partitions hold takes longer than their group waits."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiokafka import TopicPartition
+from prometheus_client import CollectorRegistry
+
+from stream_rec.config import Settings
+from stream_rec.health import Health
+from stream_rec.model import folder
+from stream_rec.pipeline import learning, serving, topics
+from stream_rec.pipeline.host import Host
+from stream_rec.pipeline.serving import Worker
+from stream_rec.pipeline.spans import Span
+from stream_rec.pipeline.worker import load
+from stream_rec.telemetry import WorkerMetrics
+from tests.e2e.kafka import until
+from tests.e2e.windows import all_done, answers, windows, write
+from tests.tiny import CAPACITY, STRIDE, tiny_model
+
+pytestmark = pytest.mark.e2e
+
+WAITS_S, READS_S = 3.0, 4.0
+"""A member hears of a rebalance with its next heartbeat, up to 1.2 s later: the group must wait for longer."""
+
+
+@pytest.fixture
+def begun() -> list[TopicPartition]:
+    """Of what reading was begun."""
+    return []
+
+
+@pytest.fixture
+async def settings(
+    make_settings: Callable[..., Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: list[TopicPartition],
+) -> Settings:
+    folder.save(tiny_model(), tmp_path / "model")
+    made = make_settings(model=tmp_path / "model", capacity=CAPACITY, stride=STRIDE, coalesce=False, memory="own")
+    await topics.create(made)
+    remember = learning.Learning.remember
+
+    async def slowly(self: learning.Learning, spans: Mapping[TopicPartition, Span]) -> int:
+        begun.extend(spans)
+        await asyncio.sleep(READS_S)
+        return await remember(self, spans)
+
+    monkeypatch.setattr(learning.Learning, "remember", slowly)
+    monkeypatch.setattr(serving, "REBALANCE_MS", int(1_000 * WAITS_S))
+    return made
+
+
+async def worker_of(settings: Settings) -> Worker:
+    metrics = WorkerMetrics(CollectorRegistry())
+    host = await Host.open(settings, metrics, load)
+    await host.follow()
+    return Worker(settings, host, metrics, Health(most_waiting=1_000))
+
+
+@asynccontextmanager
+async def running(worker: Worker) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    task = asyncio.create_task(worker.run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+        await worker.host.close()
+
+
+def part(*workers: Worker) -> Callable[[], Awaitable[bool]]:
+    """Whether each has taken over one partition, and that is all that it was given."""
+
+    async def each() -> bool:
+        return all(len(worker._outlets) == 1 and worker._outlets.keys() == worker._assigned for worker in workers)
+
+    return each
+
+
+def taking_over(worker: Worker) -> Callable[[], Awaitable[bool]]:
+    async def begun() -> bool:
+        return bool(worker._assigned)
+
+    return begun
+
+
+async def test_workers_part_their_partitions_however_long_taking_one_over_takes(
+    settings: Settings, begun: list[TopicPartition]
+) -> None:
+    """The group waits for three seconds, and two partitions take eight: who is at it gives way."""
+    made = windows(users=10, rounds=6)
+    first, second = await worker_of(settings), await worker_of(settings)
+    async with running(first):
+        await until(taking_over(first))
+        async with running(second):
+            await write(settings, made)
+            await until(part(first, second))
+            await all_done(settings)
+            assert await part(first, second)()
+            assert len(begun) < 6  # not both by the one, both by the other, and so on
+    seen = {(one.user_id, one.seq) for one in await answers(settings)}
+    assert seen == {(one.user_id, one.n) for one in made}
+
+
+async def test_a_worker_ends_in_the_midst_of_taking_over(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forever(_self: learning.Learning, _spans: Mapping[TopicPartition, Span]) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    monkeypatch.setattr(learning.Learning, "remember", forever)
+    worker = await worker_of(settings)
+    async with running(worker):
+        await until(taking_over(worker))
