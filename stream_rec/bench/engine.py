@@ -212,7 +212,7 @@ def read_decoder(path: Path) -> Any:
     """A decoder of the shape that a transformers configuration file has, with random weights. Raises `UserError`."""
     try:
         return body_from(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is no configuration of a decoder ({error}): give a model's config.json") from error
 
 

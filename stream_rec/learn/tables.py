@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,12 @@ from stream_rec.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".parquet")
 SAME = {".ndjson": ".jsonl", ".text": ".txt"}
+WRONG = (
+    *(OSError, EOFError, zlib.error, UnicodeError, msgspec.MsgspecError, pl.exceptions.PolarsError),
+    RecursionError,  # of JSON in a depth that nobody means
+    pl.exceptions.PanicException,  # of a parquet file that contradicts itself
+)
+"""What reading a file may raise."""
 HEAD = 10_000
 """Rows of a jsonl file that are looked at for the names of its columns."""
 
@@ -23,7 +30,7 @@ def one_line(path: Path) -> Iterator[None]:
     """Whatever is wrong with the file becomes a `UserError` of one line."""
     try:
         yield
-    except (OSError, EOFError, UnicodeError, msgspec.MsgspecError, pl.exceptions.PolarsError) as error:
+    except WRONG as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().partition("\n")[0]
         raise UserError(f"{path}: {reason[:200]}; is it a whole file of the kind that its name says?") from None
 

@@ -188,9 +188,12 @@ def new_body(config: EncoderConfig) -> Any:
 
 
 def body_from(config: dict[str, Any]) -> Any:
-    """The decoder of a saved configuration, with fresh weights."""
+    """The decoder of a saved configuration, with fresh weights. Raises `ValueError` for one that makes none."""
     config = {**config, **NO_WORDS, "attn_implementation": attention.NAME}
-    return AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+    try:
+        return AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+    except Exception as error:  # a strange configuration fails in transformers in its own ways
+        raise ValueError(" ".join(str(error).split())[:300]) from error
 
 
 def add_residual_dropout(body: Any, share: float) -> None:

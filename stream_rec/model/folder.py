@@ -41,6 +41,11 @@ from stream_rec.model.scorer import Blend
 LIKENESS = ("text", "words")
 FORMAT = 5
 """Of the model folder. Older ones are read too: one of 4 tells nothing of drift, one of 3 has no goal either."""
+WRONG = (
+    *(OSError, SafetensorError, msgspec.MsgspecError, RecursionError),
+    *(KeyError, TypeError, ValueError, RuntimeError, AttributeError),  # what contradicts itself
+)
+"""What reading a folder may raise."""
 READABLE = (3, 4, FORMAT)
 LAST_TYPE = 4
 """The format since which the next event's type is told from the last one's too."""
@@ -149,8 +154,9 @@ def load(folder: Path) -> Model:
         memory = load_file(folder / "memory.safetensors")
         alike = _alike(folder)
         tokenizer = _tokenizer(folder / "tokenizer.json") if config.encoder.words else None
-    except (OSError, SafetensorError, msgspec.MsgspecError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"the model in {folder} is damaged ({str(error).splitlines()[0]}): train it again") from error
+    except WRONG as error:
+        reason, _, _ = str(error).partition("\n")
+        raise UserError(f"the model in {folder} is damaged ({reason}): train it again") from error
     if vectors.shape != (len(items), features.dim):
         raise UserError(f"the model in {folder} is damaged (item table and vectors differ): train it again")
     return Model(config, encoder.eval(), features, items, vectors, memory, alike, version_of(folder), tokenizer)
@@ -177,7 +183,7 @@ def _config(folder: Path) -> ModelConfig:
                 "train it again, or install the version that wrote it"
             )
         return msgspec.json.decode(text, type=ModelConfig)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): train the model again") from error
 
 
