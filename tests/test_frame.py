@@ -8,12 +8,15 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 import yaml
+from check_jsonschema import main as check_jsonschema
+from click.testing import CliRunner
 
 from stream_rec.config import PREFIX, Settings, environment_name, load
 from stream_rec.pipeline.broker import KAFKA_VERSION
@@ -55,6 +58,24 @@ def test_containers_run_the_kafka_that_is_tested():
 def test_images_that_are_not_built_here_are_pinned():
     for service in SERVICES.values():
         assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+
+
+def compose_is_valid(path: Path) -> bool:
+    return CliRunner().invoke(check_jsonschema, ["--builtin-schema", "vendor.compose-spec", str(path)]).exit_code == 0
+
+
+def test_the_schema_of_compose_accepts_the_file_and_would_see_a_slip(tmp_path):
+    path = ROOT / "docker-compose.yml"
+    assert compose_is_valid(path)
+    slip = tmp_path / path.name
+    slip.write_text(path.read_text().replace("start_period", "start_perod", 1))
+    assert not compose_is_valid(slip)
+
+
+def test_hadolint_has_nothing_to_say_about_the_dockerfile():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    run = subprocess.run([hadolint, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_services_wait_only_for_services_and_mount_only_what_there_is():
