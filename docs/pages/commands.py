@@ -51,9 +51,15 @@ def _usage(context: click.Context) -> Iterator[str]:
     yield ""
     yield from _options(context)
     if settings := _settings(context.command):
-        options = [option.opts[0] for option in context.command.get_params(context) if option.name in settings]
-        yield f"Settings: {code(*options)}."
+        options = [option for option in context.command.get_params(context) if option.name in settings]
+        yield f"Settings: {', '.join(map(_setting, options))}."
         yield ""
+
+
+def _setting(option: click.Parameter) -> str:
+    """The option, and where it has another name, the setting."""
+    flag, name = option.opts[0], option.name or ""
+    return code(flag) if flag == "--" + name.replace("_", "-") else f"{code(flag)} ({code(name)})"
 
 
 def _settings(command: click.Command) -> Sequence[str]:
