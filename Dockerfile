@@ -11,7 +11,9 @@ COPY stream_rec stream_rec
 RUN uv pip install --python /opt/stream-rec/bin/python --no-cache --compile-bytecode --no-deps .
 
 FROM python:3.11-slim-bookworm
-# On a GPU, Triton builds with a C compiler what starts a kernel.
+# On a GPU, Triton builds with a C compiler what starts a kernel. Debian's archive keeps no version for long,
+# so none is pinned.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/stream-rec stream-rec
 COPY --from=build /opt/stream-rec /opt/stream-rec
@@ -21,7 +23,7 @@ ENV PATH=/opt/stream-rec/bin:$PATH \
     STREAM_REC_METRICS_HOST=0.0.0.0 \
     STREAM_REC_CACHE_DIR=/var/lib/stream-rec \
     STREAM_REC_MODEL=/model
-USER stream-rec
+USER 10001
 WORKDIR /var/lib/stream-rec
 ENTRYPOINT ["stream-rec"]
 CMD ["--help"]

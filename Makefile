@@ -10,12 +10,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode
 
-.PHONY: help demo test check chaos dashboards environment clean
+.PHONY: help install demo test check chaos dashboards reference environment clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /make \1\t/p' Makefile | expand -t 20
 	@echo 'PYTHON=python3.12 chooses the interpreter of a new environment (3.11 or later)'
+
+install: $(VENV)/local.stamp ## install stream_rec into .venv, with all that one machine needs
 
 demo: $(VENV)/local.stamp ## run everything on this machine; make demo ARGS="--seconds 45 --json"
 	@exec $(BIN)/stream-rec demo $(ARGS)
@@ -35,6 +37,10 @@ chaos: $(VENV)/test.stamp ## kill, stop and restart everything: make chaos KILLS
 
 dashboards: $(VENV)/test.stamp ## write Grafana's dashboards anew from their code
 	@$(BIN)/python -m monitoring.dashboards
+
+reference: $(VENV)/test.stamp ## write docs/reference and docs/schemas anew from the code
+	@$(BIN)/python -m docs.pages
+	@$(BIN)/stream-rec schemas docs/schemas >/dev/null
 
 environment: $(VENV)/test.stamp ## make the environment of the tests alone
 

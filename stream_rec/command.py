@@ -20,20 +20,20 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, settings: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._names = tuple(settings)
+        self.settings = tuple(settings)
         self._options: list[click.Parameter] | None = None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The command's own parameters, then its settings; those are looked up when somebody asks."""
         if self._options is None:
-            self._options = [_option(name, (self.name or "").split("-")[0]) for name in self._names]
+            self._options = [_option(name, (self.name or "").split("-")[0]) for name in self.settings]
         return [*super().get_params(ctx), *self._options]
 
     def invoke(self, ctx: click.Context) -> Any:
         from stream_rec import config
 
-        if self._names:
-            given = {name: ctx.params.pop(name) for name in self._names}
+        if self.settings:
+            given = {name: ctx.params.pop(name) for name in self.settings}
             ctx.params["settings"] = config.load(ctx.find_root().params["config"], **given)
         return super().invoke(ctx)
 

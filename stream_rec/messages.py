@@ -139,7 +139,7 @@ class DeadLetterHeaders(Struct, frozen=True, omit_defaults=True):
     error: str
     """What was wrong, in full."""
     reason: str
-    """The same as one of a few short phrases; the README lists them."""
+    """The same as one of a few short phrases; docs/bad-input.md lists them."""
     topic: str
     """Where the record stood, with `partition` and `offset`."""
     partition: Digits

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import promql_parser
 import yaml
-from prometheus_client import CollectorRegistry
 
+from docs.pages.metrics import Metric, exported
 from stream_rec.telemetry import AgentMetrics, WorkerMetrics
 
 MONITORING = Path(__file__).parents[1] / "monitoring"
@@ -26,18 +26,9 @@ SAMPLES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_su
 OF_A_TARGET = {"job", "instance"}
 
 
-class Metric(NamedTuple):
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    help: str
-
-
 def telemetry() -> Iterator[Metric]:
-    for metrics in (AgentMetrics(CollectorRegistry()), WorkerMetrics(CollectorRegistry())):
-        for collector in vars(metrics).values():
-            (family,) = collector.describe()
-            yield Metric(family.name, family.type, collector._labelnames, family.documentation)
+    yield from exported(AgentMetrics)
+    yield from exported(WorkerMetrics)
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:

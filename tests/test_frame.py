@@ -8,19 +8,22 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 import yaml
+from check_jsonschema import main as check_jsonschema
+from click.testing import CliRunner
 
 from stream_rec.config import PREFIX, Settings, environment_name, load
 from stream_rec.pipeline.broker import KAFKA_VERSION
 from stream_rec.pipeline.rights import PARTS, Right
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
 FRAME = [
     *DOCUMENTS,
     *(path for path in (ROOT / "monitoring").rglob("*") if path.is_file() and path.suffix != ".pyc"),
@@ -57,6 +60,24 @@ def test_images_that_are_not_built_here_are_pinned():
         assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"])
 
 
+def compose_is_valid(path: Path) -> bool:
+    return CliRunner().invoke(check_jsonschema, ["--builtin-schema", "vendor.compose-spec", str(path)]).exit_code == 0
+
+
+def test_the_schema_of_compose_accepts_the_file_and_would_see_a_slip(tmp_path):
+    path = ROOT / "docker-compose.yml"
+    assert compose_is_valid(path)
+    slip = tmp_path / path.name
+    slip.write_text(path.read_text().replace("start_period", "start_perod", 1))
+    assert not compose_is_valid(slip)
+
+
+def test_hadolint_has_nothing_to_say_about_the_dockerfile():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    run = subprocess.run([hadolint, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_services_wait_only_for_services_and_mount_only_what_there_is():
     for service in SERVICES.values():
         assert set(service.get("depends_on", {})) <= set(SERVICES)
@@ -80,15 +101,23 @@ def reasons_in_the_code() -> Iterator[str]:
                     yield reason
 
 
-def test_the_readme_lists_the_reasons_of_dead_letters():
-    table = README.partition("## Bad input")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)) == set(reasons_in_the_code())
+def test_docs_bad_input_lists_the_reasons_of_dead_letters():
+    page = (ROOT / "docs/bad-input.md").read_text()
+    assert set(re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE)) == set(reasons_in_the_code())
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_links_lead_to_files_of_the_repository(path):
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
-        assert (path.parent / target).exists(), target
+    for target, place in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", path.read_text()):
+        led_to = path.parent / target if target else path
+        assert led_to.exists(), target
+        assert not place or place in places(led_to), f"{target}#{place}"
+
+
+def places(path: Path) -> list[str]:
+    """What a link may name behind its #: the headings of a document, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def clients_of_kafka() -> Iterator[tuple[str, list[ast.keyword]]]:
@@ -128,18 +157,19 @@ def test_the_documented_rights_are_those_that_are_asked_for(monkeypatch, tmp_pat
     assert documented == {(part, right) for part, needs in PARTS.items() for right in needs(load())}
 
 
-def code(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+EXAMPLES = [
+    pytest.param(code, id=path.name)
+    for path in DOCUMENTS
+    for code in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+]
 
 
-def test_examples_in_python_import_what_there_is():
-    blocks = code("python")
-    assert blocks
-    for block in blocks:
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom):
-                module = importlib.import_module(node.module)
-                assert all(hasattr(module, name.name) for name in node.names)
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_examples_in_python_import_what_there_is(code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, name.name) for name in node.names)
 
 
 def command_and_rest(words: list[str]) -> tuple[click.Command, list[str]]:
@@ -148,15 +178,6 @@ def command_and_rest(words: list[str]) -> tuple[click.Command, list[str]]:
         name, *words = words
         command = command.commands[name]
     return command, words
-
-
-def test_examples_on_the_command_line_name_commands_and_options_that_there_are():
-    lines = [line for block in code("sh") for line in block.splitlines() if line.startswith("stream-rec ")]
-    assert lines
-    for line in lines:
-        command, rest = command_and_rest(line.partition("#")[0].split()[1:])
-        options = {option for parameter in command.get_params(click.Context(command)) for option in parameter.opts}
-        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= options, line
 
 
 def test_containers_run_commands_that_there_are():

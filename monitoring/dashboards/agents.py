@@ -76,7 +76,7 @@ DEAD = Row(
         Panel(
             "Events, by reason",
             "Events that could not be used: they are in the dead-letter topic, with the error in a header.",
-            "the README has a table of the reasons; one client's release is the usual cause.",
+            "docs/bad-input.md has a table of the reasons; one client's release is the usual cause.",
             "ops",
             [Series("{{reason}}", rate("stream_rec_dead_letters_total", "reason", CHOSEN))],
         ),

@@ -41,7 +41,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 def test_the_kept_documents_are_those_of_the_code(tmp_path: Path) -> None:
     written = {path.name: path.read_text() for path in write(tmp_path, config.load())}
     kept = {path.name: path.read_text() for path in KEPT.iterdir()}
-    assert written == kept, "run 'stream-rec schemas docs/schemas'"
+    assert written == kept, "run 'make reference'"
 
 
 @of_each
