@@ -7,15 +7,17 @@ and the TOML file there.
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from stream_rec import __version__
 from stream_rec.bench.commands import bench
-from stream_rec.command import EVERYWHERE, Command, shown
+from stream_rec.command import EVERYWHERE, KAFKA, Command, shown
 from stream_rec.console.commands import console, explain
 from stream_rec.errors import UserError
 from stream_rec.learn.commands import evaluate, train
@@ -87,6 +89,84 @@ def simulate(events: Path, items: Path, count: int, products: int, shoppers: int
     logs.write_items(shop.items, items)
     logs.write_events(shown(islice(shop.events(), count), count, "simulating"), events)
     click.echo(f"{count:,} events in {events}, {products:,} items in {items}")
+
+
+@cli.command(
+    cls=Command,
+    settings=(
+        *(*KAFKA, "events_topic", "recommendations_topic", "dead_letter_topic", "items_topic", "capacity", "stride"),
+        *("device", "threads", "kv_cache_gb", "cache_dir"),
+    ),
+)
+@click.argument("events", type=click.Path(path_type=Path), required=False)
+@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
+@click.option("--limit", type=int, help="most events to send, or to compare the answers to")
+@click.option("--json", "as_json", is_flag=True, help="the report, or the comparison, as one JSON object")
+@click.option("--after", default=0.0, show_default=True, help="share of the log to leave out at its beginning")
+@click.option("--speed", default="max", show_default=True, help="'max', or how many times faster than the log")
+@click.option("--rate", type=float, help="events a second, whatever the log's gaps; instead of --speed")
+@click.option("--shift", is_flag=True, help="timestamps become the moment of sending [default: the log's own]")
+@click.option("--report", is_flag=True, help="follow the answers: accuracy beside the floors, latency, what was lost")
+@click.option("--diff", is_flag=True, help="send nothing: compare what two models answer to the events")
+@click.option(
+    "--model", "models", type=click.Path(path_type=Path), multiple=True, help="with --diff: a model's folder; twice"
+)
+@click.option("--from-topic", metavar="TOPIC", help="with --diff: a topic of events in place of the file")
+@click.option(
+    "--range",
+    metavar="SINCE..UNTIL",
+    help="with --diff: compare events from a time on and before another: 2026-11-26..2026-11-27T08:30, or an age, 7d",
+)
+@click.pass_context
+def replay(
+    context: click.Context,
+    /,
+    settings: "Settings",
+    events: Path | None,
+    columns: str,
+    limit: int | None,
+    as_json: bool,
+    diff: bool,
+    models: tuple[Path, ...],
+    from_topic: str | None,
+    range: str | None,
+    **sending: Any,
+) -> None:
+    """Send a log's events to the events topic, each user's in order; or, with --diff, try two models on them.
+
+    With --report, see what becomes of the events. It is prequential: each event is compared with the newest answer
+    before it. The floors, popularity and last-item Markov, learn from the part that --after leaves out and from each
+    event. A worker that coalesces answers a burst by its newest event alone, so for a report at speed start it with
+    --coalesce false.
+
+    With --diff nothing is sent: both models answer the same windows in the same order, each with a memory that learns
+    on. Compared are events that neither was trained on: accuracy, with an interval from resampled users, how far the
+    answers agree, and whose changed most, by user id.
+    """
+    if diff:
+        from stream_rec.learn import diff as learn_diff
+        from stream_rec.pipeline.worker import load
+
+        _refuse(context, sending, "does not go with --diff")
+        plan = learn_diff.Plan(models, events, from_topic, range, columns, limit, as_json)
+        learn_diff.run(settings, plan, partial(_read_topic, settings), load)
+        return
+    from stream_rec.learn import logs
+    from stream_rec.pipeline import replay as room
+
+    _refuse(context, ("models", "from_topic", "range"), "is for --diff")
+    if events is None:
+        raise UserError("name a file of events to send")
+    log = logs.read_events(events, logs.parse_columns(columns))
+    room.run(settings, log, room.Plan(limit=limit, as_json=as_json, **sending))
+
+
+def _refuse(context: click.Context, names: Container[str], why: str) -> None:
+    """Raises `UserError` where one of these options was given."""
+    for option in context.command.params:
+        name = option.name or ""
+        if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UserError(f"{option.opts[0]} {why}")
 
 
 @cli.command(cls=Command, settings=("retention_hours", "replication_factor", *EVERYWHERE))

@@ -23,7 +23,7 @@ from stream_rec.console.reading import Batch, read
 from stream_rec.console.reasons import difference, gathered
 from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, Item, Recommendation, Window, encode, read_window
-from stream_rec.pipeline.lookup import printable
+from stream_rec.terminal import printable
 
 if TYPE_CHECKING:
     from stream_rec.model.explanation import Explanation

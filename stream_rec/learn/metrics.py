@@ -13,6 +13,8 @@ HIT_RATES, GAINS = (1, 5, 10, 20), (5, 10, 20)
 CUT = 10
 """Length of the list that precision, recall and F1 are of."""
 RESAMPLED = 2_000
+MISSED = 1 << 30
+"""The rank of an item that was not listed."""
 
 
 class Ranks(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stream_rec.learn import dataset, fit
+from stream_rec.learn.metrics import MISSED
 from stream_rec.learn.prepare import Prepared
 from stream_rec.learn.protocol import Split
 from stream_rec.learn.recipe import TrainConfig
@@ -20,8 +21,6 @@ from stream_rec.model.tokens import UNKNOWN, Numbers
 
 AT_ONCE = 256
 """Predictions made in one go."""
-MISSED = 1 << 30
-"""The rank of an item that was no candidate."""
 
 
 class Predicted(NamedTuple):

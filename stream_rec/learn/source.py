@@ -25,16 +25,22 @@ class Period(NamedTuple):
     until: float | None = None
 
     @classmethod
-    def parse(cls, since: str | None, until: str | None) -> Self:
-        """Of the options --since and --until. Raises `UserError`."""
+    def parse(cls, since: str | None, until: str | None, options: tuple[str, str] = ("--since", "--until")) -> Self:
+        """Of two times as a person says them, see `moment`. Raises `UserError`, which names the `options`."""
         now = time.time()
         found = cls(
-            None if since is None else moment("--since", since, now),
-            None if until is None else moment("--until", until, now),
+            None if since is None else moment(options[0], since, now),
+            None if until is None else moment(options[1], until, now),
         )
         if found.since is not None and found.until is not None and found.since >= found.until:
-            raise UserError(f"--since {since} is not before --until {until}")
+            raise UserError(f"{options[0]} {since} is not before {options[1]} {until}")
         return found
+
+    @classmethod
+    def span(cls, text: str) -> Self:
+        """Of the option --range: SINCE..UNTIL, of which one may be left out, or SINCE alone. Raises `UserError`."""
+        since, _, until = text.partition("..")
+        return cls.parse(since or None, until or None, ("the begin of --range", "the end of --range"))
 
     def __contains__(self, at: object) -> bool:
         return isinstance(at, float) and (self.since or 0) <= at and (self.until is None or at < self.until)

@@ -155,30 +155,6 @@ def items(settings: "Settings", items: Path, columns: str, like: str | None) -> 
     click.echo(f"{count:,} items written to topic {settings.items_topic}")
 
 
-@click.command(cls=Command, settings=(*KAFKA, "events_topic", "recommendations_topic", "dead_letter_topic"))
-@click.argument("events", type=click.Path(path_type=Path))
-@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
-@click.option("--after", default=0.0, show_default=True, help="share of the log to leave out at its beginning")
-@click.option("--speed", default="max", show_default=True, help="'max', or how many times faster than the log")
-@click.option("--rate", type=float, help="events a second, whatever the log's gaps; instead of --speed")
-@click.option("--shift", is_flag=True, help="timestamps become the moment of sending [default: the log's own]")
-@click.option("--limit", type=int, help="most events to send")
-@click.option("--report", is_flag=True, help="follow the answers: accuracy beside the floors, latency, what was lost")
-@click.option("--json", "as_json", is_flag=True, help="the report as one JSON object")
-def replay(settings: "Settings", events: Path, columns: str, as_json: bool, **given: Any) -> None:
-    """Send a log's events to the events topic, each user's in order; with --report, see what became of them.
-
-    The report is prequential: each event is compared with the newest answer before it. The floors, popularity and
-    last-item Markov, learn from the part that --after leaves out and from each event. A worker that coalesces
-    answers a burst by its newest event alone, so for a report at speed start it with --coalesce false.
-    """
-    from stream_rec.learn import logs
-    from stream_rec.pipeline import replay as room
-
-    log = logs.read_events(events, logs.parse_columns(columns))
-    room.run(settings, log, room.Plan(as_json=as_json, **given))
-
-
 @click.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic", "pseudonym_key_file"))
 @click.argument("user")
 @click.option("--json", "as_json", is_flag=True, help="the recommendation as it stands in the topic")
@@ -219,4 +195,4 @@ def forget(settings: "Settings", user: str, wait: bool, timeout: float) -> int:
     return asyncio.run(room.run(user, settings, timeout if wait else None))
 
 
-COMMANDS = (demo, broker, topics, schemas, agents, worker, items, replay, recommend, pseudonym, forget)
+COMMANDS = (demo, broker, topics, schemas, agents, worker, items, recommend, pseudonym, forget)

@@ -10,6 +10,7 @@ from rich.text import Text
 from stream_rec.config import Settings
 from stream_rec.messages import Item, Recommendation, encode
 from stream_rec.pipeline.client import latest, titles
+from stream_rec.terminal import printable
 
 
 async def show(user: str, settings: Settings, as_json: bool) -> int:
@@ -49,8 +50,3 @@ def table(answer: Recommendation, known: dict[str, Item], most: int | None = Non
             str(place), printable(ranked.item_id), printable(title), f"{ranked.score:.2f}", f"{ranked.probability:.1%}"
         )
     return view
-
-
-def printable(text: str) -> Text:
-    """What came from a topic, for a terminal: no markup, no control characters, nothing that turns the line around."""
-    return Text("".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text))

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_rec.learn import blend
-from stream_rec.learn.metrics import Ranks, figures
-from stream_rec.learn.predict import MISSED, ranks
+from stream_rec.learn.metrics import MISSED, Ranks, figures
+from stream_rec.learn.predict import ranks
 from stream_rec.model.parts import PARTS
 from stream_rec.model.scorer import BARRED, Blend, Table
 

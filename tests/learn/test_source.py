@@ -36,6 +36,15 @@ def test_a_period_that_is_empty_is_refused() -> None:
         Period.parse("2026-11-27", "2026-11-26")
 
 
+def test_a_range_is_open_where_nothing_is_said() -> None:
+    assert Period.span("2026-11-26..2026-11-27") == (DAY - 86_400, DAY)
+    assert Period.span("2026-11-26..") == Period.span("2026-11-26") == (DAY - 86_400, None)
+    assert Period.span("..12.5") == (None, 12.5)
+    assert Period.span("") == Period.span("..") == Period()
+    with pytest.raises(UserError, match="the end of --range is 'x'"):
+        Period.span("5..x")
+
+
 def test_a_period_is_half_open_in_memory_and_in_a_frame(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     log.write_text("user,item,time\n" + "".join(f"a,x,{at}\n" for at in (9, 10, 19, 20)))
