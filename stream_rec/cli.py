@@ -75,7 +75,7 @@ def settings(settings: "Settings") -> None:
 @click.option("--events", type=click.Path(path_type=Path), required=True, help="file to write: .csv, .jsonl (.gz)")
 @click.option("--items", type=click.Path(path_type=Path), required=True, help="file to write: .csv, .jsonl (.gz)")
 @click.option("--count", default=60_000, show_default=True, help="events")
-@click.option("--products", default=600, show_default=True, help="products in the shop")
+@click.option("--products", default=600, show_default=True, help="products in the shop, 312 to 100,000")
 @click.option("--shoppers", default=2_000, show_default=True, help="shoppers")
 @click.option("--seed", default=0, show_default=True, help="the same seed gives the same files")
 def simulate(events: Path, items: Path, count: int, products: int, shoppers: int, seed: int) -> None:

@@ -1,7 +1,9 @@
 import asyncio
+import contextlib
 import signal
+import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,12 +34,41 @@ async def serve(settings: Settings, seen: Counter[tuple[str, int]]) -> None:
             seen[answer.user_id, answer.seq] += 1
 
 
-async def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_else(
-    tmp_path: Path, start: Callable[[str, Settings], Part]
+def kill(broker: Broker, _disk: Path) -> Callable[[], None]:
+    psutil.Process(broker.pid).send_signal(signal.SIGKILL)
+    return lambda: None
+
+
+def fill(_broker: Broker, disk: Path) -> Callable[[], None]:
+    """Leaves no byte on the disk: the next write ends the broker, as it does where no other disk is left."""
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(1 << 16)):
+            pass
+    return ballast.unlink
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", place], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk can't be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.mark.parametrize("trouble", [kill, fill])
+async def test_a_broker_that_is_gone_and_comes_back_costs_time_and_nothing_else(
+    tmp_path: Path, disk: Path, start: Callable[[str, Settings], Part], trouble: Callable[..., Callable[[], None]]
 ) -> None:
     folder.save(tiny_model(), tmp_path / "model")
-    log = [Event(f"u{n % 30}", "view", 1_000.0 + n, f"i{n * 7 % 40}") for n in range(1_500)]
-    with Broker(tmp_path / "kafka") as first, ExitStack() as again:
+    log = [Event(f"u{n % 30}", "view", 1_000.0 + n, f"i{n * 7 % 40}") for n in range(1_200)]
+    with Broker(disk / "kafka") as first, ExitStack() as again:
         limits = {"capacity": CAPACITY, "stride": STRIDE, "model": tmp_path / "model"}
         settings = settings_for(tmp_path, bootstrap_servers=first.bootstrap, coalesce=False, **limits)
         await topics.create(settings)
@@ -62,12 +93,13 @@ async def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_els
 
             await until(under_way)
             assert agents.page("/readyz")[0] == worker.page("/readyz")[0] == 200
-            psutil.Process(first.pid).send_signal(signal.SIGKILL)
-            first.wait()
+            mend = trouble(first, disk)
+            await asyncio.to_thread(first.wait)
             await until(unready)
             assert agents.page("/healthz")[0] == worker.page("/healthz")[0] == 200
+            mend()
             first.stop()  # it holds the lock on its folder
-            again.enter_context(Broker(tmp_path / "kafka", first.port))
+            again.enter_context(Broker(disk / "kafka", first.port))
             await feeding
             await follower.drain()
             summary = follower.summary()
@@ -77,7 +109,7 @@ async def test_a_broker_that_is_killed_and_comes_back_costs_time_and_nothing_els
             service.cancel()
             await asyncio.wait({service})
             assert (agents.stop(), worker.stop()) == (0, 0)
-    assert (summary["events"], summary["recommendations"]) == (1_500, 1_500)
+    assert (summary["events"], summary["recommendations"]) == (len(log), len(log))
     assert (summary["lost"], summary["repeated"], summary["dead_letters"]) == (0, 0, 0)
     assert newest == Counter(event.user_id for event in log)
     assert all(seen[user, 1] == 1 for user in newest)  # its group did not begin anew
