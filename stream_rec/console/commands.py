@@ -55,8 +55,13 @@ def console(settings: "Settings", allow_events: bool) -> int:
 )
 @click.argument("user", required=False)
 @click.option("--window", type=click.Path(path_type=Path), help="a window as JSON, in place of USER; asks no broker")
+@click.option(
+    "--llm",
+    metavar="MODEL",
+    help="a causal language model (a name, a folder or a .gguf file) that sums the facts up; it runs on this machine",
+)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-def explain(settings: "Settings", user: str | None, window: Path | None, as_json: bool) -> int:
+def explain(settings: "Settings", user: str | None, window: Path | None, llm: str | None, as_json: bool) -> int:
     """Explain the newest answer of USER: the parts of each score, and which events moved it most.
 
     The model computes the answer again, with a memory of its own and what the topics teach up to the user's window;
@@ -64,4 +69,4 @@ def explain(settings: "Settings", user: str | None, window: Path | None, as_json
     """
     from stream_rec.console import explain as room
 
-    return room.run(settings, room.Plan(user, window, as_json))
+    return room.run(settings, room.Plan(user, window, as_json, llm))

@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console, Group
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from stream_rec.config import Settings
 from stream_rec.console import profile
@@ -27,6 +28,7 @@ from stream_rec.terminal import printable
 
 if TYPE_CHECKING:
     from stream_rec.model.explanation import Explanation
+    from stream_rec.model.writer import Writer, Written
 
 TELLING = 5
 """Events of the window that are shown, those that moved the answer most."""
@@ -40,6 +42,7 @@ class Plan(NamedTuple):
     user: str | None
     window: Path | None
     as_json: bool
+    llm: str | None = None
 
 
 class Told(NamedTuple):
@@ -52,6 +55,8 @@ class Told(NamedTuple):
     items: Mapping[str, Item]
     memory: str
     """What the explanation's memory knows."""
+    summary: "Written | None" = None
+    """By a language model, where one is asked."""
 
 
 def run(settings: Settings, plan: Plan) -> int:
@@ -61,17 +66,31 @@ def run(settings: Settings, plan: Plan) -> int:
     if settings.log_level != "debug":
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what matters of it is said here, in a line
     console = Console(stderr=True)
+    writer = None if plan.llm is None else _writer(plan.llm, console)
     told = asyncio.run(
         _live(settings, plan.user, console) if plan.user is not None else _offline(settings, _read(plan.window))
     )
     if told is None:
         print("no window for this user", file=sys.stderr)  # noqa: T201 - the command's output
         return 1
+    if writer is not None:
+        with console.status("the language model writes"):
+            told = told._replace(
+                summary=writer.write(profile.tell(profile.facts(told.window, told.answer, told.items)))
+            )
     if plan.as_json:
         print(encode(as_dict(told)).decode())  # noqa: T201
     else:
         Console().print(shown(told))
     return 0
+
+
+def _writer(name: str, console: Console) -> "Writer":
+    """Before anything is read: a wrong name is told at once."""
+    with console.status("loading the language model"):
+        from stream_rec.model.writer import Writer  # torch and transformers: only where it is asked for
+
+        return Writer.load(name)
 
 
 def _read(path: Path | None) -> Window:
@@ -136,6 +155,7 @@ def as_dict(told: Told) -> dict[str, Any]:
     return explained | {
         "facts": msgspec.to_builtins(known),
         "words": profile.tell(known),
+        "summary": None if told.summary is None else told.summary._asdict(),
         "memory": told.memory,
         "published": difference(told.explanation, told.answer),
     }
@@ -168,7 +188,10 @@ def shown(told: Told) -> Group:
         gains = "" if best is None else f"{title(explanation.items[best].item_id)} {event.gains[best]:+.1%}"
         when = datetime.fromtimestamp(event.timestamp, UTC).strftime("%Y-%m-%d %H:%M")
         events.add_row(printable(event.event_type), title(event.item_id), when, f"{event.moved:.1%}", gains)
-    return Group(printable(" ".join(profile.tell(known))), scores, events)
+    words = [printable(" ".join(profile.tell(known)))]
+    if told.summary is not None:
+        words += [Text(), printable(told.summary.text), printable(f"({told.summary.note})")]
+    return Group(*words, scores, events)
 
 
 def _titled(items: Mapping[str, Item]) -> Callable[[str], Any]:

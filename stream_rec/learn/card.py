@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from stream_rec.learn.checkpoint import Epoch
 from stream_rec.learn.interest import Scaling
@@ -42,11 +42,29 @@ Log loss of the next event's type: {type_log_loss:.4f}; of the types' frequency 
 
 {interest}
 
+## Privacy
+
+{privacy}
+
 ## Limits
 
 Probabilities are those of a softmax over the blend, whose weights were fitted on held-out time; their expected
 calibration error there is {calibration_error:.4f}. Trained on one shop's log, the model knows nothing of another's.
 """
+
+PRIVATE = """Trained with differential privacy: epsilon {epsilon:.2f}, delta {delta:.1e}, for a user with all that the
+user did. DP-SGD: in each of {steps:,} steps a user took part with a chance of {rate:g}, by one window; the user's
+gradient was clipped to a norm of {clip:g}, and noise of {noise:.3f} times that was added to the step's sum. There were
+{users:,} users.
+
+- Covered: all weights of the encoder, `encoder.safetensors`.
+- Of the catalogue alone: item texts, vectors, terms and likeness.
+- Left out: the online memory, which is empty, what drift is measured against, and interest.
+- **Not covered**: in `config.json` the blend's weights, the half-lives and the time of the last event; and all figures,
+  here, in `metrics.json` and in its picture. They are sums and means over all users.
+- Taken as public: how many events and users there are, the event types, and the time from which on events were held
+  out."""
+NOT_PRIVATE = "Trained without differential privacy: the weights may tell that a user was in the log."
 
 INTEREST = """Interest, the probability that a contact with an item is a {goal}: on the items that came next in the same
 predictions, {goals} of them a {goal}.
@@ -54,7 +72,7 @@ predictions, {goals} of them a {goal}.
 | | {headings} |
 |---|---|---|---|
 {rows}"""
-NO_INTEREST = "It tells no interest: the log has no goal among several event types."
+NO_INTEREST = "It tells no interest: no goal was learned."
 
 
 class MeasuredInterest(Struct, frozen=True):
@@ -146,6 +164,7 @@ def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, origi
         calibration_error=measured.calibration_error,
         blend=", ".join(f"{part} {getattr(model.config.blend, part):.2f}" for part in PARTS),
         interest=NO_INTEREST if measured.interest is None else _interest(measured.interest),
+        privacy=NOT_PRIVATE if (spent := model.config.privacy) is None else PRIVATE.format(**to_builtins(spent)),
     )
 
 

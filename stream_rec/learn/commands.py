@@ -75,7 +75,11 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
     help="an event in words; may hold {event}, {title}, {category}, {brand}, {price}",
 )
 @click.option("--event-tokens", default=16, show_default=True, help="most tokens of an event in words")
-@click.option("--learning-rate", type=float, help="at its highest [default: 0.002, with --continue 0.001]")
+@click.option(
+    "--learning-rate",
+    type=float,
+    help="at its highest [default: 0.002, with --continue 0.001, with --private-epsilon 0.006]",
+)
 @click.option("--validation", default=0.1, show_default=True, help="share of the events, the last ones, held out")
 @click.option("--refit/--no-refit", default=True, show_default=True, help="train once more with the held-out events")
 @click.option("--goal", help="event type whose probability an item's interest is [default: purchase, if there is one]")
@@ -94,6 +98,20 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
     help="try N settings on the held-out part, then train with the best: learning rate, weight decay, dropout, epochs, "
     "width, layers; what an option says is not searched",
 )
+@click.option(
+    "--private-epsilon",
+    type=float,
+    metavar="E",
+    help="train with differential privacy, of a user: what is learnt is at most exp(E) times as likely as without any "
+    "one of them; 0.1 to 20, the smaller the less is told and learnt [default: none]",
+)
+@click.option(
+    "--private-delta",
+    type=float,
+    metavar="D",
+    help="and with D for what is less likely still [default: a tenth of 1 / users]",
+)
+@click.option("--private-clip", type=float, metavar="C", help="most a user's gradient counts, its norm [default: 1]")
 @THREADS
 @click.option("--overwrite", is_flag=True, help="begin anew where --out holds a model or an unfinished training")
 @click.pass_obj

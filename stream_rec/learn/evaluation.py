@@ -14,7 +14,7 @@ from stream_rec.errors import UserError
 from stream_rec.learn import blend, fit, interest, metrics, probabilities
 from stream_rec.learn.dataset import Dataset
 from stream_rec.learn.metrics import Lists, Ranks
-from stream_rec.learn.predict import Predicted, everything, find, predict, probable, states_at
+from stream_rec.learn.predict import Predicted, everything, find, predict, probable, states_at, teach
 from stream_rec.learn.predict import ranks as ranks_of
 from stream_rec.learn.prepare import Prepared, reopen
 from stream_rec.learn.probabilities import Mass
@@ -115,6 +115,7 @@ def run(
     def outcome(online: bool, what: str) -> Outcome:
         memory = Memory(model.config.horizons)
         memory.load(model.memory)
+        teach(prepared, memory, data.in_log_order(known & (data.times > model.config.remembers_until)))
         predicted = predict(
             *(prepared, split._replace(online=online), memory, lambda which: nearest(states[which], NEAREST), config),
             lambda done: progress(what, done, len(split.targets)),

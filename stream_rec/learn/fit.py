@@ -27,6 +27,7 @@ from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.tune import RATE, tuning
 from stream_rec.model.device import upload
 from stream_rec.model.encoder import ItemInputs, UserEncoder, new_body
+from stream_rec.model.folder import Privacy
 from stream_rec.model.incremental import Look
 from stream_rec.model.tokens import Numbers
 
@@ -44,6 +45,7 @@ class Diverged(UserError):  # noqa: N818 - what happened
 class Fitted(NamedTuple):
     encoder: UserEncoder
     epochs: list[Epoch]
+    privacy: Privacy | None = None
 
 
 def nothing(_encoder: UserEncoder) -> None:

@@ -15,7 +15,7 @@ from stream_rec.model.words import Words
 from stream_rec.window import stride_of
 
 if TYPE_CHECKING:
-    from stream_rec.learn.recipe import Size, TrainConfig
+    from stream_rec.learn.recipe import Private, Size, TrainConfig
     from stream_rec.learn.tune import Tune
     from stream_rec.model.encoder import EncoderConfig
     from stream_rec.model.folder import Model
@@ -55,6 +55,9 @@ class Plan(NamedTuple):
     seed: int = 0
     seeds: int | None = None
     trials: int | None = None
+    private_epsilon: float | None = None
+    private_delta: float | None = None
+    private_clip: float | None = None
     threads: int | None = None
     overwrite: bool = False
 
@@ -70,6 +73,9 @@ def check(plan: Plan) -> None:
         ("--learning-rate", plan.learning_rate, 1e-6, 1.0),
         ("--seeds", plan.seeds, 1, 1_000),
         ("--trials", plan.trials, 1, 10_000),
+        ("--private-epsilon", plan.private_epsilon, 0.1, 20.0),
+        ("--private-delta", plan.private_delta, 1e-12, 0.1),
+        ("--private-clip", plan.private_clip, 1e-6, 1e6),
     ):
         if value is not None and not low <= value <= high:
             raise UserError(f"{name} is {value}: give {low:g} to {high:g}")
@@ -77,6 +83,7 @@ def check(plan: Plan) -> None:
         _check_continued(plan)
     elif plan.base is None and (plan.tune or plan.read != "items"):
         raise UserError("--tune and --read words are for a pre-trained language model: name one with --base")
+    _check_private(plan)
     _words(plan)
     parse_weights(plan.weights)
     if plan.width is not None and plan.width % HEAD:
@@ -105,11 +112,12 @@ def check_model(settings: Settings, plan: Plan, before: "Model") -> None:
 
 def config_of(settings: Settings, plan: Plan, events: int, before: "Model | None") -> "TrainConfig":
     """What nobody said follows from the number of `events`, and from the model that is trained further."""
-    from stream_rec.learn.recipe import CONTINUED_RATE, Size, TrainConfig
+    from stream_rec.learn.recipe import CONTINUED_RATE, PRIVATE_RATE, Size, TrainConfig
 
     size = Size.of(events)
     if before is None:
-        capacity, epochs, rate, continues = settings.capacity, size.epochs, TrainConfig().learning_rate, ""
+        rate = TrainConfig().learning_rate if plan.private_epsilon is None else PRIVATE_RATE
+        capacity, epochs, continues = settings.capacity, size.epochs, ""
         encoder = _scratch(plan, size) if plan.base is None else _pretrained(plan, plan.base)
     else:
         capacity, epochs, rate = before.config.capacity, size.epochs_continued, CONTINUED_RATE
@@ -128,6 +136,7 @@ def config_of(settings: Settings, plan: Plan, events: int, before: "Model | None
         weights=parse_weights(plan.weights),
         protocol=plan.protocol,
         seed=plan.seed,
+        private=_private(plan),
         continues=continues,
     )
 
@@ -154,6 +163,31 @@ def _check_continued(plan: Plan) -> None:
         raise UserError(f"--continue goes on with what the model has settled: leave out {', '.join(given)}")
     if plan.protocol == "leave-one-out":
         raise UserError("--continue goes on in time, which --protocol leave-one-out can't measure: choose another")
+
+
+def _check_private(plan: Plan) -> None:
+    """Raises `UserError` for what a private training can't do, or would tell more of users than it promises."""
+    if plan.private_epsilon is None:
+        if plan.private_delta is not None or plan.private_clip is not None:
+            raise UserError("--private-delta and --private-clip are for a private training: give --private-epsilon too")
+        return
+    refused = {"--continue": plan.continues, "--trials": plan.trials, "--seeds": plan.seeds, "--goal": plan.goal}
+    if given := [option for option, value in refused.items() if value is not None]:
+        raise UserError(f"--private-epsilon is of one training of a new model: leave out {', '.join(given)}")
+    if plan.events is not None and plan.items is None:
+        raise UserError("--private-epsilon takes the items from the catalogue alone: name one with --items")
+    if plan.base is not None and plan.tune == "full":
+        raise UserError("--private-epsilon with --base takes --tune lora or frozen: each user has a gradient")
+    if find_spec("opacus") is None:
+        raise UserError("--private-epsilon needs opacus: pip install 'stream-rec[train]'")
+
+
+def _private(plan: Plan) -> "Private | None":
+    from stream_rec.learn.recipe import CLIP, Private
+
+    if plan.private_epsilon is None:
+        return None
+    return Private(plan.private_epsilon, plan.private_delta, plan.private_clip or CLIP)
 
 
 def _scratch(plan: Plan, size: "Size") -> "EncoderConfig":

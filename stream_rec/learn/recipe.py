@@ -8,6 +8,10 @@ from stream_rec.learn.protocol import Protocol
 from stream_rec.learn.tune import Tune
 from stream_rec.model.encoder import EncoderConfig
 
+PRIVATE_RATE = 6e-3
+"""Highest learning rate of a private training, whose steps are few and large."""
+CLIP = 1.0
+"""Norm of a user's gradient, at most, in a private training."""
 LONG = 300_000
 """Events of a long log."""
 CONTINUED_RATE = 1e-3
@@ -30,6 +34,16 @@ class Size(NamedTuple):
     def epochs_continued(self) -> int:
         """Of a model that is trained further: a third."""
         return self.epochs // 3
+
+
+class Private(Struct, frozen=True):
+    """What a training with differential privacy promises at most, and how."""
+
+    epsilon: float
+    delta: float | None = None
+    """None: a tenth of 1 / users."""
+    clip: float = CLIP
+    """Norm of a user's gradient, at most."""
 
 
 class TrainConfig(Struct, frozen=True):
@@ -60,5 +74,7 @@ class TrainConfig(Struct, frozen=True):
     weights: dict[str, float] = {}
     """How much an event of a type counts in the decoder's loss, 1 where nothing is said."""
     seed: int = 0
+    private: Private | None = None
+    """None: trained without differential privacy."""
     continues: str = ""
     """Version of the model that is trained further; empty: a new one."""

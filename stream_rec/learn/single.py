@@ -81,6 +81,12 @@ def show(trained: Trained, chosen: Plan) -> None:
     Console().print(_table(trained.measured))
     if trained.measured.interest is not None:
         Console().print(_interest(trained.measured.interest))
+    if (spent := trained.model.config.privacy) is not None:
+        Console().print(
+            f"private: epsilon {spent.epsilon:.2f}, delta {spent.delta:.1e} for each of {spent.users:,} users; of the "
+            "encoder's weights, see README.md in the model's folder",
+            highlight=False,
+        )
     Console().print(f"model {trained.model.version} in {chosen.out}", highlight=False)
 
 

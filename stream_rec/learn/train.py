@@ -77,6 +77,11 @@ def train(
     """
     fingerprint = checkpoint.fingerprint(config, frame, items)
     checkpoints = checkpoint.Checkpoints(out, fingerprint)
+    learn = fit.fit
+    if config.private is not None:
+        from stream_rec.learn import private  # takes a second: only where it is used
+
+        learn, frame, config = private.fit_privately, private.catalogued(frame, items), private.adapted(config)
     config = for_event_types(config, frame["event"].unique().to_list(), before)
     since = -np.inf if before is None else before.config.trained_until
     if before is not None and (new := (frame["time"] > since).sum()) < LEAST_NEW:
@@ -95,19 +100,20 @@ def train(
 
     def remembered(known: NDArray[np.bool_]) -> Memory:
         """The online memory once it has learned the `known` (events,) events."""
-        memory = Memory(horizons)
+        memory, until = Memory(horizons), -np.inf
         if before is not None:
             memory.load(before.memory)
-        teach(prepared, memory, data.in_log_order(known & (data.times > since)))
+            until = before.config.remembers_until
+        teach(prepared, memory, data.in_log_order(known & (data.times > until)))
         return memory
 
     watch = watcher(prepared, validation, config)
-    fitted, epochs = fit.fit(prepared, config, validation.known, checkpoints.stage("fit"), progress, watch)
+    fitted, epochs, privacy = learn(prepared, config, validation.known, checkpoints.stage("fit"), progress, watch)
     validated = validate(fitted, prepared, validation, remembered(validation.known), config, progress)
     measured = validated.measured
     encoder, again = fitted, list[checkpoint.Epoch]()
     if config.refit:
-        encoder, again = fit.fit(prepared, config, whole, checkpoints.stage("refit"), progress)
+        encoder, again, _ = fit.fit(prepared, config, whole, checkpoints.stage("refit"), progress)
     if measured.interest is not None:
         interest.scale(encoder, measured.interest.scaling)
     measured = structs.replace(
@@ -125,13 +131,14 @@ def train(
             horizons=horizons,
             trained_until=float(data.times[whole].max()),
             goal=config.goal,
-            reference=validated.reference,
+            reference=validated.reference if privacy is None else None,
+            privacy=privacy,
         ),
         encoder.eval(),
         prepared.features,
         prepared.items,
         prepared.vectors[1:].numpy(),
-        remembered(whole).state(),
+        (remembered(whole) if privacy is None else Memory(horizons)).state(),
         prepared.alike,
         version="",
         tokenizer=prepared.tokenizer,
@@ -142,14 +149,14 @@ def train(
 def for_event_types(config: TrainConfig, found: Sequence[str], before: Model | None) -> TrainConfig:
     """With the goal among the event types `found` in a log, and those of the model that is trained further.
 
-    Where nobody says another, that model's goal stays. Raises `UserError`.
+    Where nobody says another, that model's goal stays; a private model has none. Raises `UserError`.
     """
     event_types, goal = set(found), config.goal
     if before is not None:
         event_types |= set(before.config.event_types)
         goal = goal or before.config.goal
     weights_of(config.weights, event_types)
-    return structs.replace(config, goal=goal_of(goal, event_types))
+    return structs.replace(config, goal=None if config.private else goal_of(goal, event_types))
 
 
 def splits(data: Dataset, config: TrainConfig, since: float = -np.inf) -> tuple[Split, NDArray[np.bool_]]:

@@ -146,7 +146,8 @@ class UserEncoder(nn.Module):
 
     def users(self, states: Tensor, last: Tensor) -> Tensor:
         """What is known of users, (n, width + types): `states` (n, width), and the numbers of the `last` (n,) types."""
-        return torch.cat([F.normalize(states, dim=-1), F.one_hot(last, self.types).to(states)], dim=-1)
+        last_types = torch.eye(self.types, dtype=states.dtype, device=states.device)[last]  # one_hot can't be vmapped
+        return torch.cat([F.normalize(states, dim=-1), last_types], dim=-1)
 
     def type_logits(self, users: Tensor) -> Tensor:
         """Log-odds of the next event's type, (n, types), of `users` (n, width + types)."""

@@ -112,7 +112,7 @@ class Engine:
         self.trained_until = model.config.trained_until
         self._stride = stride_of(self.capacity, limits.stride)
         self.catalog = catalog
-        self.memories = Memories(model.config.horizons, model.memory, model.config.trained_until, catalog)
+        self.memories = Memories(model.config.horizons, model.memory, model.config.remembers_until, catalog)
         reference = model.config.reference
         self._drift = (
             None if reference is None else Drift(reference, model.memory["popularity.sums"].astype(np.float64))

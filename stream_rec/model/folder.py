@@ -13,6 +13,7 @@ metrics.json, README.md  what training measured, and the model card
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,14 +40,15 @@ from stream_rec.model.likeness import Alike, Likeness
 from stream_rec.model.scorer import Blend
 
 LIKENESS = ("text", "words")
-FORMAT = 5
-"""Of the model folder. Older ones are read too: one of 4 tells nothing of drift, one of 3 has no goal either."""
+FORMAT = 6
+"""Of the model folder. Older ones are read too: none of them is private, one of 4 tells nothing of drift, one of 3 has
+no goal either."""
 WRONG = (
     *(OSError, SafetensorError, msgspec.MsgspecError, RecursionError),
     *(KeyError, TypeError, ValueError, RuntimeError, AttributeError),  # what contradicts itself
 )
 """What reading a folder may raise."""
-READABLE = (3, 4, FORMAT)
+READABLE = (3, 4, 5, FORMAT)
 LAST_TYPE = 4
 """The format since which the next event's type is told from the last one's too."""
 HASHED = (
@@ -64,6 +66,23 @@ HASHED = (
 """What the version is made of; the last is only where a model reads words."""
 
 
+class Privacy(Struct, frozen=True):
+    """The differential privacy of the encoder's weights: the chance of any outcome is at most exp(`epsilon`) times, and
+    `delta` more, what it were without one of the users, whatever that one did."""
+
+    epsilon: float
+    delta: float
+    clip: float
+    """Norm of a user's gradient, at most."""
+    noise: float
+    """Standard deviation of what was added to a step's sum of gradients, as a multiple of `clip`."""
+    rate: float
+    """Chance of a user to be in a step."""
+    steps: int
+    users: int
+    unit: str = "user"
+
+
 class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """config.json."""
 
@@ -79,11 +98,18 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     horizons: Horizons
     """Of the online memory."""
     trained_until: float
-    """Timestamp of the last training event, seconds: the online memory learns what came later."""
+    """Timestamp of the last training event, seconds."""
     goal: str | None = None
     """The event type that `interest` is the probability of; None: the model tells no interest."""
     reference: Reference | None = None
     """What live events are compared with; None: nothing is said of drift."""
+    privacy: Privacy | None = None
+    """None: the model was trained without any."""
+
+    @property
+    def remembers_until(self) -> float:
+        """Timestamp of the last event that the online memory holds: that of a private model holds none."""
+        return self.trained_until if self.privacy is None else -math.inf
 
 
 class Model(NamedTuple):

@@ -49,7 +49,7 @@ def load_base(name: str, layers: int | None, tokens: int) -> Base:
     Raises `UserError` when it can't be had, or can't be served exactly behind cached keys and values.
     """
     transformers_logging.disable_progress_bar()  # it would run through the command's own
-    body = _loaded(AutoModel, name, dtype=torch.float32, use_safetensors=True)
+    body = loaded(AutoModel, name, dtype=torch.float32, use_safetensors=True)
     if not hasattr(body, "layers") or getattr(body.config, "is_encoder_decoder", False):
         raise UserError(f"{name!r} is no causal decoder: its layers can't be counted")
     kept = layers or len(body.layers)
@@ -67,7 +67,7 @@ def load_base(name: str, layers: int | None, tokens: int) -> Base:
 
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of the model `name`. Raises `UserError` when it can't be had."""
-    tokenizer = getattr(_loaded(AutoTokenizer, name), "backend_tokenizer", None)
+    tokenizer = getattr(loaded(AutoTokenizer, name), "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
         raise UserError(f"{name!r} has no tokenizer of the tokenizers library: it can't read words; use --read items")
     return tokenizer
@@ -133,7 +133,8 @@ def _probe(body: Any) -> float:
     return float((parts - whole).abs().max() / whole.abs().max())
 
 
-def _loaded(kind: Any, name: str, **options: Any) -> Any:
+def loaded(kind: Any, name: str, **options: Any) -> Any:
+    """What `kind` (of transformers' Auto classes) makes of the model `name`. Raises `UserError`."""
     path = Path(name).expanduser()
     try:
         if path.suffix == ".gguf":

@@ -15,6 +15,7 @@ from stream_rec.learn.plan import Plan
 from stream_rec.learn.source import Source
 
 LOG = ("log.csv",)
+PRIVATE = (*LOG, "--private-epsilon", "8")
 ON = (*LOG, "--continue", "m0")
 
 
@@ -32,6 +33,11 @@ ON = (*LOG, "--continue", "m0")
         ((*LOG, "--seeds", "0"), "--seeds is 0"),
         ((*LOG, "--trials", "0"), "--trials is 0"),
         ((*LOG, "--trials", "2", "--seeds", "2"), "don't go together"),
+        ((*LOG, "--private-clip", "1"), "give --private-epsilon too"),
+        (PRIVATE, "name one with --items"),
+        ((*PRIVATE, "--seeds", "2", "--goal", "cart"), "leave out --seeds, --goal"),
+        ((*LOG, "--private-epsilon", "99"), "--private-epsilon is 99.0: give 0.1 to 20"),
+        ((*PRIVATE, "--items", "i.csv", "--base", "gpt", "--tune", "full"), "takes --tune lora or frozen"),
         ((*ON, "--width", "64", "--base", "gpt"), "leave out --width, --base"),
         ((*ON, "--protocol", "leave-one-out"), "which --protocol leave-one-out can't measure"),
     ],
@@ -60,7 +66,10 @@ def test_a_log_without_times_trains_nothing_further(tmp_path: Path) -> None:
     assert "log.csv: it has no times" in str(done.exception)
 
 
-def test_a_search_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("given", [(*LOG, "--trials", "2"), (*PRIVATE, "--items", "i.csv")], ids=["search", "private"])
+def test_what_needs_a_library_says_which(
+    given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plan, "find_spec", lambda _name: None)
-    done = CliRunner().invoke(cli, ["train", *LOG, "--trials", "2", "--out", str(tmp_path / "m")])
+    done = CliRunner().invoke(cli, ["train", *given, "--out", str(tmp_path / "m")])
     assert "pip install 'stream-rec[train]'" in str(done.exception)
