@@ -11,14 +11,14 @@ RUNS = 5
 
 def tflops(device: torch.device, dtype: torch.dtype) -> float:
     """10^12 floating-point operations a second of a large product of matrices of random numbers."""
-    size = 8_192 if device.type == "cuda" else 2_048
+    size = 8_192 if device.type == "cuda" else 1_024
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / _seconds(lambda: one @ other, device) / 1e12
 
 
 def gigabytes(device: torch.device) -> float:
     """10^9 bytes a second that a large copy moves, read and written."""
-    size = 4 << 30 if device.type == "cuda" else 512 << 20
+    size = 4 << 30 if device.type == "cuda" else 256 << 20
     here, there = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     return 2 * size / _seconds(lambda: there.copy_(here), device) / 1e9
 

@@ -44,7 +44,7 @@ def filled(shape: Shape, slots: int, device: torch.device) -> Tier:
     return tier
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(call=placed(capacity=80, slots=SLOTS), shared=st.sampled_from([1, 2, 3]), fill=st.integers(0, 3))
 def test_the_kernel_attends_to_the_own_slot_up_to_the_own_position(call: Placed, shared: int, fill: int) -> None:
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def test_the_kernel_attends_to_the_own_slot_up_to_the_own_position(call: Placed,
     assert torch.allclose(found, one_by_one(query, keys, values, call), atol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(call=placed(slots=SLOTS), fill=st.integers(0, 20))
 def test_a_call_that_is_filled_up_is_computed_in_place_as_it_is_by_gathering(call: Placed, fill: int) -> None:
     encoder = MODEL.encoder.eval()
