@@ -133,7 +133,7 @@ def spans(new: Numbers, lengths: Numbers) -> list[Span]:
 
 
 def tiles(placed: Placed, most: int) -> Numbers:
-    """A call's tokens in groups of at most `most` neighbours of a row, (4, tiles): see `kernel.attend`."""
+    """A call's tokens in groups of at most `most` neighbours of a row, (4, tiles): see `kernel.InPlace`."""
     each = -(-placed.new // most)
     row = np.repeat(np.arange(len(each)), each)
     nth = most * (np.arange(len(row)) - np.repeat(each.cumsum() - each, each))

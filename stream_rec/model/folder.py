@@ -43,14 +43,14 @@ LIKENESS = ("text", "words")
 FORMAT = 6
 """Of the model folder. Older ones are read too: none of them is private, one of 4 tells nothing of drift, one of 3 has
 no goal either."""
+READABLE = (3, 4, 5, FORMAT)
+LAST_TYPE = 4
+"""The format since which the next event's type is told from the last one's too."""
 WRONG = (
     *(OSError, SafetensorError, msgspec.MsgspecError, RecursionError),
     *(KeyError, TypeError, ValueError, RuntimeError, AttributeError),  # what contradicts itself
 )
 """What reading a folder may raise."""
-READABLE = (3, 4, 5, FORMAT)
-LAST_TYPE = 4
-"""The format since which the next event's type is told from the last one's too."""
 HASHED = (
     "config.json",
     "encoder.safetensors",
