@@ -24,7 +24,7 @@ demo: $(VENV)/local.stamp ## run everything on this machine; make demo ARGS="--s
 
 test: check ## check the code, then run the fast tests, then those that start Kafka
 	@$(BIN)/pytest -m 'not e2e' -n 2 --dist loadfile
-	@$(BIN)/pytest -m e2e -n 2 --dist loadfile --no-loadscope-reorder # else files of few, long tests come last
+	@$(BIN)/pytest -m e2e -n 3 --dist loadfile --no-loadscope-reorder # they wait much; else files of few, long tests come last
 
 check: $(VENV)/test.stamp ## format, lint, types and the walls between the rooms
 	@$(BIN)/ruff format --check .
