@@ -2,11 +2,35 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch import nn
+
+from stream_rec.model.kv_cache import KeyValueCache
 
 RUNS = 5
+
+
+def reached(body: Any, cache: KeyValueCache, tokens: Mapping[str, float], reads: float) -> dict[str, float]:
+    """What the cache's device can do, and which share of it was done, by `tokens` a second of each side.
+
+    Arithmetic is that of the dense layers; `reads` are cached positions a second. There is more of both.
+    """
+    most, fastest = tflops(cache.device, body.dtype), gigabytes(cache.device)
+    read = reads * cache.bytes_per_user / cache.capacity
+    return {
+        "tflops": round(most, 3),
+        **{side: round(2 * weights(body) * count / most / 1e12, 4) for side, count in tokens.items()},
+        "gigabytes_per_s": round(fastest, 1),
+        "stream_reads": round(read / fastest / 1e9, 4),
+    }
+
+
+def weights(body: nn.Module) -> int:
+    """Of a decoder's dense layers: each is multiplied and added once a token."""
+    return sum(layer.weight.numel() for layer in body.modules() if isinstance(layer, nn.Linear))
 
 
 def tflops(device: torch.device, dtype: torch.dtype) -> float:

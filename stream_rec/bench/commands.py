@@ -7,6 +7,7 @@ import click
 
 from stream_rec.command import EVERYWHERE, Command
 from stream_rec.cores import share_cores
+from stream_rec.errors import UserError
 from stream_rec.learn.commands import COLUMNS
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def bench() -> None:
     """Measure this machine; each benchmark prints its figures, and with --json one JSON object as the last line."""
 
 
-@bench.command("engine")
+@bench.command("engine", cls=Command, settings=("kv_cache_gb", "device", "dtype"))
 @EVENTS
 @COLUMNS
 @click.option(
@@ -54,24 +55,17 @@ def bench() -> None:
     type=click.Path(path_type=Path),
     help="a transformers configuration (config.json): random weights in its shape, not in the one above",
 )
-@click.option(
-    "--kv-cache-gb", default=2.0, show_default=True, help="memory of the device for keys and values, in 10^9 bytes"
-)
-@click.option(
-    "--device", default="auto", show_default=True, help="auto (a GPU where there is one), cpu, cuda or cuda:N"
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="of keys and values, on a GPU of the decoder too; auto: bfloat16 on a GPU, float32 on a CPU",
-)
 @click.option("--base", help="a pre-trained causal language model in place of the random decoder, read in both ways")
 @click.option("--titles", type=click.Path(path_type=Path), help="with --base: the log's catalogue, for the words")
 @JSON
 def bench_engine(
-    events: Path | None, columns: str, base: str | None, titles: Path | None, as_json: bool, **given: Any
+    settings: "Settings",
+    events: Path | None,
+    columns: str,
+    base: str | None,
+    titles: Path | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Events a second through cached keys and values, against encoding each of the same windows whole.
 
@@ -80,7 +74,13 @@ def bench_engine(
     one token an event, and the event's words.
     """
     share_cores()
-    chosen = {"events" if name == "count" else name: value for name, value in given.items() if value is not None}
+    given |= {
+        "events": given.pop("count"),
+        **{name: getattr(settings, name) for name in ("kv_cache_gb", "device", "dtype")},
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if base is not None and "decoder" in chosen:
+        raise UserError("--decoder and --base don't go together: a pre-trained model has a shape of its own")
     if base is None:
         from stream_rec.bench import engine as room
 

@@ -16,7 +16,7 @@ import polars as pl
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
 from stream_rec.bench import ceilings
 from stream_rec.bench.figures import listed
@@ -61,8 +61,8 @@ class Plan(NamedTuple):
     """Windows in a step, and in a batch of whole windows."""
     runs: int = 3
     threads: int = 1
-    kv_cache_gb: float = 2.0
-    device: str = "auto"
+    kv_cache_gb: float = 1.0
+    device: str = "cpu"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     decoder: Path | None = None
     """A transformers configuration; its shape, and not the one above, is the decoder's."""
@@ -126,7 +126,7 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "dtype": str(dtype).removeprefix("torch."),
-        "weights": _weights(engine),
+        "weights": ceilings.weights(engine.body),
         "events": len(stream),
         "users": len({one.user for one in stream}),
         "capacity": plan.capacity,
@@ -143,30 +143,12 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
         "max_abs_diff": audited.largest,
         "top20_changed": audited.changed,
         "bytes_per_user": engine.incremental.cache.bytes_per_user,
-        "of_ceilings": _of_ceilings(
-            engine, {side: median[side] * tokens[side] for side in tokens}, total.needed / computed
+        "of_ceilings": ceilings.reached(
+            engine.body,
+            engine.incremental.cache,
+            {side: median[side] * tokens[side] for side in tokens},
+            reads=median["stream"] * total.needed / len(stream),
         ),
-    }
-
-
-def _weights(engine: Engine) -> int:
-    """Of the decoder's dense layers: each is multiplied and added once a token."""
-    return sum(layer.weight.numel() for layer in engine.body.modules() if isinstance(layer, nn.Linear))
-
-
-def _of_ceilings(engine: Engine, tokens: dict[str, float], positions: float) -> dict[str, Any]:
-    """What the device can do, and which share of it each side did: `tokens` a second, `positions` read by one.
-
-    Arithmetic is that of the dense layers, and the bytes are those of cached keys and values; there is more of both.
-    """
-    cache = engine.incremental.cache
-    most, fastest = ceilings.tflops(cache.device, engine.body.dtype), ceilings.gigabytes(cache.device)
-    read = tokens["stream"] * positions * cache.bytes_per_user / cache.capacity
-    return {
-        "tflops": round(most, 3),
-        **{side: round(2 * _weights(engine) * count / most / 1e12, 4) for side, count in tokens.items()},
-        "gigabytes_per_s": round(fastest, 1),
-        "stream_reads": round(read / fastest / 1e9, 4),
     }
 
 

@@ -31,7 +31,7 @@ from stream_rec.model.reader import reader_of
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.words import Words
 
-PLAN = Plan(capacity=32, events=400, sample=32, batch=32, kv_cache_gb=2.0)
+PLAN = Plan(capacity=32, events=400, sample=32, batch=32)
 """Its defaults: a language model is a thousand times the work of a small decoder."""
 ITEM_DIM = 64
 

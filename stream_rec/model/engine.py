@@ -125,18 +125,18 @@ class Engine:
         """What was read last, by the identity of the window."""
         self._device = device
         self._encoder = model.encoder.to(device).eval()
-        self.body: Any = self._encoder.body
+        body = self._encoder.body
         words, types = model.config.encoder.words, model.config.event_types
         self._reader = WindowReader(reader_of(catalog, types, words, model.tokenizer), types)
         self._look = look_of(self._encoder.inputs, self._encoder.width, device)
         dtype = devices.dtype_of(limits.dtype, device)
         self.tolerance = audit.EXACT if dtype == torch.float32 else audit.ROUNDED
-        shape = Shape.of(self.body.config, self.capacity * model.config.encoder.event_tokens, dtype)
+        shape = Shape.of(body.config, self.capacity * model.config.encoder.event_tokens, dtype)
         share = limits.kv_cache_share
         budget = limits.kv_cache_bytes if share is None else share * devices.memory(device)
         cache = KeyValueCache(shape, budget, device, limits.kv_host_bytes)
         if device.type == "cuda":  # a CPU computes in float32 whatever it stores
-            self.body.to(dtype)
+            body.to(dtype)
         forward = forward_of(self._encoder, cache.first)
         self.incremental = Incremental(self._encoder, self._look, cache, forward, limits.token_budget)
         self._outputs = torch.zeros(len(catalog), self._encoder.width, device=device)
@@ -157,6 +157,11 @@ class Engine:
         model = load(folder)
         encoder = TextEncoder(model.config.text_encoder, cache_dir, str(place))
         return cls(model, Catalog(model.items, model.vectors, model.features, model.alike, encoder), limits, place)
+
+    @property
+    def body(self) -> Any:
+        """The decoder of transformers."""
+        return self._encoder.body
 
     @torch.inference_mode()
     def step(self, windows: Sequence[Window], logs: Sequence[int] | None = None) -> Step:

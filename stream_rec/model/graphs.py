@@ -85,6 +85,7 @@ def in_place(encoder: UserEncoder, cache: Tier, tokens: Tensor, plan: Tensor) ->
 
 
 def _record(encoder: UserEncoder, cache: Tier, size: int, pool: Any) -> Recorded:
+    """The pass over `size` tokens, working in the memory of the `pool`."""
     device, none = cache.device, np.zeros(0, np.int64)
     plan = upload(plan_of(Placed(none, none, none, cache.capacity), size, encoder, cache), device)
     tokens = torch.zeros(size, encoder.width, device=device)
