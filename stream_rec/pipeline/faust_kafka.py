@@ -14,6 +14,9 @@ What each class here and in `faust_queues` mends, and how it showed:
 - Events of aborted transactions were read.
 - A process that stood still for longer than the group waits (a paused machine, say) went on with events that another
   one had done meanwhile, and wrote old windows over new ones.
+- Events were read while faust still asked where to go back to, which takes as long as Kafka takes to answer. Those
+  before them had been set aside; a commit in between has lost these, and without one all came a second time.
+- A process that the group had given up, and took in again, wrote what was still on its way from before.
 - Writes on their way to Kafka stood in a queue without end: an agent with more events than Kafka took windows grew, and
   its commits, which wait for the writes before them, came later and later.
 - Records of a recovery that a rebalance ended stayed in the queue, or came into it afterwards; the next one passed over
@@ -48,11 +51,20 @@ SESSION_S = 10.0
 GOODBYE_S = 3.0
 """How long leaving the group may take, seconds; whom Kafka does not hear leave, it misses after `SESSION_S`."""
 
+REVOKED_S = 30.0
+"""How long writes may be on their way when partitions are to move, seconds; the group waits 60 for this process."""
+
+ASK_S = 1.0
+"""How long to look for the group's coordinator and hear its answer, seconds, before another try."""
+
 UNCONFIRMED = 2_000
 """Writes on their way to Kafka at which an agent pauses: a commit waits for as many, a crash repeats little more."""
 
 READ_S = 0.005
 """Between two reads of what has come, seconds."""
+
+NEWS_S = 0.2
+"""How long a read waits for something to come, seconds; partitions resumed meanwhile are read after it."""
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +107,7 @@ class Producer(driver.Producer):  # type: ignore[misc]
 
     async def _guarded(self, sender: Any, send: Callable[..., Awaitable[None]], node: int, batches: Any) -> None:
         """Sends to a Kafka node, unless the group has given this process up."""
-        if await self.app.consumer.counted():
+        if await self.app.consumer.counted() and self._refused is None:
             await send(node, batches)
             return
         for batch in batches.values():
@@ -119,9 +131,13 @@ class Producer(driver.Producer):  # type: ignore[misc]
             self._room.set()
         error = asyncio.CancelledError() if fut.cancelled() else fut.exception()
         if error is not None and self._refused is None:
-            self._refused = error
             log.error("Kafka refused a write (%s): this process ends, and its last events are read again", error)
-            self.add_future(self.app.crash(error))
+            self.give_up(error)
+
+    def give_up(self, reason: BaseException) -> None:
+        """Writes nothing more and ends the process."""
+        self._refused = reason
+        self.add_future(self.app.crash(reason))
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {"acks": "all", "enable_idempotence": True}  # a retry neither doubles nor reorders
@@ -175,9 +191,17 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         while time.monotonic() - self.counted_at > SESSION_S / 2:
             if coordinator.member_id == "":  # what aiokafka makes of it when the group does not know this process
                 return False
-            if not await self.call_thread(coordinator._do_heartbeat):
+            if not await self.call_thread(self._ask, coordinator):
                 await asyncio.sleep(0.1)
         return True
+
+    async def _ask(self, coordinator: Any) -> bool:
+        """Looks for the coordinator as well: aiokafka does so only between two rebalances."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ASK_S):
+                await coordinator.ensure_coordinator_known()
+                return bool(await coordinator._do_heartbeat())
+        return False
 
 
 class Consumer(driver.Consumer):  # type: ignore[misc]
@@ -192,13 +216,26 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._committing = asyncio.Lock()
         self.left: set[TP] = set()
         """Partitions of which an event was left undone: no more of them is done until they are assigned anew."""
+        self._sought: asyncio.Future[None] | None = None
+        """The last return to what is committed, done or not."""
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Ends the process where its writes stay on their way: it joins anew, or for the first time, without any.
+
+        As soon as it has joined, the group counts it in again, and nothing would keep them from Kafka: behind what the
+        next owner of their partitions has read, or has written meanwhile.
+        """
         self.app.tables.changelog_queue.recovering = False
         await super().on_partitions_revoked(revoked)
+        try:
+            async with asyncio.timeout(REVOKED_S):
+                await self.app.producer.confirmed()
+        except TimeoutError as late:
+            log.error("Kafka took a write for %.0f s while partitions move: this process ends", REVOKED_S)
+            self.app.producer.give_up(late)
         self.done.clear()
         self._committed.clear()
 
@@ -206,6 +243,24 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._thread.counted_at = time.monotonic()
         self.left.clear()
         await super().on_partitions_assigned(assigned, generation_id)
+
+    async def perform_seek(self) -> None:
+        """Hands nothing over meanwhile: what was read before would come a second time after it.
+
+        Who waits for it may give up, because partitions move or Kafka is slow; it goes on, and a later one comes after.
+        """
+        held = {tp for tp in self._get_active_partitions() if not self._is_changelog_tp(tp)}
+        self.pause_partitions(held)
+        self._sought = asyncio.ensure_future(self._return(held, self._sought))
+        await asyncio.shield(self._sought)
+
+    async def _return(self, held: set[TP], earlier: asyncio.Future[None] | None) -> None:
+        generation = self.app.consumer_generation_id
+        if earlier is not None:
+            await asyncio.wait({earlier})
+        await super().perform_seek()
+        if self.app.consumer_generation_id == generation:
+            self.resume_partitions(held)
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         """Also drops what was read of the changelogs for a recovery that came to nothing, see `faust_queues`."""
@@ -249,10 +304,13 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
             waits = (_Rest(first, pause), *waits[1:])
         return await super().wait_first(*waits, **options)
 
-    async def _getmany(self, *asked: Any, **options: Any) -> Any:
+    async def _getmany(self, **options: Any) -> Any:
         """Not more often than every few milliseconds: what comes between two reads costs one of them."""
         await asyncio.sleep(READ_S)
-        return await super()._getmany(*asked, **options)
+        active = set(self._get_active_partitions())  # faust's own set changes while a read goes on
+        if not active:  # aiokafka would read all
+            return {}
+        return await super()._getmany(active_partitions=active, timeout=min(options["timeout"], NEWS_S))
 
     def _filter_tps_with_pending_acks(self, topics: Collection[Any] | None = None) -> Iterator[TP]:
         return iter([tp for tp in self.done if topics is None or tp in topics or tp.topic in topics])

@@ -1,13 +1,20 @@
+import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
-from stream_rec.pipeline import topics
+from stream_rec.health import Health
+from stream_rec.pipeline import agents, topics
 from stream_rec.pipeline.faust_kafka import ConsumerThread
-from tests.e2e.kafka import produce, sent
+from stream_rec.telemetry import AgentMetrics
+from tests.e2e.kafka import Sent, produce, read_topic, sent, until, waiting
+from tests.e2e.process import Part
 
 pytestmark = pytest.mark.e2e
 
@@ -32,3 +39,45 @@ async def test_what_was_set_aside_before_a_first_commit_is_read_again(make_setti
         await consumer.commit({events: 3})
         await ConsumerThread._seek_back(thread, consumer)
         assert await consumer.position(events) == 3
+
+
+async def test_nothing_is_read_while_kafka_is_slow_to_tell_what_is_committed(
+    make_settings: Callable[..., Settings],
+    start: Callable[[str, Settings], Part],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = make_settings(partitions=1)
+    await topics.create(settings)
+    first = start("agents", settings)
+    await produce(settings, [sent("u") for _ in range(5)])  # a table to recover
+
+    async def done() -> bool:
+        return await waiting(settings, settings.agents_group, settings.events_topic) == 0
+
+    await until(done)
+    assert first.stop() == 0
+    asked, answer = asyncio.Event(), asyncio.Event()
+    seek_back = ConsumerThread._seek_back
+
+    async def slow(self: ConsumerThread, consumer: Any) -> Any:
+        """Stands for a broker that goes away just then, and comes back."""
+        loop = self.parent_loop
+        loop.call_soon_threadsafe(asked.set)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answer.wait(), loop))
+        return await seek_back(self, consumer)
+
+    monkeypatch.setattr(ConsumerThread, "_seek_back", slow)
+    await produce(settings, [Sent(b"u", b"{") for _ in range(5)])
+    registry = CollectorRegistry()
+    app = agents.build(settings, AgentMetrics(registry), Health(settings.ready_lag), tmp_path / "agents")
+    running = asyncio.ensure_future(app.start())
+    await asked.wait()
+    await produce(settings, [Sent(b"u", b"{") for _ in range(5)])
+    await asyncio.sleep(1.5)
+    answer.set()
+    await until(done)
+    await app.stop()
+    await running
+    assert len(await read_topic(settings, settings.dead_letter_topic)) == 10
+    assert registry.get_sample_value("stream_rec_events_read_again_total") == 0

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from stream_rec.pipeline import faust_kafka
-from stream_rec.pipeline.faust_kafka import UNCONFIRMED, Producer
+from stream_rec.pipeline.faust_kafka import UNCONFIRMED, Consumer, Producer
 
 
 @pytest.fixture
@@ -16,6 +16,21 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> Producer:
     monkeypatch.setattr(faust_kafka.driver.Producer, "send_soon", lambda *_: None)
     made = Producer(SimpleNamespace())
     made.__post_init__()
+    return made
+
+
+@pytest.fixture
+def consumer(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> Consumer:
+    """In no group: that partitions move is the test's to say."""
+
+    async def on_partitions_revoked(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(faust_kafka.driver.Consumer, "__init__", lambda *_: None)
+    monkeypatch.setattr(faust_kafka.driver.Consumer, "on_partitions_revoked", on_partitions_revoked)
+    made = Consumer()
+    queue = SimpleNamespace(recovering=True)
+    made.app = SimpleNamespace(producer=producer, tables=SimpleNamespace(changelog_queue=queue))
     return made
 
 
@@ -33,3 +48,25 @@ async def test_an_agent_pauses_while_many_writes_are_on_their_way(producer: Prod
     writes[-1].set_result(None)
     async with asyncio.timeout(1):
         await waiting
+
+
+async def test_partitions_move_once_every_write_has_come_to_kafka(producer: Producer, consumer: Consumer) -> None:
+    write: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    producer.send_soon(write)
+    revoking = asyncio.create_task(consumer.on_partitions_revoked(set()))
+    await asyncio.sleep(0.01)
+    assert not revoking.done()
+    write.set_result(None)
+    async with asyncio.timeout(1):
+        await revoking
+
+
+async def test_a_process_whose_writes_do_not_come_to_kafka_ends_before_it_joins_anew(
+    producer: Producer, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons: list[BaseException] = []
+    monkeypatch.setattr(faust_kafka, "REVOKED_S", 0.01)
+    monkeypatch.setattr(producer, "give_up", reasons.append)
+    producer.send_soon(asyncio.get_running_loop().create_future())
+    await consumer.on_partitions_revoked(set())
+    assert [type(reason) for reason in reasons] == [TimeoutError]
