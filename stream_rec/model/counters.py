@@ -83,9 +83,10 @@ class Followers:
         self._best.scale(factor)
         self._aside = {row: total * factor for row, total in self._aside.items()}
 
-    def sums(self) -> dict[int, float]:
-        """Of every follower that is remembered."""
-        return dict(zip(*(column.tolist() for column in self.best), strict=True)) | self._aside
+    def heard(self) -> Heard:
+        """Every follower that is remembered."""
+        best, aside = self.best, Heard.of(self._aside)
+        return Heard(np.concatenate([best.rows, aside.rows]), np.concatenate([best.weights, aside.weights]))
 
 
 class Counts:
@@ -172,10 +173,11 @@ class Transitions:
 
     def state(self) -> State:
         """`pairs` (count, 2), `weights` (count,), `landmark` (1,)."""
-        entries = [(a, b, total) for a, followers in self._after.items() for b, total in followers.sums().items()]
+        heard = [followers.heard() for followers in self._after.values()]
+        earlier = np.repeat(np.array(list(self._after), np.int64), [len(one.rows) for one in heard])
         return {
-            "pairs": np.array([entry[:2] for entry in entries], np.int64).reshape(-1, 2),
-            "weights": np.array([entry[2] for entry in entries], np.float64),
+            "pairs": np.stack([earlier, np.concatenate([NOTHING.rows, *(one.rows for one in heard)])], axis=1),
+            "weights": np.concatenate([NOTHING.weights, *(one.weights for one in heard)]),
             "landmark": np.array([self.decay.landmark]),
         }
 
@@ -245,6 +247,20 @@ class Memory:
 
     def __contains__(self, user: str) -> bool:
         return user in self._learned
+
+    @property
+    def known(self) -> Mapping[str, Learned]:
+        """Where learning has come to of each user, the latest active one last."""
+        return self._learned
+
+    @property
+    def since(self) -> float:
+        return self._since
+
+    def resume(self, known: Mapping[str, Learned], since: float) -> None:
+        """Takes up learning where another memory, of the same sums, has come to."""
+        self._learned = OrderedDict(known)
+        self._since = since
 
     def state(self) -> State:
         """The sums as arrays; not who has been learned."""

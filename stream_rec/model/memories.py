@@ -4,6 +4,7 @@ Usually there is one log, all that happens. Where an answer has to be a function
 is a log, and its memory begins with what training knew, as the others do.
 """
 
+from stream_rec.model import snapshot
 from stream_rec.model.catalog import Catalog
 from stream_rec.model.counters import Horizons, Memory, State
 from stream_rec.model.parts import Evidence
@@ -30,6 +31,19 @@ class Memories:
     def changed(self) -> None:
         """The catalogue has other items."""
         self._evidence = {log: Evidence.of(one.memory, self._catalog) for log, one in self._evidence.items()}
+
+    def pack(self, log: int, about: bytes) -> bytes:
+        """The memory of `log` as it is now, see `snapshot`."""
+        return snapshot.pack(self.evidence(log).memory, self._catalog.ids(range(1, len(self._catalog))), about)
+
+    def about(self, packed: bytes) -> bytes:
+        """What was told of a packed memory. Raises `ValueError` for what is none."""
+        return snapshot.about_of(packed)
+
+    def unpack(self, log: int, packed: bytes) -> None:
+        """Puts a packed memory in the place of that of `log`. Raises `ValueError` for what is none."""
+        memory = snapshot.unpack(packed, self._horizons, self._catalog.row)
+        self._evidence[log] = Evidence.of(memory, self._catalog)
 
     def drop(self, log: int) -> None:
         """What is learned of `log` from now on begins anew."""

@@ -41,6 +41,12 @@ async def require(access: Access, *rights: Right) -> dict[str, int]:
     return counts
 
 
+async def cluster_of(access: Access) -> str:
+    """The id of the cluster. Raises `UserError` when no broker answers."""
+    async with connect(access) as admin:
+        return str((await admin._send_request(_Metadata([]))).cluster_id)
+
+
 def no_topic(topic: str) -> str:
     """What to do about a topic that is not there."""
     return f"topic {topic} does not exist: run 'stream-rec topics create'"

@@ -138,8 +138,7 @@ class Host:
 
     def forget(self, user_id: str) -> None:
         """Erases what is held of a user."""
-        self.engine.forget(user_id)
-        self.recent.forget(user_id)
+        self.learning.forget(user_id)
 
     def __contains__(self, user_id: str) -> bool:
         """Whether anything of a user is held."""

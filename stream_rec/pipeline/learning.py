@@ -3,6 +3,9 @@
 A step teaches the memory the windows that it answers. What else there is to learn comes from here: what was answered
 before this process began, and, unless each partition has a memory of its own, what other workers answer meanwhile,
 read without a group. Learning a window twice is learning it once, so it doesn't matter who reads what first.
+
+What a former process has learned is not read again, where it has left a snapshot (see `snapshot`): unless each
+partition has a memory of its own, which is to be a function of that partition's log alone.
 """
 
 import asyncio
@@ -12,13 +15,17 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
+from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, read_window
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import cluster_of
 from stream_rec.pipeline.recent import Recent
+from stream_rec.pipeline.snapshot import About, SnapshotFile, holds
 from stream_rec.pipeline.spans import Span, read
 from stream_rec.telemetry import WorkerMetrics
 
@@ -57,10 +64,52 @@ class Learning:
         self._following: asyncio.Task[None] | None = None
         self.learned: dict[TopicPartition, int] = {}
         """Next offset of each partition that the memory hasn't learned."""
+        self._file = SnapshotFile(settings) if settings.memory == "all" else None
 
     def logs(self, partitions: Sequence[int]) -> Sequence[int]:
         """Which memory learns from each of `partitions`, see `model.memories`."""
         return [0] * len(partitions) if self._settings.memory == "all" else partitions
+
+    async def restore(self) -> None:
+        """Goes on from the snapshot of a former process, if there is one and it still holds. Before `begin`."""
+        if self._file is None or (body := await asyncio.to_thread(self._file.read)) is None:
+            return
+        memories = self._engine.memories
+        try:
+            about = msgspec.json.decode(await asyncio.to_thread(memories.about, body), type=About)
+            if not await holds(about, self._settings, self._engine.version):
+                raise ValueError("it is too old, or of another model, topic or group")
+            await self._call(memories.unpack, 0, body)
+        except (*UNREADABLE, ValueError, KafkaError, UserError) as error:
+            log.info("the snapshot of the memory is not used: %s", error)
+            return
+        self.learned = {TopicPartition(about.topic, number): offset for number, offset in about.offsets.items()}
+        log.info("memory of model %s goes on from a snapshot", about.version)
+
+    async def keep(self) -> None:
+        """Leaves a snapshot for the next start."""
+        if self._file is None or not self.learned:
+            return
+        try:
+            cluster = await cluster_of(access(self._settings))
+        except (KafkaError, UserError) as error:
+            log.warning("no snapshot of the memory: %s", error)
+            return
+        body = await self._call(self._packed, cluster)
+        await asyncio.to_thread(self._file.write, body)
+
+    def _packed(self, cluster: str) -> bytes:
+        """On the engine's thread."""
+        offsets = {partition.partition: offset for partition, offset in self.learned.items()}
+        about = About(self._engine.version, cluster, self._settings.windows_topic, time.time(), offsets)
+        return self._engine.memories.pack(0, msgspec.json.encode(about))
+
+    def forget(self, user_id: str) -> None:
+        """On the engine's thread: erases what is held of a user, and the file that may name them."""
+        self._engine.forget(user_id)
+        self._recent.forget(user_id)
+        if self._file is not None:
+            self._file.drop()
 
     async def begin(self, fresh: Collection[TopicPartition], kept: Collection[TopicPartition]) -> None:
         """The partitions `fresh` are about to be taken over, and those `kept` go on.
@@ -174,9 +223,7 @@ class Learning:
             self.learned[partition] = record.offset + 1
             count += 1
             if record.value is None:
-                user = (record.key or b"").decode(errors="replace")
-                self._engine.forget(user)
-                self._recent.forget(user)
+                self.forget((record.key or b"").decode(errors="replace"))
                 continue
             with contextlib.suppress(*UNREADABLE):
                 window = read_window(record.value)

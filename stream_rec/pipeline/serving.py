@@ -41,6 +41,8 @@ REBALANCE_MS = 6_000
 """How long the group waits for a member to let its partitions go; then it goes on without that one, milliseconds."""
 FEW = 1_000
 """Windows that a new model may still have to learn when it is switched to."""
+WORTH_KEEPING = 10_000
+"""Windows learned at a start from which on the next start shall not have to."""
 
 Records = dict[TopicPartition, list[ConsumerRecord]]
 
@@ -186,18 +188,21 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         self._drop(fresh)
         if fresh:
             await self.host.learning.begin(fresh, self._outlets)
+        learned = 0
         for partition in fresh:
             outlet = await Outlet.open(partition, self._settings)  # bars the former owner, then asks where it came to
             try:
                 committed = await self._consumer.committed(partition)
                 first = (await self._consumer.beginning_offsets([partition]))[partition]
                 position = first if committed is None else committed
-                await self.host.learning.remember({partition: Span(first, position)})
+                learned += await self.host.learning.remember({partition: Span(first, position)})
                 self._consumer.seek(partition, position)
             except BaseException:
                 await outlet.close()
                 raise
             self._outlets[partition] = outlet
+        if learned > WORTH_KEEPING:
+            await self.host.learning.keep()
         self._follow_others()
         if not self._moving:
             self._health.hindrances.discard(MOVING)

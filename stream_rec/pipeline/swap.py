@@ -49,6 +49,7 @@ class Swaps:
         for outcome in ("loaded", "refused"):
             self._metrics.model_loads.labels(outcome).inc(0)  # shown before the first one: a rate needs a zero
         host = await self._open()
+        await host.learning.restore()
         self._metrics.model_loads.labels("loaded").inc()
         return host
 

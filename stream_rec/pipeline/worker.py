@@ -88,6 +88,8 @@ async def _serve(settings: Settings, metrics: WorkerMetrics, health: Health, swa
         for task in (watching, serving):
             task.cancel()
         await asyncio.gather(watching, serving, return_exceptions=True)
+        await worker.host.learning.close()
+        await worker.host.learning.keep()
         await worker.host.close()
 
 

@@ -281,6 +281,34 @@ async def test_the_memory_is_rebuilt_after_a_restart(
     assert [ranked.score for ranked in got.items] == pytest.approx([r.score for r in want.items], abs=2e-3)
 
 
+async def test_the_memory_goes_on_from_the_snapshot_of_a_clean_end_until_somebody_is_erased(
+    make_settings: Callable[..., Settings], model: Path, start: Start, tmp_path: Path
+) -> None:
+    settings = make_settings(model=model, capacity=CAPACITY, stride=STRIDE, coalesce=False, partitions=1)
+    await topics.create(settings)
+    made, kept = windows(users=5, rounds=6), tmp_path / "memory.safetensors"
+    await write(settings, made[:-1])
+    first = start("worker", settings)
+    await all_done(settings)
+    assert first.stop() == 0
+    assert kept.stat().st_mode & 0o077 == 0
+    await write(settings, made[-1:])
+    second = start("worker", settings)
+    await all_done(settings)
+    assert "goes on from a snapshot" in second.said
+    assert second.metrics()["stream_rec_windows_learned_total"] == 0
+    engine = Engine.load(model, tmp_path, Limits(stride=STRIDE), "cpu")
+    want = [engine.step([one]).recommendations[0] for one in made][-1]
+    got = (await answers(settings))[-1]
+    assert [ranked.score for ranked in got.items] == pytest.approx([r.score for r in want.items], abs=2e-3)
+    await produce(settings, [Sent(b"u0", None)], settings.windows_topic)
+    await all_done(settings)
+    assert not kept.exists()
+    assert second.stop() == 0
+    assert b"u0" not in kept.read_bytes()
+    assert b"u1" in kept.read_bytes()
+
+
 async def test_with_a_memory_a_partition_an_answer_is_a_function_of_its_partition(
     make_settings: Callable[..., Settings], model: Path, start: Start, tmp_path: Path
 ) -> None:

@@ -69,7 +69,7 @@ def test_the_best_followers_are_those_with_the_largest_sums(added: list[tuple[in
         for row, weight in added:
             followers.add(row, float(weight))
         known = totals(added)
-        assert followers.sums() == known
+        assert sums(followers.heard()) == known
         for one in (followers, Followers(known)):
             assert sorted(sums(one.best).values()) == sorted(known.values())[-4:]
             assert all(known[row] == total for row, total in sums(one.best).items())
@@ -81,9 +81,9 @@ def test_of_very_many_followers_the_smaller_half_aside_is_forgotten(monkeypatch:
     followers = Followers({})
     for row in range(1, 1_000):
         followers.add(row, float(row))
-        assert len(followers.sums()) <= 4 + 8
+        assert len(followers.heard().rows) <= 4 + 8
     assert sums(followers.best) == {row: row for row in range(996, 1_000)}
-    assert set(range(992, 1_000)) <= set(followers.sums())
+    assert set(range(992, 1_000)) <= set(sums(followers.heard()))
 
 
 def test_what_followed_is_weighed_by_distance_and_age_both_ways() -> None:

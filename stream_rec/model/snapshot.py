@@ -1,0 +1,84 @@
+"""An online memory as bytes, so that a start need not learn again what was learned before it. No pickle: safetensors.
+
+Rows of a catalogue are given anew at each start, so items stand by their ids.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from stream_rec.model.counters import Horizons, Learned, Memory, State
+from stream_rec.model.folder import WRONG
+from stream_rec.model.tokens import UNKNOWN, Numbers
+
+SUMS = ("popularity.sums", "recency.sums")
+PAIRS, WEIGHTS = "transitions.pairs", "transitions.weights"
+
+
+def pack(memory: Memory, ids: Sequence[str], about: bytes) -> bytes:
+    """`ids` are those of the rows 1, 2, ...; `about` is the caller's, who has it back from `about_of`."""
+    known = memory.known
+    places = np.array([(one.n, one.offset) for one in known.values()], np.int64).reshape(-1, 2)
+    times = np.array([one.time for one in known.values()], np.float64)
+    told = {"about": np.frombuffer(about, np.uint8), "ids": _bytes(ids), "users": _bytes(list(known))}
+    return save(
+        memory.state() | told | {"users.places": places, "users.times": times, "since": np.array([memory.since])}
+    )
+
+
+def about_of(body: bytes) -> bytes:
+    """Raises `ValueError` for what `pack` has not made."""
+    return _load(body)["about"].tobytes()
+
+
+def unpack(body: bytes, horizons: Horizons, row: Callable[[str], int]) -> Memory:
+    """`row` gives an item's row in the present catalogue; what is not in it is left out.
+
+    Raises `ValueError` for what `pack` has not made.
+    """
+    arrays = _load(body)
+    try:
+        rows = np.array([UNKNOWN, *map(row, _strings(arrays["ids"]))], np.int64)
+        memory = Memory(horizons)
+        memory.load(_moved(arrays, rows))
+        users = _strings(arrays["users"])
+        places, times = arrays["users.places"].tolist(), arrays["users.times"].tolist()
+        known = {user: Learned(n, offset, time) for user, (n, offset), time in zip(users, places, times, strict=True)}
+        memory.resume(known, float(arrays["since"][0]))
+    except (*WRONG, LookupError) as error:
+        raise ValueError(f"no snapshot of a memory: {error}") from error
+    return memory
+
+
+def _moved(state: State, rows: Numbers) -> State:
+    """The state with `rows[row]` in the place of each row."""
+    pairs = rows[state[PAIRS]]
+    kept = (pairs != UNKNOWN).all(1)
+    moved = state | {PAIRS: pairs[kept], WEIGHTS: state[WEIGHTS][kept]}
+    for name in SUMS:
+        sums = np.zeros(int(rows.max()) + 1)
+        count = min(len(rows), len(state[name]))
+        sums[rows[:count]] = state[name][:count]
+        sums[UNKNOWN] = 0
+        moved[name] = sums
+    return moved
+
+
+def _load(body: bytes) -> State:
+    try:
+        arrays: State = load(body)
+        arrays["about"]
+    except (*WRONG, LookupError) as error:
+        raise ValueError(f"no snapshot of a memory: {error}") from error
+    return arrays
+
+
+def _bytes(texts: Sequence[str]) -> NDArray[np.uint8]:
+    return np.frombuffer(msgspec.json.encode(texts), np.uint8)
+
+
+def _strings(array: NDArray[np.generic]) -> list[str]:
+    return msgspec.json.decode(array.tobytes(), type=list[str])

@@ -1,0 +1,102 @@
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from msgspec import structs
+from prometheus_client import CollectorRegistry
+
+from stream_rec.config import Settings
+from stream_rec.model import folder
+from stream_rec.model.engine import Engine, Limits
+from stream_rec.pipeline import topics
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import cluster_of
+from stream_rec.pipeline.learning import Learning
+from stream_rec.pipeline.recent import Recent
+from stream_rec.pipeline.snapshot import MARGIN_S, About, holds
+from stream_rec.pipeline.spans import Span
+from stream_rec.telemetry import WorkerMetrics
+from tests.e2e.windows import windows, write
+from tests.tiny import CAPACITY, STRIDE, tiny_model
+
+pytestmark = pytest.mark.e2e
+
+MADE = windows(users=5, rounds=4)
+
+
+@pytest.fixture
+async def settings(make_settings: Callable[..., Settings], tmp_path: Path) -> Settings:
+    folder.save(tiny_model(), tmp_path / "model")
+    made = make_settings(model=tmp_path / "model", capacity=CAPACITY, stride=STRIDE, partitions=1)
+    await topics.create(made)
+    await write(made, MADE)
+    windows_topic = TopicPartition(made.windows_topic, 0)
+    async with AIOKafkaConsumer(**access(made), group_id=made.worker_group, enable_auto_commit=False) as consumer:
+        consumer.assign([windows_topic])
+        await consumer.commit({windows_topic: len(MADE)})
+    return made
+
+
+def learning_of(settings: Settings) -> Learning:
+    async def called(work: Callable[..., Any], *given: Any) -> Any:
+        return work(*given)
+
+    engine = Engine.load(settings.model, settings.cache_dir, Limits(STRIDE), "cpu")
+    return Learning(settings, WorkerMetrics(CollectorRegistry()), engine, Recent(10), called)
+
+
+async def kept(settings: Settings) -> dict[TopicPartition, int]:
+    """Leaves a snapshot of the windows topic; returns what it has learned."""
+    learning = learning_of(settings)
+    await learning.remember({TopicPartition(settings.windows_topic, 0): Span(0, len(MADE))})
+    await learning.keep()
+    return learning.learned
+
+
+async def test_a_snapshot_is_taken_up(settings: Settings) -> None:
+    learned, again = await kept(settings), learning_of(settings)
+    await again.restore()
+    assert again.learned == learned
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", bytes(100), b"\x10" + bytes(7) + b'{"about":["a"]}]'])
+async def test_what_is_no_snapshot_is_not_taken_up(settings: Settings, body: bytes) -> None:
+    await kept(settings)
+    (settings.cache_dir / "memory.safetensors").write_bytes(body)
+    learning = learning_of(settings)
+    await learning.restore()
+    assert learning.learned == {}
+
+
+async def test_each_partition_s_own_memory_leaves_none(settings: Settings) -> None:
+    own = settings.model_copy(update={"memory": "own"})
+    await kept(own)
+    assert not (settings.cache_dir / "memory.safetensors").exists()
+
+
+async def test_a_snapshot_holds_for_its_model_and_topic_while_tombstones_do(settings: Settings) -> None:
+    now, day = time.time(), 86_400.0
+    about = About("m", await cluster_of(access(settings)), settings.windows_topic, now, {0: len(MADE)})
+    others = {
+        "another model": {"version": "n"},
+        "another topic": {"topic": settings.events_topic},
+        "another cluster": {"cluster": "c"},
+        "old": {"taken": now - settings.retention_hours * 3_600},
+        "of a topic that was made anew and is shorter": {"offsets": {0: len(MADE) + 1}},
+        "of a topic that was made anew and is as long": {"taken": now - 2 * MARGIN_S},
+    }
+    assert await holds(about, settings, "m")
+    assert await holds(structs.replace(about, taken=now - day, offsets={0: 0}), settings, "m")
+    for changes in others.values():
+        assert not await holds(structs.replace(about, **changes), settings, "m")
+
+
+async def test_a_snapshot_that_knows_what_the_group_has_yet_to_answer_is_not_taken_up(settings: Settings) -> None:
+    await kept(settings)
+    later = settings.model_copy(update={"worker_group": f"{settings.worker_group}-later"})
+    learning = learning_of(later)
+    await learning.restore()
+    assert learning.learned == {}

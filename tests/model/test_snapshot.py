@@ -1,0 +1,86 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_rec.model import snapshot
+from stream_rec.model.counters import Horizons, Memory
+from stream_rec.model.tokens import UNKNOWN
+from tests.damage import damaged
+
+HORIZONS = Horizons(lasting=3_600.0, recent=600.0)
+NAMES = [f"i{number}" for number in range(9)]
+LOGS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(NAMES)), max_size=40)
+
+Log = list[tuple[str, str]]
+
+
+def learn(memory: Memory, log: Log, ids: Sequence[str], begin: int = 0) -> None:
+    """A log of (user, item), a second an event, as windows of everything; `ids` are those of rows 1, 2, ..."""
+    for offset in range(begin, len(log)):
+        user = log[offset][0]
+        events = [(at, ids.index(item) + 1) for at, (whose, item) in enumerate(log[: offset + 1]) if whose == user]
+        memory.learn(user, len(events), offset, [row for _, row in events], [float(at) for at, _ in events])
+
+
+def followers(memory: Memory, ids: Sequence[str]) -> dict[tuple[str, str], float]:
+    """Each two items by name, and how much the second followed the first, after 100 seconds."""
+    weight = memory.transitions.decay.weight(100.0)
+    return {
+        (name, ids[row - 1]): total / weight
+        for name in NAMES
+        for row, total in zip(*memory.transitions.after(ids.index(name) + 1), strict=True)
+    }
+
+
+def counts(memory: Memory, ids: Sequence[str]) -> list[float]:
+    """Of each item: how popular it is after 100 seconds, and how recent."""
+    rows = np.array([ids.index(name) + 1 for name in NAMES])
+    return [*memory.popularity.at(rows, 100.0), *memory.recency.at(rows, 100.0)]
+
+
+@given(LOGS, LOGS, st.permutations([*NAMES, "new"]), st.integers(0, 3))
+def test_a_memory_goes_on_where_it_was_whatever_rows_items_have(
+    log: Log, more: Log, others: list[str], again: int
+) -> None:
+    memory = Memory(HORIZONS)
+    learn(memory, log, NAMES)
+    packed = snapshot.pack(memory, NAMES, b"about")
+    assert snapshot.about_of(packed) == b"about"
+    restored = snapshot.unpack(packed, HORIZONS, lambda item: others.index(item) + 1)
+    for one, ids in ((memory, NAMES), (restored, others)):
+        learn(one, log + more, ids, max(0, len(log) - again))
+    assert followers(memory, NAMES) == pytest.approx(followers(restored, others))
+    assert counts(memory, NAMES) == pytest.approx(counts(restored, others))
+    assert list(memory.known.items()) == list(restored.known.items())
+
+
+def test_an_item_that_is_gone_is_left_out() -> None:
+    memory = Memory(HORIZONS)
+    learn(memory, [("a", "i0"), ("a", "i1"), ("a", "i2")], NAMES)
+    there = {"i0": 1, "i2": 2}
+    restored = snapshot.unpack(snapshot.pack(memory, NAMES, b""), HORIZONS, lambda item: there.get(item, UNKNOWN))
+    assert restored.popularity.at(np.array([1, 2]), 2.0).tolist() == pytest.approx([1, 1], rel=1e-3)
+    assert restored.popularity.highest.tolist() == [1, 2]
+    assert restored.transitions.after(1).rows.tolist() == [2]
+
+
+def test_what_is_trained_and_who_was_dropped_stay_known() -> None:
+    memory = Memory(HORIZONS, since=10.0)
+    restored = snapshot.unpack(snapshot.pack(memory, NAMES, b""), HORIZONS, lambda _: UNKNOWN)
+    restored.learn("u", 1, 0, [1], [10.0])
+    assert not len(restored.popularity.highest)
+
+
+@given(st.data())
+def test_a_damaged_snapshot_is_refused_or_read_and_nothing_else(data: st.DataObject) -> None:
+    memory = Memory(HORIZONS)
+    learn(memory, [("a", "i0"), ("b", "i1"), ("a", "i2")], NAMES)
+    body = data.draw(damaged(snapshot.pack(memory, NAMES, b"about")))
+    try:
+        snapshot.about_of(body)
+        snapshot.unpack(body, HORIZONS, lambda item: NAMES.index(item) + 1 if item in NAMES else UNKNOWN)
+    except ValueError:
+        pass
