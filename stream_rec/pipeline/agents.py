@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.health import MOVING, Health, serve
-from stream_rec.pipeline import faust_kafka, faust_memory, faust_queues, loop, rights, topics
+from stream_rec.pipeline import faust_kafka, faust_memory, faust_producer, faust_queues, loop, rights, topics
 from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
@@ -220,7 +220,7 @@ def _log(level: str) -> None:
     if level == "debug":
         return
     logging.disable(logging.DEBUG)  # faust builds its debug records even where nobody sees them: 8% of the time
-    for name in ("faust", "mode", faust_kafka.__name__, faust_memory.__name__):
+    for name in ("faust", "mode", *(module.__name__ for module in (faust_kafka, faust_producer, faust_memory))):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("faust.topics").setLevel(logging.CRITICAL)  # it would log a refused record, key and all
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what matters of it is said here, in a line

@@ -1,6 +1,6 @@
 """faust's Kafka driver, with what loses or doubles an event in faust-streaming 0.15.3 put right.
 
-What each class here and in `faust_queues` mends, and how it showed:
+What each class here, in `faust_producer` and in `faust_queues` mends, and how it showed:
 
 - A commit did not depend on the writes before it. faust flushes first, but its flush gives up after 0.1 s without
   progress (a slow broker), does not see the message that it is just handing over, and a write that Kafka refused is
@@ -36,13 +36,13 @@ from functools import partial
 from typing import Any
 
 import faust
-from aiokafka.errors import IllegalGenerationError
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
-from faust.types import TP, FutureMessage
+from faust.types import TP
 
 from stream_rec.pipeline.connection import Access
-from stream_rec.pipeline.group import await_topics, heed_errors
+from stream_rec.pipeline.faust_producer import Producer
+from stream_rec.pipeline.group import await_topics, heed_errors, unhurried
 
 SCHEME = "exact"
 SESSION_S = 10.0
@@ -56,9 +56,6 @@ REVOKED_S = 30.0
 
 ASK_S = 1.0
 """How long to look for the group's coordinator and hear its answer, seconds, before another try."""
-
-UNCONFIRMED = 2_000
-"""Writes on their way to Kafka at which an agent pauses: a commit waits for as many, a crash repeats little more."""
 
 READ_S = 0.005
 """Between two reads of what has come, seconds."""
@@ -82,67 +79,6 @@ def credentials(access: Access) -> Any:
     )
 
 
-class Producer(driver.Producer):  # type: ignore[misc]
-    """Knows which writes Kafka has not confirmed, and writes nothing for a group that has given this process up."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._unconfirmed: set[FutureMessage] = set()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._refused: BaseException | None = None
-
-    def send_soon(self, fut: FutureMessage) -> None:
-        self._unconfirmed.add(fut)
-        if len(self._unconfirmed) >= UNCONFIRMED:
-            self._room.clear()
-        fut.add_done_callback(self._settled)
-        super().send_soon(fut)
-
-    async def on_start(self) -> None:
-        await super().on_start()
-        _unhurried(self._producer.client)
-        sender = self._producer._sender
-        sender._send_produce_req = partial(self._guarded, sender, sender._send_produce_req)
-
-    async def _guarded(self, sender: Any, send: Callable[..., Awaitable[None]], node: int, batches: Any) -> None:
-        """Sends to a Kafka node, unless the group has given this process up."""
-        if await self.app.consumer.counted() and self._refused is None:
-            await send(node, batches)
-            return
-        for batch in batches.values():
-            batch.failure(exception=IllegalGenerationError())
-        sender._in_flight.remove(node)
-        sender._muted_partitions.difference_update(batches)
-
-    async def room(self) -> None:
-        """Waits while too many writes are on their way: faust's own queue of them has no end."""
-        await self._room.wait()
-
-    async def confirmed(self) -> bool:
-        """Waits for the writes handed over so far; whether Kafka has confirmed every one since the start."""
-        if self._unconfirmed:
-            await asyncio.wait(set(self._unconfirmed))
-        return self._refused is None
-
-    def _settled(self, fut: FutureMessage) -> None:
-        self._unconfirmed.discard(fut)
-        if len(self._unconfirmed) <= UNCONFIRMED // 2:
-            self._room.set()
-        error = asyncio.CancelledError() if fut.cancelled() else fut.exception()
-        if error is not None and self._refused is None:
-            log.error("Kafka refused a write (%s): this process ends, and its last events are read again", error)
-            self.give_up(error)
-
-    def give_up(self, reason: BaseException) -> None:
-        """Writes nothing more and ends the process."""
-        self._refused = reason
-        self.add_future(self.app.crash(reason))
-
-    def _settings_extra(self) -> Mapping[str, Any]:
-        return {"acks": "all", "enable_idempotence": True}  # a retry neither doubles nor reorders
-
-
 class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Reads committed records alone, and knows when the group last counted this process in."""
 
@@ -155,7 +91,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         await super().on_start()
-        _unhurried(self._consumer._client)
+        unhurried(self._consumer._client)
         coordinator = self._consumer._coordinator
         heed_errors(coordinator)
         await_topics(coordinator)
@@ -354,19 +290,6 @@ class _Rest:
             self._begun.throw(error)
             raise
         return (yield from self._begun.__await__())
-
-
-def _unhurried(client: Any) -> None:
-    """Makes an aiokafka client pause between attempts: while Kafka is away it would try 4,000 times a second."""
-    update = client._metadata_update
-
-    async def attempt(*arguments: Any) -> bool:
-        updated = bool(await update(*arguments))
-        if not updated:
-            await asyncio.sleep(0.2)
-        return updated
-
-    client._metadata_update = attempt
 
 
 TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"

@@ -41,9 +41,9 @@ async def require(access: Access, *rights: Right) -> dict[str, int]:
     return counts
 
 
-async def cluster_of(access: Access) -> str:
-    """The id of the cluster. Raises `UserError` when no broker answers."""
-    async with connect(access) as admin:
+async def cluster_of(access: Access, timeout_s: float = 5) -> str:
+    """The id of the cluster. Raises `UserError` when no broker answers within `timeout_s` seconds."""
+    async with connect(access, timeout_s) as admin:
         return str((await admin._send_request(_Metadata([]))).cluster_id)
 
 

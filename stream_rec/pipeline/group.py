@@ -1,4 +1,4 @@
-"""What aiokafka overlooks when a consumer group goes on after a broker's start."""
+"""What aiokafka overlooks while a broker is away, and when a consumer group goes on after its start."""
 
 import asyncio
 from typing import Any
@@ -51,3 +51,16 @@ def await_topics(coordinator: Any) -> None:
         return assignments
 
     coordinator._perform_assignment = performing
+
+
+def unhurried(client: Any) -> None:
+    """Makes an aiokafka client pause between attempts: while Kafka is away it would try 4,000 times a second."""
+    update = client._metadata_update
+
+    async def attempt(*arguments: Any) -> bool:
+        updated = bool(await update(*arguments))
+        if not updated:
+            await asyncio.sleep(0.2)
+        return updated
+
+    client._metadata_update = attempt

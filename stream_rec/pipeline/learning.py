@@ -40,6 +40,8 @@ BESIDE = 100
 """The same while windows are served: an event that comes meanwhile waits for no more than these."""
 QUIET_MS = 200
 RETRY_S = 1.0
+KEEP_S = 2.0
+"""How long the end of a worker waits for Kafka to say which cluster a snapshot is of, seconds."""
 
 
 class Learning:
@@ -91,7 +93,7 @@ class Learning:
         if self._file is None or not self.learned:
             return
         try:
-            cluster = await cluster_of(access(self._settings))
+            cluster = await cluster_of(access(self._settings), KEEP_S)
         except (KafkaError, UserError) as error:
             log.warning("no snapshot of the memory: %s", error)
             return

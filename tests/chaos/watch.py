@@ -14,7 +14,7 @@ from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
 from stream_rec.messages import read_recommendation
-from stream_rec.pipeline.faust_kafka import _unhurried
+from stream_rec.pipeline.group import unhurried
 from tests.e2e.kafka import LARGE, Sent
 
 
@@ -83,7 +83,7 @@ class Traffic:
         began = time.monotonic()
         options = {"enable_idempotence": True, "linger_ms": 2, "max_request_size": LARGE}
         async with AIOKafkaProducer(bootstrap_servers=self._settings.bootstrap_servers, **options) as producer:
-            _unhurried(producer.client)
+            unhurried(producer.client)
             for number, (key, value) in enumerate(self._records):
                 wait_s = began + number / self._rate - time.monotonic()
                 with suppress(TimeoutError):
@@ -105,7 +105,7 @@ class Traffic:
             isolation_level="read_committed",
             auto_offset_reset="earliest",
         ) as consumer:
-            _unhurried(consumer._client)
+            unhurried(consumer._client)
             while True:
                 try:
                     batches = await consumer.getmany(timeout_ms=100)

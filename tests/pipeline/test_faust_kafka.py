@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from stream_rec.pipeline import faust_kafka
-from stream_rec.pipeline.faust_kafka import UNCONFIRMED, Consumer, Producer
+from stream_rec.pipeline.faust_kafka import Consumer
+from stream_rec.pipeline.faust_producer import UNCONFIRMED, Producer
 
 
 @pytest.fixture
