@@ -80,7 +80,7 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
 def test_an_overload_leaves_every_users_newest_window_answered(tmp_path: Path) -> None:
     options = ("--users", "100", "--width", "32", "--items", "700", "--capacity", "16", "--partitions", "2")
     done = subprocess.run(
-        [*COMMAND, "bench", "overload", *options, "--rate", "3000", "--seconds", "3", "--json"],
+        [*COMMAND, "bench", "overload", *options, "--rate", "3000", "--seconds", "2", "--json"],
         env=os.environ | {"TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,

