@@ -66,15 +66,20 @@ class Learning:
         self._following: asyncio.Task[None] | None = None
         self.learned: dict[TopicPartition, int] = {}
         """Next offset of each partition that the memory hasn't learned."""
-        self._file = SnapshotFile(settings) if settings.memory == "all" else None
+        self._file = SnapshotFile(settings)
 
     def logs(self, partitions: Sequence[int]) -> Sequence[int]:
         """Which memory learns from each of `partitions`, see `model.memories`."""
         return [0] * len(partitions) if self._settings.memory == "all" else partitions
 
     async def restore(self) -> None:
-        """Goes on from the snapshot of a former process, if there is one and it still holds. Before `begin`."""
-        if self._file is None or (body := await asyncio.to_thread(self._file.read)) is None:
+        """Goes on from the snapshot of a former process, if there is one and it still holds; else removes it.
+
+        Before `begin`.
+        """
+        if self._settings.memory == "own":
+            self._file.drop()
+        if (body := await asyncio.to_thread(self._file.read)) is None:
             return
         memories = self._engine.memories
         try:
@@ -82,15 +87,19 @@ class Learning:
             if not await holds(about, self._settings, self._engine.version):
                 raise ValueError("it is too old, or of another model, topic or group")
             await self._call(memories.unpack, 0, body)
-        except (*UNREADABLE, ValueError, KafkaError, UserError) as error:
+        except (KafkaError, UserError) as error:
+            log.warning("the snapshot of the memory is not used: %s", error)
+            return
+        except (*UNREADABLE, ValueError) as error:
             log.info("the snapshot of the memory is not used: %s", error)
+            self._file.drop()
             return
         self.learned = {TopicPartition(about.topic, number): offset for number, offset in about.offsets.items()}
         log.info("memory of model %s goes on from a snapshot", about.version)
 
     async def keep(self) -> None:
         """Leaves a snapshot for the next start."""
-        if self._file is None or not self.learned:
+        if self._settings.memory == "own" or not self.learned:
             return
         try:
             cluster = await cluster_of(access(self._settings), KEEP_S)
@@ -110,8 +119,7 @@ class Learning:
         """On the engine's thread: erases what is held of a user, and the file that may name them."""
         self._engine.forget(user_id)
         self._recent.forget(user_id)
-        if self._file is not None:
-            self._file.drop()
+        self._file.drop()
 
     async def begin(self, fresh: Collection[TopicPartition], kept: Collection[TopicPartition]) -> None:
         """The partitions `fresh` are about to be taken over, and those `kept` go on.

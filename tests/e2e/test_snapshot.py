@@ -68,11 +68,15 @@ async def test_what_is_no_snapshot_is_not_taken_up(settings: Settings) -> None:
         (settings.cache_dir / "memory.safetensors").write_bytes(body)
         await learning.restore()
         assert learning.learned == {}
+        assert not (settings.cache_dir / "memory.safetensors").exists()
 
 
 async def test_each_partition_s_own_memory_leaves_none(settings: Settings) -> None:
     own = settings.model_copy(update={"memory": "own"})
     await kept(own)
+    assert not (settings.cache_dir / "memory.safetensors").exists()
+    await kept(settings)
+    await learning_of(own).restore()
     assert not (settings.cache_dir / "memory.safetensors").exists()
 
 
