@@ -106,14 +106,13 @@ class Learning:
         except (KafkaError, UserError) as error:
             log.warning("no snapshot of the memory: %s", error)
             return
-        body = await self._call(self._packed, cluster)
-        await asyncio.to_thread(self._file.write, body)
+        await self._call(self._write, cluster)
 
-    def _packed(self, cluster: str) -> bytes:
-        """On the engine's thread."""
+    def _write(self, cluster: str) -> None:
+        """On the engine's thread, as `forget` is: an erasure comes before the file or removes it."""
         offsets = {partition.partition: offset for partition, offset in self.learned.items()}
         about = About(self._engine.version, cluster, self._settings.windows_topic, time.time(), offsets)
-        return self._engine.memories.pack(0, msgspec.json.encode(about))
+        self._file.write(self._engine.memories.pack(0, msgspec.json.encode(about)))
 
     def forget(self, user_id: str) -> None:
         """On the engine's thread: erases what is held of a user, and the file that may name them."""
