@@ -19,6 +19,7 @@ What each class here, in `faust_producer` and in `faust_queues` mends, and how i
 - A process that the group had given up, and took in again, wrote what was still on its way from before.
 - Writes on their way to Kafka stood in a queue without end: an agent with more events than Kafka took windows grew, and
   its commits, which wait for the writes before them, came later and later.
+- A look for partitions that stand still ended the process where it was not known yet where to read one from.
 - Records of a recovery that a rebalance ended stayed in the queue, or came into it afterwards; the next one passed over
   those before them.
 
@@ -203,6 +204,9 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         await super().seek_wait(partitions)
         self.app.tables.changelog_queue.clear()
         self.app.tables.changelog_queue.recovering = True
+
+    async def verify_all_partitions_active(self) -> None:
+        """Nothing: whether a partition stands still, its lag tells, see `waiting`."""
 
     async def counted(self) -> bool:
         """Whether the group still counts this process in; False means that its partitions may have a new owner."""

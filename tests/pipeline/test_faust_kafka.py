@@ -1,11 +1,15 @@
 import asyncio
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.consumer.subscription_state import SubscriptionState
+from faust.types import TP
 
 from stream_rec.pipeline import faust_kafka
-from stream_rec.pipeline.faust_kafka import Consumer
+from stream_rec.pipeline.faust_kafka import Consumer, ConsumerThread
 from stream_rec.pipeline.faust_producer import UNCONFIRMED, Producer
 
 
@@ -71,3 +75,25 @@ async def test_a_process_whose_writes_do_not_come_to_kafka_ends_before_it_joins_
     producer.send_soon(asyncio.get_running_loop().create_future())
     await consumer.on_partitions_revoked(set())
     assert [type(reason) for reason in reasons] == [TimeoutError]
+
+
+async def test_a_partition_whose_position_is_not_known_yet_ends_no_process(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = TP("events", 0)
+    subscriptions = SubscriptionState()
+    subscriptions.assign_from_user({TopicPartition(*events)})
+    fetcher = SimpleNamespace(_subscriptions=subscriptions)
+    thread = SimpleNamespace(
+        consumer=consumer,
+        time_started=0.0,
+        _ensure_consumer=lambda: SimpleNamespace(_fetcher=fetcher),
+        _verify_aiokafka_event_path=lambda *_: False,
+    )
+    consumer.app.monitor = SimpleNamespace()
+    consumer.app.topics = SimpleNamespace(acks_enabled_for=lambda _: True)
+    monkeypatch.setattr(consumer, "assignment", lambda: {events})
+    monkeypatch.setattr(consumer, "sleep", asyncio.sleep)
+    monkeypatch.setattr(consumer, "verify_event_path", partial(ConsumerThread.verify_event_path, thread))
+    monkeypatch.setattr(Consumer, "should_stop", False)
+    await consumer.verify_all_partitions_active()
