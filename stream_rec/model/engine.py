@@ -145,6 +145,7 @@ class Engine:
         )
         self.ranker = Ranker(model.config.blend, choice)
         self._embed(np.arange(len(catalog)))
+        self.memories.warm()
 
     @classmethod
     def load(cls, folder: Path, cache_dir: Path, limits: Limits, device: str = "auto", threads: int = 1) -> "Engine":

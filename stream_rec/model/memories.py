@@ -4,10 +4,13 @@ Usually there is one log, all that happens. Where an answer has to be a function
 is a log, and its memory begins with what training knew, as the others do.
 """
 
+import numpy as np
+
 from stream_rec.model import snapshot
 from stream_rec.model.catalog import Catalog
 from stream_rec.model.counters import Horizons, Memory, State
-from stream_rec.model.parts import Evidence
+from stream_rec.model.parts import Asked, Evidence
+from stream_rec.model.tokens import UNKNOWN
 
 
 class Memories:
@@ -27,6 +30,10 @@ class Memories:
             memory.load(self._trained)
             found = self._evidence[log] = Evidence.of(memory, self._catalog)
         return found
+
+    def warm(self) -> None:
+        """Compiles what an answer takes, rather than in the first step: seconds, once on a machine."""
+        Evidence.of(Memory(self._horizons), self._catalog).ask(Asked([UNKNOWN], 0.0), np.zeros(0, np.int64))
 
     def changed(self) -> None:
         """The catalogue has other items."""

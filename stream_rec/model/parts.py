@@ -4,10 +4,11 @@ Candidates are the decoder's nearest items, what the memory knows around the use
 those, what is popular now, and the user's own. Only they are scored: a few hundred of any catalogue.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from stream_rec.model.catalog import Catalog
@@ -50,14 +51,11 @@ repeat       1 for the last item
 DECODER, TRANSITIONS, REVERSE, TOGETHER, TEXT, WORDS, POPULARITY, AGAIN, RECENCY, SESSION, CATEGORY, PRICE, REPEAT = (
     range(len(PARTS))
 )
-LOGARITHMS = slice(TRANSITIONS, AGAIN + 1)
+SCALES = ((TRANSITIONS, 5), (REVERSE, 5), (TOGETHER, 20), (TEXT, 10), (WORDS, 10), (POPULARITY, 1), (AGAIN, 1))
 """Parts that are the logarithm of one and a sum, times ..."""
-SCALES = np.array([5, 5, 20, 10, 10, 1, 1], np.float32)[:, None]
-TEXT_DECAY, WORDS_DECAY = 0.7 ** np.arange(3), 0.85 ** np.arange(REACH)
-DISTANCES = np.arange(1.0, REACH + 1)
-STAYS = 0.8**DISTANCES
 
 Columns = NDArray[np.float32]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Asked(NamedTuple):
@@ -97,60 +95,147 @@ class Evidence(NamedTuple):
 
     def ask(self, asked: Asked, near: Numbers) -> Found:
         """The candidates, `near` (n,) among them: the decoder's."""
-        window = np.array(asked.rows)
-        recent = window[: -REACH - 1 : -1]
-        heard = self._heard(recent)
-        text, words = _alike(self.text, recent, TEXT_DECAY, 3), _alike(self.words, recent, WORDS_DECAY, 1)
-        lists = (*(one.rows for one in heard), text.rows, words.rows, near, self.memory.recency.highest, window)
-        rows, place = self._distinct(np.concatenate(lists))
-        count, own, latest = len(rows), place[-len(window) :], place[: -len(recent) - 1 : -1]
-        _, *ends = np.cumsum([0, *map(len, lists[:-3])]).tolist()
-        columns = np.zeros((len(PARTS), count))  # not float32 yet: seen from long ago, sums are huge
-        columns[TEXT] = np.bincount(place[ends[-3] : ends[-2]], text.weights, count)
-        columns[WORDS] = np.bincount(place[ends[-2] : ends[-1]], words.weights, count)
-        columns[POPULARITY] = self.memory.popularity.at(rows, asked.time)
-        self._follow(columns, heard, place[: ends[-3]], latest, asked.time)
-        columns[AGAIN] = np.bincount(own, minlength=count)
-        columns[LOGARITHMS] *= SCALES
-        np.log1p(columns[LOGARITHMS], out=columns[LOGARITHMS])
-        columns[RECENCY] = np.log(self.memory.recency.at(rows, asked.time) + 0.05)
-        columns[SESSION] = np.bincount(latest, STAYS[: len(recent)], count)
-        columns[CATEGORY] = self.categories[rows] == self.categories[recent[0]]
-        columns[CATEGORY, own] = 0
-        apart = np.abs(self.prices[rows] - self.prices[recent[0]])
-        columns[PRICE] = np.fmax(np.exp(-3 * apart), 0)  # without a price nothing is close
-        columns[(SESSION, AGAIN), own[-1]] = 0
-        columns[REPEAT, own[-1]] = 1
-        return Found(rows, columns.T.astype(np.float32))
-
-    def _heard(self, recent: Numbers) -> list[Heard]:
-        """What has followed each of the last items, latest first; then what each has followed."""
-        known = self.memory.transitions
-        return [*map(known.after, recent.tolist()), *map(known.before, recent.tolist())]
-
-    def _distinct(self, every: Numbers) -> tuple[Numbers, Numbers]:
-        """The distinct ones of `every` row (n,), and the place of each among them (n,)."""
-        places = np.arange(len(every), dtype=np.int32)
-        self.mark[every] = places  # where a row comes twice, one of its places stays: no need to sort
-        lead = self.mark[every]
-        first = lead == places
-        return every[first], (np.cumsum(first) - 1)[lead]
-
-    def _follow(self, columns: Sums, heard: Sequence[Heard], place: Numbers, latest: Numbers, time: float) -> None:
-        """What the memory has `heard`, at `place` (n,), as sums; the last items stand at `latest` (last,)."""
-        lengths, last, count = [len(one.rows) for one in heard], len(latest), columns.shape[1]
-        shares = 1 / self.memory.transitions.decay.weight(time) / DISTANCES[:last]
-        weights = np.concatenate([one.weights for one in heard]) * np.concatenate([shares, shares]).repeat(lengths)
-        half = sum(lengths[:last])
-        columns[TRANSITIONS] = np.bincount(place[:half], weights[:half], count)
-        columns[REVERSE] = np.bincount(place[half:], weights[half:], count)
-        rare = 1 / np.sqrt(columns[POPULARITY] + 1)
-        weights *= np.concatenate([rare[latest], rare[latest]]).repeat(lengths)
-        columns[TOGETHER] = rare * np.bincount(place, weights, count)
+        memory, recent = self.memory, asked.rows[: -REACH - 1 : -1]
+        weights = [table.decay.weight(asked.time) for table in (memory.transitions, memory.popularity, memory.recency)]
+        heard = [*map(memory.transitions.after, recent), *map(memory.transitions.before, recent)]
+        known = Known(
+            Heard(np.concatenate([one.rows for one in heard]), np.concatenate([one.weights for one in heard])),
+            np.array([len(one.rows) for one in heard]),
+            memory.popularity.sums,
+            memory.recency.sums,
+            np.array(weights),
+            memory.recency.highest,
+        )
+        items = Items(self.text, self.words, self.categories, self.prices)
+        return Found(*_found(np.array(asked.rows), np.array(recent), near, known, items, self.mark))
 
 
-def _alike(likeness: Likeness, recent: Numbers, decay: NDArray[np.floating], power: int) -> Heard:
-    """What is like the last items, latest first: cosines to a power, times the decay."""
-    recent = recent[: len(decay)]
-    weights = likeness.cosines[recent] ** power * decay[: len(recent), None]
-    return Heard(likeness.rows[recent].ravel().astype(np.int64), weights.ravel())
+class Known(NamedTuple):
+    """What the memory knows around a user."""
+
+    heard: Heard
+    """What has followed each of the last items, latest first; then what each has followed."""
+    lengths: Numbers
+    """Of each of these lists, (2 last,)."""
+    popularity: Sums
+    """(rows,) or fewer."""
+    recency: Sums
+    """Likewise."""
+    weights: Sums
+    """Of now: what sums of transitions, popularity and recency are divided by, (3,)."""
+    popular: Numbers
+
+
+class Items(NamedTuple):
+    """What the catalogue says of its items, by row."""
+
+    text: Likeness
+    words: Likeness
+    categories: Numbers
+    prices: NDArray[np.float32]
+
+
+def _compiled(function: F) -> F:
+    """Compiled when it is called first; kept beside the code, or in the user's cache, for the next process."""
+    try:
+        return cast(F, njit(cache=True, nogil=True)(function))
+    except RuntimeError:  # neither can be written
+        return cast(F, njit(nogil=True)(function))
+
+
+@_compiled
+def _found(
+    window: Numbers, recent: Numbers, near: Numbers, known: Known, items: Items, mark: NDArray[np.int32]
+) -> tuple[Numbers, Columns]:
+    """The candidates, and their columns but the decoder's."""
+    rows = _candidates(window, recent, near, known, items, mark)
+    sums = np.zeros((len(rows), len(PARTS)))  # not float32 yet: seen from long ago, sums are huge
+    for at, row in enumerate(rows):
+        sums[at, POPULARITY] = _count(known.popularity, row) / known.weights[1]
+        sums[at, RECENCY] = _count(known.recency, row) / known.weights[2]
+    _follow(sums, recent, known, mark)
+    _resemble(sums, TEXT, recent[:3], items.text, 0.7, 3, mark)
+    _resemble(sums, WORDS, recent, items.words, 0.85, 1, mark)
+    for row in window:
+        sums[mark[row], AGAIN] += 1
+    for distance, row in enumerate(recent, 1):
+        sums[mark[row], SESSION] += 0.8**distance
+    last = recent[0]
+    columns = np.zeros((len(rows), len(PARTS)), np.float32)
+    for at, row in enumerate(rows):
+        for part, scale in SCALES:
+            if sums[at, part]:
+                columns[at, part] = np.log1p(scale * sums[at, part])
+        columns[at, RECENCY] = np.log(sums[at, RECENCY] + 0.05)
+        columns[at, SESSION] = sums[at, SESSION]
+        columns[at, CATEGORY] = not sums[at, AGAIN] and items.categories[row] == items.categories[last]
+        apart = abs(items.prices[row] - items.prices[last])
+        columns[at, PRICE] = 0 if np.isnan(apart) else np.exp(-3 * apart)  # without a price nothing is close
+    at = mark[last]
+    columns[at, SESSION] = columns[at, AGAIN] = 0
+    columns[at, REPEAT] = 1
+    return rows, columns
+
+
+@_compiled
+def _candidates(
+    window: Numbers, recent: Numbers, near: Numbers, known: Known, items: Items, mark: NDArray[np.int32]
+) -> Numbers:
+    """Every candidate once; `mark` says the place of each."""
+    lists = (known.heard.rows, near, known.popular, window)
+    most = len(recent) * (items.text.rows.shape[1] + items.words.rows.shape[1])
+    for one in lists:
+        most += len(one)
+    rows, count = np.empty(most, np.int64), 0
+    for one in lists:
+        for row in one:
+            count = _enter(rows, count, row, mark)
+    for likeness, last in ((items.text, recent[:3]), (items.words, recent)):
+        for row in last:
+            for entry in range(likeness.rows.shape[1]):
+                if likeness.cosines[row, entry] > 0:
+                    count = _enter(rows, count, likeness.rows[row, entry], mark)
+    return rows[:count].copy()
+
+
+@_compiled
+def _enter(rows: Numbers, count: int, row: int, mark: NDArray[np.int32]) -> int:
+    """Adds `row` to the `count` first of `rows` unless it is there; what `mark` says of others may be anything."""
+    at = mark[row]
+    if at < count and rows[at] == row:
+        return count
+    rows[count], mark[row] = row, count
+    return count + 1
+
+
+@_compiled
+def _count(sums: Sums, row: int) -> float:
+    return sums[row] if row < len(sums) else 0.0
+
+
+@_compiled
+def _follow(sums: Sums, recent: Numbers, known: Known, mark: NDArray[np.int32]) -> None:
+    """Adds what the memory has heard."""
+    begin = 0
+    for number, length in enumerate(known.lengths):
+        distance = number % len(recent)
+        part = TRANSITIONS if number < len(recent) else REVERSE
+        rare = 1 / np.sqrt(sums[mark[recent[distance]], POPULARITY] + 1)
+        for entry in range(begin, begin + length):
+            at = mark[known.heard.rows[entry]]
+            weight = known.heard.weights[entry] / known.weights[0] / (distance + 1)
+            sums[at, part] += weight
+            sums[at, TOGETHER] += weight * rare / np.sqrt(sums[at, POPULARITY] + 1)
+        begin += length
+
+
+@_compiled
+def _resemble(
+    sums: Sums, part: int, recent: Numbers, likeness: Likeness, decay: float, power: int, mark: NDArray[np.int32]
+) -> None:
+    """Adds what is like the last items, latest first: cosines to a power, times the decay."""
+    for distance, row in enumerate(recent):
+        for entry in range(likeness.rows.shape[1]):
+            cosine = likeness.cosines[row, entry]
+            if cosine > 0:
+                sums[mark[likeness.rows[row, entry]], part] += decay**distance * cosine**power
