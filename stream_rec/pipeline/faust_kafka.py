@@ -58,7 +58,7 @@ REVOKED_S = 30.0
 ASK_S = 1.0
 """How long to look for the group's coordinator and hear its answer, seconds, before another try."""
 
-READ_S = 0.005
+READ_S = 0.02
 """Between two reads of what has come, seconds."""
 
 NEWS_S = 0.2
@@ -245,7 +245,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         return await super().wait_first(*waits, **options)
 
     async def _getmany(self, **options: Any) -> Any:
-        """Not more often than every few milliseconds: what comes between two reads costs one of them."""
+        """Not more often than every `READ_S`: what comes between two reads costs one of them."""
         await asyncio.sleep(READ_S)
         active = set(self._get_active_partitions())  # faust's own set changes while a read goes on
         if not active:  # aiokafka would read all

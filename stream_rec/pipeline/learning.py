@@ -120,20 +120,20 @@ class Learning:
         self._recent.forget(user_id)
         self._file.drop()
 
-    async def begin(self, fresh: Collection[TopicPartition], kept: Collection[TopicPartition]) -> None:
-        """The partitions `fresh` are about to be taken over, and those `kept` go on.
+    async def begin(self, partitions: Collection[TopicPartition]) -> None:
+        """The worker is about to take `partitions` over.
 
         A memory of a partition's own begins anew: it may have learned what was never committed, and would know then
         what comes after the windows that it is asked about.
         """
-        self._own = frozenset([*fresh, *kept])
+        self._own = frozenset(partitions)
         self._others -= self._own
         if self._settings.memory == "own":
-            for partition in {*self.learned, *fresh} - set(kept):
+            for partition in {*self.learned, *partitions}:
                 # first, since the thread may still be teaching from a reading that was given up
                 await self._call(self._engine.memories.drop, partition.partition)
                 self.learned.pop(partition, None)
-        for number in set(self.logs([partition.partition for partition in fresh])):
+        for number in set(self.logs([partition.partition for partition in partitions])):
             await self._call(self._engine.memories.evidence, number)  # now, rather than in the first step
 
     async def remember(self, spans: Mapping[TopicPartition, Span]) -> int:

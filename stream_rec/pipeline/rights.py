@@ -47,7 +47,7 @@ def worker(settings: Settings) -> Rights:
 
 
 def transactions(settings: Settings) -> str:
-    """How the transactional ids of the workers begin; the number of a partition follows."""
+    """How the transactional ids of the workers begin; a partition's number follows, or what no other worker has."""
     return f"{settings.worker_group}-{settings.windows_topic}-"
 
 

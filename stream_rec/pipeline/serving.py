@@ -3,9 +3,9 @@
 Three things go on at once: Kafka's client fetches on the event loop, one thread runs the model, and the transaction of
 the batch before is committed. A batch is no more than the model can afford in one step, so that no step stalls the
 others; what was fetched beyond that waits for the next one. A batch is published only after the one before it, and what
-goes wrong with a partition has one remedy: drop what waits and what is in flight, take the partition over anew, go on
-from its last commit. Nothing in memory needs repair, because cached keys and values are known by their content and
-learning twice is learning once.
+goes wrong has one remedy: drop what waits and what is in flight, take the partitions over anew, go on from their last
+commits. Nothing in memory needs repair, because cached keys and values are known by their content and learning twice is
+learning once.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
@@ -27,7 +27,7 @@ from stream_rec.pipeline.group import await_topics, heed_errors
 from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.lag import Lag
 from stream_rec.pipeline.spans import Span
-from stream_rec.pipeline.transactions import Outlet
+from stream_rec.pipeline.transactions import Done, Outlet, Reply
 from stream_rec.telemetry import WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,6 @@ FEW = 1_000
 """Windows that a new model may still have to learn when it is switched to."""
 WORTH_KEEPING = 10_000
 """Windows learned at a start from which on the next start shall not have to."""
-
-Records = dict[TopicPartition, list[ConsumerRecord]]
 
 T = TypeVar("T")
 
@@ -67,7 +65,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         """Whether Kafka has yet to say which partitions come next, or first."""
         self._publishing: asyncio.Task[None] | None = None
         self._assigned: frozenset[TopicPartition] = frozenset()
-        self._outlets: dict[TopicPartition, Outlet] = {}
+        self._outlet: Outlet | None = None
+        """Of the partitions that are served; one for each assignment."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; then what is in flight is published and the group is left."""
@@ -97,14 +96,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                 except KafkaError as error:
                     log.warning("Kafka: %s; going on from the last commits", type(error).__name__)
                     await self._published()
-                    await self._close_outlets()  # fetched records may be gone: everything is taken over anew
+                    await self._let_go()  # fetched records may be gone
                     await asyncio.sleep(RETRY_S)
                 await asyncio.sleep(0)  # a rebalance may want its turn
         finally:
             for task in beside:
                 task.cancel()
             await self._published()
-            await self._close_outlets()
+            await self._let_go()
             await self._consumer.stop()
 
     async def swap(self, host: Host) -> Host:
@@ -112,7 +111,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
 
         Its memory is rebuilt first, while the former one serves; only the last few windows are learned in between.
         """
-        await host.learning.begin(list(self._outlets), ())
+        await host.learning.begin(self._served)
         while True:
             try:
                 before, count = math.inf, await self._teach(host)
@@ -147,7 +146,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         async with self._turn:
             await self._published()
             self._assigned -= frozenset(revoked)
-            self._drop(revoked)  # should they come back, they are fetched from their last commits
+            await self._let_go()  # who takes one of them over bars the outlet
 
     async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         """What is new is taken over in the loop: it may take long, and heartbeats must go on."""
@@ -175,47 +174,49 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             self._long.cancel()
         return None if self._long.cancelled() else self._long.result()
 
-    async def _close_outlets(self) -> None:
-        while self._outlets:
-            _, outlet = self._outlets.popitem()
+    @property
+    def _served(self) -> frozenset[TopicPartition]:
+        return frozenset() if self._outlet is None else frozenset(self._outlet.partitions)
+
+    async def _let_go(self) -> None:
+        """Serves no partition any more. What waits is fetched again by whoever takes it over."""
+        self._waiting = []
+        outlet, self._outlet = self._outlet, None
+        if outlet is not None:
             await outlet.close()
 
     async def _take_over(self) -> None:
-        """Makes the outlets those of the assigned partitions, and starts new ones where their last owner committed."""
-        for partition in self._outlets.keys() - self._assigned:
-            await self._outlets.pop(partition).close()
-        fresh = sorted(self._assigned - self._outlets.keys())
-        self._drop(fresh)
-        if fresh:
-            await self.host.learning.begin(fresh, self._outlets)
-        learned = 0
-        for partition in fresh:
-            outlet = await Outlet.open(partition, self._settings)  # bars the former owner, then asks where it came to
+        """Serves the assigned partitions from now on, each from where its last owner committed."""
+        if self._served != self._assigned:
+            await self._let_go()
+            outlet = await Outlet.open(self._settings)
             try:
-                committed = await self._consumer.committed(partition)
-                first = (await self._consumer.beginning_offsets([partition]))[partition]
-                position = first if committed is None else committed
-                learned += await self.host.learning.remember({partition: Span(first, position)})
-                self._consumer.seek(partition, position)
+                learned = await self._go_on(outlet, sorted(self._assigned))
             except BaseException:
                 await outlet.close()
                 raise
-            self._outlets[partition] = outlet
-        if learned > WORTH_KEEPING:
-            await self.host.learning.keep()
+            self._outlet = outlet
+            if learned > WORTH_KEEPING:
+                await self.host.learning.keep()
+            log.info("worker ready: %d partitions, model %s", len(self._assigned), self.host.engine.version)
         self._follow_others()
         if not self._moving:
             self._health.hindrances.discard(MOVING)
-        if fresh:
-            log.info("worker ready: %d partitions, model %s", len(self._assigned), self.host.engine.version)
+
+    async def _go_on(self, outlet: Outlet, partitions: Sequence[TopicPartition]) -> int:
+        """Takes `partitions` over and learns what came before in them; returns how many windows those were."""
+        await self.host.learning.begin(partitions)
+        begins = await self._consumer.beginning_offsets(partitions)
+        learned = 0
+        for one, begin in sorted(begins.items()):
+            position = await outlet.take_over(one, begin, self._consumer._coordinator.fetch_committed_offsets)
+            learned += await self.host.learning.remember({one: Span(begin, position)})
+            self._consumer.seek(one, position)
+        return learned
 
     def _follow_others(self) -> None:
         every = self._consumer.partitions_for_topic(self._settings.windows_topic) or ()
         self.host.learning.follow({TopicPartition(self._settings.windows_topic, one) for one in every} - self._assigned)
-
-    def _drop(self, partitions: Collection[TopicPartition]) -> None:
-        """Forgets what waits of `partitions`."""
-        self._waiting = [record for record in self._waiting if _partition(record) not in partitions]
 
     async def _serve(self) -> None:
         """Fetches, computes and hands to publishing one batch; has windows encoded ahead where there is none."""
@@ -227,11 +228,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         answers, count = await self.host.call(self._answerer.answer, self.host, self._waiting)
         answered, self._waiting = self._waiting[:count], self._waiting[count:]
         await self._published()
-        batch: Records = defaultdict(list)
-        for record in answered:
-            if _partition(record) in self._outlets:
-                batch[_partition(record)].append(record)
-        self._publishing = asyncio.create_task(self._publish(batch, answers))
+        if self._outlet is not None:  # the batch before has gone well
+            self._publishing = asyncio.create_task(self._publish(self._outlet, answered, answers))
 
     async def _gather(self) -> None:
         """Windows for a step: what waits, what is there, and what comes within the linger where none waited."""
@@ -245,7 +243,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
     async def _fetch(self, wait_ms: int) -> None:
         """Adds to what waits as much as there is room for; nothing while partitions move or aren't taken over yet."""
         room = self._settings.batch_windows - len(self._waiting)
-        served = self._outlets.keys() & self._assigned
+        served = self._served & self._assigned
         if self._moving or not served:  # to Kafka's client, no partitions are all that are assigned
             await asyncio.sleep(wait_ms / 1_000)
         elif room > 0:
@@ -254,31 +252,19 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             for records in (await self._unless_moved(fetch) or {}).values():
                 self._waiting += records
 
-    async def _publish(self, batch: Records, answers: Sequence[Answer]) -> None:
-        """One transaction a partition, side by side; a partition that fails is taken over anew in the loop."""
-        answered: defaultdict[int, list[Answer]] = defaultdict(list)
+    async def _publish(self, outlet: Outlet, records: Sequence[ConsumerRecord], answers: Sequence[Answer]) -> None:
+        """One transaction; if it fails, all partitions are taken over anew in the loop."""
+        replies: defaultdict[int, list[Reply]] = defaultdict(list)
         for answer in answers:
-            answered[answer.partition].append(answer)
-        await asyncio.gather(
-            *(self._commit(partition, records, answered[partition.partition]) for partition, records in batch.items())
-        )
-
-    async def _commit(
-        self, partition: TopicPartition, records: Sequence[ConsumerRecord], answers: Sequence[Answer]
-    ) -> None:
-        outlet = self._outlets[partition]
+            replies[answer.partition].append(answer.reply)
+        ends = {_partition(record): record.offset + 1 for record in records}
         began = time.monotonic()
         try:
-            await outlet.publish([answer.reply for answer in answers], records[-1].offset + 1)
+            await outlet.publish({one: Done(replies[one.partition], end) for one, end in ends.items()})
         except (KafkaError, OSError, TimeoutError) as error:
             self._metrics.transactions.labels("failed").inc()
-            log.warning(
-                "partition %d: a transaction failed (%s), going on from the last commit",
-                partition.partition,
-                type(error).__name__,
-            )
-            self._outlets.pop(partition, None)
-            await outlet.close()
+            log.warning("a transaction failed (%s), going on from the last commits", type(error).__name__)
+            await self._let_go()
             return
         now = time.time()
         self._metrics.transactions.labels("committed").inc()
@@ -287,7 +273,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         self._metrics.recommendations.labels(self.host.engine.version).inc(len(arrivals))
         for arrived in arrivals:
             self._metrics.latency.observe(max(0.0, now - arrived))
-        self.host.learning.learned[partition] = records[-1].offset + 1
+        self.host.learning.learned |= ends
 
     async def _published(self) -> None:
         """Returns when the transaction in flight, if any, is over."""
@@ -304,7 +290,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
 
     async def _behind(self) -> dict[int, int]:
         """Windows that wait in each partition that is served."""
-        served = self._outlets.keys() & self._assigned
+        served = self._served & self._assigned
         asked = served or {TopicPartition(self._settings.windows_topic, 0)}  # whether Kafka answers at all
         ends = await self._consumer.end_offsets(asked)
         waiting = Counter(map(_partition, self._waiting))

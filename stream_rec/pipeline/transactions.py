@@ -1,18 +1,23 @@
 """Publishing answers together with the offsets that caused them, so that neither stands without the other.
 
-aiokafka sends no consumer generation with a transaction's offsets, so the group alone can't fence a worker whose
-partitions have moved. Each partition therefore has a transactional id of its own: whoever opens it ends the former
-owner's open transaction and bars it from any other, and only then reads where to go on.
+A transaction costs Kafka the same for one partition or for all that a worker serves, so a worker has one at a time, of
+a producer of its own. aiokafka sends no consumer generation with a transaction's offsets (KIP-447), so the group alone
+can't fence a worker whose partitions have moved; transactional ids can: whoever opens one ends what was open under it
+and bars who used it before. Which one that is stands in Kafka: beside the committed offset of a partition stands, as
+its metadata, the id of the producer that may go on from it. Only the gate of the partition, a transactional id of its
+own, may put another there, after it has barred the former one.
 """
 
 import logging
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata
 
 from stream_rec.config import Settings
 from stream_rec.pipeline.connection import access
@@ -24,6 +29,9 @@ log = logging.getLogger(__name__)
 TRANSACTION_MS = 15_000
 """After which Kafka ends a transaction whose producer is gone, milliseconds."""
 
+Committed = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, OffsetAndMetadata]]]
+"""What the group has committed in which of the partitions that are asked for."""
+
 
 class Reply(NamedTuple):
     """A record to publish because of a window."""
@@ -34,34 +42,50 @@ class Reply(NamedTuple):
     headers: Sequence[tuple[str, bytes]] = ()
 
 
-class Outlet:
-    """The transactional producer of one partition of the windows topic, for one consumer group."""
+class Done(NamedTuple):
+    """What came of some windows of a partition."""
 
-    def __init__(self, producer: AIOKafkaProducer, partition: TopicPartition, settings: Settings) -> None:
+    replies: Sequence[Reply]
+    offset: int
+    """Of the next window to read."""
+
+
+class Outlet:
+    """The transactional producer of a worker, for the partitions of the windows topic that it has taken over."""
+
+    def __init__(self, producer: AIOKafkaProducer, mark: str, settings: Settings) -> None:
         self._producer = producer
-        self._partition = partition
+        self._mark = mark
         self._settings = settings
+        self.partitions: set[TopicPartition] = set()
 
     @classmethod
-    async def open(cls, partition: TopicPartition, settings: Settings) -> "Outlet":
-        """Takes the partition over; raises `KafkaError` when Kafka refuses."""
-        producer = AIOKafkaProducer(
-            **access(settings),
-            transactional_id=f"{transactions(settings)}{partition.partition}",
-            transaction_timeout_ms=TRANSACTION_MS,
-            max_batch_size=1 << 20,
-            max_request_size=settings.max_message_bytes + DEAD_LETTER_ROOM,
-            retry_backoff_ms=5,  # right after a commit the broker asks to retry: with the default of 100 p99 is 130 ms
-        )
-        try:
-            await producer.start()
-        except BaseException:
-            await producer.stop()
-            raise
-        return cls(producer, partition, settings)
+    async def open(cls, settings: Settings) -> "Outlet":
+        """One that nobody has barred yet, without a partition; raises `KafkaError` when Kafka refuses."""
+        mark = f"{transactions(settings)}{uuid4().hex}"
+        return cls(await _start(mark, settings), mark, settings)
 
-    async def publish(self, replies: Sequence[Reply], offset: int) -> None:
-        """Commits `replies` and `offset`, the next one to read, or neither.
+    async def take_over(self, partition: TopicPartition, begin: int, committed: Committed) -> int:
+        """Bars the former owner of `partition`; returns the next offset to read, `begin` if none was ever committed.
+
+        Raises `KafkaError` when Kafka refuses, or somebody else takes it over meanwhile.
+        """
+        gate = await _start(f"{transactions(self._settings)}{partition.partition}", self._settings)
+        try:
+            former = (await committed([partition])).get(partition)
+            if former is not None and former.metadata.startswith(transactions(self._settings)):
+                await _close(await _start(former.metadata, self._settings))
+                former = (await committed([partition])).get(partition)
+            position = begin if former is None else former.offset
+            async with gate.transaction():
+                await self._commit(gate, {partition: position})
+        finally:
+            await _close(gate)
+        self.partitions.add(partition)
+        return position
+
+    async def publish(self, done: Mapping[TopicPartition, Done]) -> None:
+        """Commits all of `done`, replies and offsets, or nothing.
 
         Raises `KafkaError`; the outlet is of no more use then.
 
@@ -69,35 +93,61 @@ class Outlet:
         would commit without a record that Kafka refuses, so each is waited for: the commit flushes them anyway.
         """
         async with self._producer.transaction():
-            sent = [await self._send(reply) for reply in replies]
-            await self._producer.send_offsets_to_transaction({self._partition: offset}, self._settings.worker_group)
+            sent = [await self._send(reply, one.partition) for one, (replies, _) in done.items() for reply in replies]
+            await self._commit(self._producer, {one: offset for one, (_, offset) in done.items()})
             for one in sent:
                 await one
 
-    async def _send(self, reply: Reply) -> "Future[Any]":
+    async def _commit(self, producer: AIOKafkaProducer, offsets: Mapping[TopicPartition, int]) -> None:
+        marked = {partition: OffsetAndMetadata(offset, self._mark) for partition, offset in offsets.items()}
+        await producer.send_offsets_to_transaction(marked, self._settings.worker_group)
+
+    async def _send(self, reply: Reply, partition: int) -> "Future[Any]":
         same = reply.topic == self._settings.recommendations_topic
         sent: Future[Any] = await self._producer.send(
             reply.topic,
             reply.value,
             key=reply.key,
-            partition=self._partition.partition if same else None,
+            partition=partition if same else None,
             headers=reply.headers,
         )
         sent.add_done_callback(_heard)
         return sent
 
     async def close(self) -> None:
-        """Gives the partition up. An open transaction is left to its time-out or to the next owner."""
-        try:
-            await self._producer.stop()
-        except KafkaError as error:
-            log.warning("a producer could not be closed in order: %s", type(error).__name__)
-        # what was fenced off has failed with what `publish` has raised already
-        batches = chain.from_iterable(self._producer._message_accumulator._batches.values())
-        ends = [self._producer._txn_manager.wait_for_transaction_end(), *(batch._drain_waiter for batch in batches)]
-        for end in ends:
-            if end is not None and end.done():
-                _heard(end)
+        """Gives the partitions up. An open transaction is left to its time-out or to the next owner of one of them."""
+        await _close(self._producer)
+
+
+async def _start(transactional_id: str, settings: Settings) -> AIOKafkaProducer:
+    """Ends what is open under `transactional_id`, and bars who has used it before."""
+    producer = AIOKafkaProducer(
+        **access(settings),
+        transactional_id=transactional_id,
+        transaction_timeout_ms=TRANSACTION_MS,
+        max_batch_size=1 << 20,
+        max_request_size=settings.max_message_bytes + DEAD_LETTER_ROOM,
+        retry_backoff_ms=5,  # right after a commit the broker asks to retry: with the default of 100 p99 is 130 ms
+    )
+    try:
+        await producer.start()
+    except BaseException:
+        await producer.stop()
+        raise
+    return producer
+
+
+async def _close(producer: AIOKafkaProducer) -> None:
+    try:
+        await producer.stop()
+    except KafkaError as error:
+        log.warning("a producer could not be closed in order: %s", type(error).__name__)
+    # what was fenced off has failed with what was raised already
+    batches = chain.from_iterable(producer._message_accumulator._batches.values())
+    ends = [producer._txn_manager.wait_for_transaction_end(), *(batch._drain_waiter for batch in batches)]
+    for end in ends:
+        if end is not None and end.done():
+            _heard(end)
 
 
 def _heard(sent: "Future[Any]") -> None:

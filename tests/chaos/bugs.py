@@ -1,7 +1,7 @@
 """Known bugs, put into a process that the harness starts: what it must be able to catch. Nothing else uses them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -46,13 +46,15 @@ def again() -> None:
 
 def offsets_first() -> None:
     """Workers commit the offsets, and only then publish."""
-    from stream_rec.pipeline.transactions import Outlet, Reply
+    from aiokafka import TopicPartition
+
+    from stream_rec.pipeline.transactions import Done, Outlet
 
     publish = Outlet.publish
 
-    async def apart(self: Outlet, replies: Sequence[Reply], offset: int) -> None:
-        await publish(self, (), offset)
-        await publish(self, replies, offset)
+    async def apart(self: Outlet, done: Mapping[TopicPartition, Done]) -> None:
+        await publish(self, {partition: Done((), offset) for partition, (_, offset) in done.items()})
+        await publish(self, done)
 
     Outlet.publish = apart  # type: ignore[method-assign]
 

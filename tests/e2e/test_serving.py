@@ -79,7 +79,7 @@ def part(*workers: Worker) -> Callable[[], Awaitable[bool]]:
     """Whether each has taken over one partition, and that is all that it was given."""
 
     async def each() -> bool:
-        return all(len(worker._outlets) == 1 and worker._outlets.keys() == worker._assigned for worker in workers)
+        return all(len(worker._served) == 1 and worker._served == worker._assigned for worker in workers)
 
     return each
 

@@ -54,8 +54,5 @@ async def test_a_partition_s_own_memory_begins_anew_whoever_taught_it(engine: En
     learning = Learning(Settings(memory="own"), WorkerMetrics(CollectorRegistry()), engine, Recent(10), called)
     taught, fresh = engine.memories.evidence(3).memory, TopicPartition("windows", 3)
     engine.learn(window("u", 2, ["i1", "i2"]), 3)
-    await learning.begin([fresh], [])
+    await learning.begin([fresh])
     assert engine.memories.evidence(3).memory is not taught
-    begun = engine.memories.evidence(3).memory
-    await learning.begin([], [fresh])
-    assert engine.memories.evidence(3).memory is begun
