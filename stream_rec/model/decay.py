@@ -56,13 +56,15 @@ class Decay:
 class Largest:
     """The `size` rows with the largest sums, exactly, as long as sums only grow (decay is divided out on reading)."""
 
-    __slots__ = ("_place", "_rows", "_size", "_sums")
+    __slots__ = ("_floor", "_place", "_rows", "_size", "_sums")
 
     def __init__(self, size: int, sums: Mapping[int, float]) -> None:
         best = sums if len(sums) <= size else dict(heapq.nlargest(size, sums.items(), key=itemgetter(1)))
         self._size = size
         self._rows, self._sums = Heard.of(best)
         self._place = {row: at for at, row in enumerate(best)}
+        self._floor = 0.0
+        """No sum here is smaller."""
 
     def __contains__(self, row: int) -> bool:
         return row in self._place
@@ -92,8 +94,11 @@ class Largest:
                 self._sums = np.concatenate([self._sums, np.zeros(max(4, count))])
             self._put(count, row, total)
             return None
+        if total <= self._floor:  # most are: no need to look
+            return row, total
         least = int(self._sums[:count].argmin())
         former = int(self._rows[least]), float(self._sums[least])
+        self._floor = former[1]
         if total <= former[1]:
             return row, total
         del self._place[former[0]]
@@ -102,6 +107,7 @@ class Largest:
 
     def scale(self, factor: float) -> None:
         self._sums *= factor
+        self._floor *= factor
 
     def _put(self, at: int, row: int, total: float) -> None:
         self._place[row], self._rows[at], self._sums[at] = at, row, total

@@ -165,7 +165,7 @@ def _found(
     for at, row in enumerate(rows):
         for part, scale in SCALES:
             if sums[at, part]:
-                columns[at, part] = np.log1p(scale * sums[at, part])
+                columns[at, part] = np.log(1 + scale * sums[at, part])  # log1p takes twice as long
         columns[at, RECENCY] = np.log(sums[at, RECENCY] + 0.05)
         columns[at, SESSION] = sums[at, SESSION]
         columns[at, CATEGORY] = not sums[at, AGAIN] and items.categories[row] == items.categories[last]

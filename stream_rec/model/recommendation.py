@@ -37,10 +37,11 @@ def recommendations(
     """
     best = ranked.interests.topk(min(interests, ranked.interests.shape[1]), dim=1)
     shown = (ranked.scores > BARRED).sum(dim=1)
+    counts, rows, labels = (one.cpu().numpy() for one in (shown, ranked.rows, best.indices))  # their `tolist` is fast
     wanted = np.full(ranked.rows.shape, None) if interest is None else _rounded(interest, 5)
     columns = (
-        *(shown, ranked.rows, _rounded(ranked.scores, 4), _rounded(ranked.probabilities, 6), wanted),
-        *(best.indices, _rounded(best.values, 4), _rounded(types, 4)),
+        *(counts, rows, _rounded(ranked.scores, 4), _rounded(ranked.probabilities, 6), wanted),
+        *(labels, _rounded(best.values, 4), _rounded(types, 4)),
     )
     return [
         Recommendation(
