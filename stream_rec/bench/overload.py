@@ -5,6 +5,7 @@ newest window and answer are those of all that was sent.
 """
 
 import asyncio
+import math
 import signal
 import time
 from collections import Counter
@@ -37,7 +38,7 @@ LOOK_S = 1.0
 STUCK_S = 60.0
 """After how long without progress the pipeline counts as stuck."""
 FED = 100_000
-"""Events that are fed over and over."""
+"""Events that are fed over and over, at most."""
 MIB = 1 << 20
 
 
@@ -59,6 +60,11 @@ class Plan(NamedTuple):
         """What lies before, in the simulated log."""
         return 40 * self.users
 
+    @property
+    def fed(self) -> int:
+        """Events of the log that are fed; over and over where more are sent."""
+        return min(FED, math.ceil(self.rate * self.seconds))
+
 
 class Look(NamedTuple):
     """What was seen at a moment."""
@@ -77,7 +83,9 @@ def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_j
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     traffic = (
-        logged(events, columns, plan.items, FED) if events else simulated(plan.items, plan.users, plan.history, FED)
+        logged(events, columns, plan.items, plan.fed)
+        if events
+        else simulated(plan.items, plan.users, plan.history, plan.fed)
     )
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("starting", total=plan.seconds)

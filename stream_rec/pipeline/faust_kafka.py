@@ -195,7 +195,13 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         generation = self.app.consumer_generation_id
         if earlier is not None:
             await asyncio.wait({earlier})
-        await super().perform_seek()
+        try:
+            await super().perform_seek()
+        except Exception as error:
+            if self.app.consumer_generation_id == generation and not self.should_stop:
+                log.error("no way back to the last commits (%s): this process ends", type(error).__name__)
+                self.app.producer.give_up(error)  # nobody may be waiting any more, and the partitions would stay paused
+            raise
         if self.app.consumer_generation_id == generation:
             self.resume_partitions(held)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.errors import GroupAuthorizationFailedError
 from faust.types import TP
 
 from stream_rec.pipeline import faust_kafka
@@ -75,6 +76,30 @@ async def test_a_process_whose_writes_do_not_come_to_kafka_ends_before_it_joins_
     producer.send_soon(asyncio.get_running_loop().create_future())
     await consumer.on_partitions_revoked(set())
     assert [type(reason) for reason in reasons] == [TimeoutError]
+
+
+async def test_a_process_that_cannot_go_back_to_the_last_commits_ends_though_nobody_waits_for_it(
+    producer: Producer, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons: list[BaseException] = []
+    monkeypatch.setattr(producer, "give_up", reasons.append)
+
+    async def perform_seek(_: Consumer) -> None:
+        await asyncio.sleep(0.05)
+        raise GroupAuthorizationFailedError
+
+    monkeypatch.setattr(faust_kafka.driver.Consumer, "perform_seek", perform_seek)
+    for name in ("_get_active_partitions", "pause_partitions", "resume_partitions"):
+        monkeypatch.setattr(consumer, name, lambda *_: set())
+    monkeypatch.setattr(Consumer, "should_stop", False)
+    consumer.app.consumer_generation_id = 3
+    consumer._sought = None
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await consumer.perform_seek()
+    with pytest.raises(GroupAuthorizationFailedError):
+        await consumer._sought
+    assert [type(reason) for reason in reasons] == [GroupAuthorizationFailedError]
 
 
 async def test_a_partition_whose_position_is_not_known_yet_ends_no_process(
