@@ -1,10 +1,12 @@
-"""Waiting for a broker that is not there yet, at the start of the processes that stay."""
+"""Waiting for a broker that is not there yet, or no longer, at the start of the processes that stay."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaConnectionError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -44,6 +46,26 @@ async def patiently(ask: Callable[[], Awaitable[T]], stop: asyncio.Event, *, fai
     finally:
         for task in both:
             task.cancel()
+
+
+async def started(make: Callable[[], AIOKafkaConsumer]) -> AIOKafkaConsumer:
+    """A consumer that has started; a broker that has gone away since it was last asked is waited for."""
+    again = AsyncRetrying(
+        retry=retry_if_exception_type(KafkaConnectionError),
+        wait=wait_exponential(multiplier=FIRST_S, max=LONGEST_S),
+        before_sleep=_say,
+    )
+    return await again(_started, make)
+
+
+async def _started(make: Callable[[], AIOKafkaConsumer]) -> AIOKafkaConsumer:
+    consumer = make()
+    try:
+        await consumer.start()
+    except BaseException:
+        await consumer.stop()
+        raise
+    return consumer
 
 
 def _say(state: RetryCallState) -> None:

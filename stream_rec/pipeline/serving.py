@@ -26,6 +26,7 @@ from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.group import await_topics, heed_errors
 from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.lag import Lag
+from stream_rec.pipeline.patience import started
 from stream_rec.pipeline.spans import Span
 from stream_rec.pipeline.transactions import Done, Outlet, Reply
 from stream_rec.telemetry import WorkerMetrics
@@ -70,22 +71,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; then what is in flight is published and the group is left."""
-        self._consumer = AIOKafkaConsumer(
-            **access(self._settings),
-            group_id=self._settings.worker_group,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            session_timeout_ms=SESSION_MS,
-            rebalance_timeout_ms=REBALANCE_MS,
-            heartbeat_interval_ms=SESSION_MS // 5,
-            max_partition_fetch_bytes=self._settings.max_message_bytes,
-            fetch_max_wait_ms=50,
-        )
-        self._consumer.subscribe([self._settings.windows_topic], listener=self)
-        await self._consumer.start()
+        interrupting = asyncio.create_task(self._interrupt_at(stop))
+        consumer = await self._unless_moved(started(self._reader))
+        if consumer is None:
+            return
+        self._consumer = consumer
         heed_errors(self._consumer._coordinator)
         await_topics(self._consumer._coordinator)
-        beside = [asyncio.create_task(self._measure()), asyncio.create_task(self._interrupt_at(stop))]
+        beside = [interrupting, asyncio.create_task(self._measure())]
         try:
             while not stop.is_set():
                 self.host.check()
@@ -105,6 +98,21 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             await self._published()
             await self._let_go()
             await self._consumer.stop()
+
+    def _reader(self) -> AIOKafkaConsumer:
+        consumer = AIOKafkaConsumer(
+            **access(self._settings),
+            group_id=self._settings.worker_group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            session_timeout_ms=SESSION_MS,
+            rebalance_timeout_ms=REBALANCE_MS,
+            heartbeat_interval_ms=SESSION_MS // 5,
+            max_partition_fetch_bytes=self._settings.max_message_bytes,
+            fetch_max_wait_ms=50,
+        )
+        consumer.subscribe([self._settings.windows_topic], listener=self)
+        return consumer
 
     async def swap(self, host: Host) -> Host:
         """Goes on with `host` from one step to the next; returns the former one, which is no longer in use.

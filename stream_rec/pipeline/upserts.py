@@ -12,6 +12,7 @@ from stream_rec.config import Settings
 from stream_rec.messages import UNREADABLE, Item, Rejected, read_item
 from stream_rec.pipeline import dead_letters
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.patience import started
 from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 from stream_rec.telemetry import WorkerMetrics
 
@@ -46,26 +47,35 @@ class Upserts:
 
     async def follow(self) -> None:
         """Runs until it is cancelled."""
-        async with AIOKafkaConsumer(
+        consumer = await started(self._reader)
+        try:
+            await self._follow(consumer)
+        finally:
+            await consumer.stop()
+
+    async def _follow(self, consumer: AIOKafkaConsumer) -> None:
+        partitions = consumer.assignment()
+        ends = await consumer.end_offsets(partitions)
+        while True:
+            try:
+                batches = await consumer.getmany(timeout_ms=200, max_records=BATCH)
+            except KafkaError as error:
+                log.warning("the items topic can't be read (%s): trying again", type(error).__name__)
+                await asyncio.sleep(1)
+                continue
+            await self._take([record for records in batches.values() for record in records])
+            if not self.caught_up.is_set() and all(
+                [await consumer.position(partition) >= end for partition, end in ends.items()]
+            ):
+                self.caught_up.set()
+
+    def _reader(self) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
             self._settings.items_topic,
             **access(self._settings),
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=self._settings.max_message_bytes,
-        ) as consumer:
-            partitions = consumer.assignment()
-            ends = await consumer.end_offsets(partitions)
-            while True:
-                try:
-                    batches = await consumer.getmany(timeout_ms=200, max_records=BATCH)
-                except KafkaError as error:
-                    log.warning("the items topic can't be read (%s): trying again", type(error).__name__)
-                    await asyncio.sleep(1)
-                    continue
-                await self._take([record for records in batches.values() for record in records])
-                if not self.caught_up.is_set() and all(
-                    [await consumer.position(partition) >= end for partition, end in ends.items()]
-                ):
-                    self.caught_up.set()
+        )
 
     async def _take(self, records: Sequence[ConsumerRecord]) -> None:
         items: dict[str, Item] = {}

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import signal
+import socket
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from aiokafka import AIOKafkaConsumer
 
 from stream_rec.config import Settings
 from stream_rec.messages import Event
@@ -19,6 +21,7 @@ from stream_rec.pipeline.client import LatestRecommendations, Recommendations
 from stream_rec.pipeline.feed import feed, steady
 from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.follow import following
+from stream_rec.pipeline.patience import started
 from tests.e2e.kafka import settings_for, until
 from tests.e2e.process import Part
 from tests.tiny import CAPACITY, STRIDE, tiny_model
@@ -32,6 +35,15 @@ async def serve(settings: Settings, seen: Counter[tuple[str, int]]) -> None:
     async with Recommendations(bootstrap_servers=server, topic=topic, group="service") as answers:
         async for answer in answers:
             seen[answer.user_id, answer.seq] += 1
+
+
+async def test_a_consumer_waits_for_a_broker_that_went_away_since_it_was_asked(bootstrap: str) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        servers = iter([f"127.0.0.1:{nobody.getsockname()[1]}", bootstrap])
+        consumer = await started(lambda: AIOKafkaConsumer(bootstrap_servers=next(servers)))
+    assert isinstance(await consumer.topics(), set)
+    await consumer.stop()
 
 
 def kill(broker: Broker, _disk: Path) -> Callable[[], None]:
