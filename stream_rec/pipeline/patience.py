@@ -38,11 +38,16 @@ async def patiently(ask: Callable[[], Awaitable[T]], stop: asyncio.Event, *, fai
         before_sleep=_say,
         reraise=True,
     )
-    asking: asyncio.Future[T] = asyncio.ensure_future(again(ask))
-    both: set[asyncio.Future[Any]] = {asking, asyncio.ensure_future(stop.wait())}
+    return await unless_told(again(ask), stop)
+
+
+async def unless_told(work: Awaitable[T], stop: asyncio.Event) -> T | None:
+    """What `work` gives; None, and an end to it, if `stop` is set before."""
+    working: asyncio.Future[T] = asyncio.ensure_future(work)
+    both: set[asyncio.Future[Any]] = {working, asyncio.ensure_future(stop.wait())}
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        return await asking if asking.done() else None
+        return await working if working.done() else None
     finally:
         for task in both:
             task.cancel()

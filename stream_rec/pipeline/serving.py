@@ -26,7 +26,7 @@ from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.group import await_topics, heed_errors
 from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.lag import Lag
-from stream_rec.pipeline.patience import started
+from stream_rec.pipeline.patience import started, unless_told
 from stream_rec.pipeline.spans import Span
 from stream_rec.pipeline.transactions import Done, Outlet, Reply
 from stream_rec.telemetry import WorkerMetrics
@@ -71,14 +71,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; then what is in flight is published and the group is left."""
-        interrupting = asyncio.create_task(self._interrupt_at(stop))
-        consumer = await self._unless_moved(started(self._reader))
+        consumer = await unless_told(started(self._reader), stop)
         if consumer is None:
             return
         self._consumer = consumer
         heed_errors(self._consumer._coordinator)
         await_topics(self._consumer._coordinator)
-        beside = [interrupting, asyncio.create_task(self._measure())]
+        beside = [asyncio.create_task(self._measure()), asyncio.create_task(self._interrupt_at(stop))]
         try:
             while not stop.is_set():
                 self.host.check()
