@@ -36,6 +36,8 @@ from stream_rec.telemetry import AgentMetrics
 
 log = logging.getLogger(__name__)
 
+READ = 2_000
+"""Most records that are taken from Kafka's client at a time."""
 RETRY_S = 0.5
 STOP_S = 8.0
 """How long the last commit and the goodbye to the group may take, seconds."""
@@ -204,6 +206,7 @@ def _app(settings: Settings, folder: Path) -> faust.App:
         broker_session_timeout=faust_kafka.SESSION_S,
         broker_heartbeat_interval=2.0,
         consumer_max_fetch_size=settings.max_message_bytes,
+        broker_max_poll_records=READ,  # all that was fetched at once is tens of thousands, when they lag
         producer_max_request_size=settings.max_message_bytes + topics.DEAD_LETTER_ROOM,
         producer_linger=0.01,  # by default each changelog record goes out alone
         producer_max_batch_size=1 << 20,
