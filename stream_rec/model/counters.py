@@ -115,14 +115,6 @@ class Counts:
         if not self._highest.raise_by(row, weight):
             self._highest.offer(row, float(self.sums[row]))
 
-    def at(self, rows: Numbers, time: float) -> Sums:
-        """The counts of `rows` (n,) at `time`, (n,)."""
-        weight = self.decay.weight(time)  # first: it may rescale the sums
-        found: Sums = self.sums.take(rows, mode="clip") / weight
-        if len(rows) and rows.max() >= len(self.sums):
-            found[rows >= len(self.sums)] = 0
-        return found
-
     def _scale(self, factor: float) -> None:
         self.sums *= factor
         self._highest.scale(factor)

@@ -105,7 +105,7 @@ def influences(window: Window, scored: Scored, ranked: Ranked) -> tuple[Influenc
 
 def around(row: int, evidence: Evidence, ids: Callable[[Sequence[int]], list[str]], count: int) -> Neighbours:
     """The `count` nearest of each kind; `ids` names rows."""
-    known, alike = evidence.memory.transitions, (evidence.text, evidence.words)
+    known, alike = evidence.memory.transitions, (evidence.items.text, evidence.items.words)
     heard = [Heard(one.rows, one.weights / one.weights.sum()) for one in (known.after(row), known.before(row))]
     heard += [Heard(one.rows[row], one.cosines[row]) for one in alike]
     return Neighbours(*(_nearest(one, ids, count) for one in heard))

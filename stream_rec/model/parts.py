@@ -76,22 +76,28 @@ class Found(NamedTuple):
     """(candidates, len(PARTS)); the decoder's is not filled in."""
 
 
-class Evidence(NamedTuple):
-    """What speaks for items, by row; arrays are as long as the catalogue, or longer."""
+class Items(NamedTuple):
+    """What the catalogue says of its items, by row; arrays are as long as the catalogue, or longer."""
 
-    memory: Memory
     text: Likeness
     words: Likeness
     categories: Numbers
     prices: NDArray[np.float32]
     """Logarithms, NaN where there is none."""
+
+
+class Evidence(NamedTuple):
+    """What speaks for items."""
+
+    memory: Memory
+    items: Items
     mark: NDArray[np.int32]
-    """Scratch."""
+    """Scratch, as long as the catalogue, or longer."""
 
     @classmethod
     def of(cls, memory: Memory, catalog: Catalog) -> Self:
-        mark = np.zeros(len(catalog.stamps), np.int32)
-        return cls(memory, catalog.text, catalog.words, catalog.categories, catalog.prices, mark)
+        items = Items(catalog.text, catalog.words, catalog.categories, catalog.prices)
+        return cls(memory, items, np.zeros(len(catalog.stamps), np.int32))
 
     def ask(self, asked: Asked, near: Numbers) -> Found:
         """The candidates, `near` (n,) among them: the decoder's."""
@@ -106,8 +112,7 @@ class Evidence(NamedTuple):
             np.array(weights),
             memory.recency.highest,
         )
-        items = Items(self.text, self.words, self.categories, self.prices)
-        return Found(*_found(np.array(asked.rows), np.array(recent), near, known, items, self.mark))
+        return Found(*_found(np.array(asked.rows), np.array(recent), near, known, self.items, self.mark))
 
 
 class Known(NamedTuple):
@@ -124,15 +129,6 @@ class Known(NamedTuple):
     weights: Sums
     """Of now: what sums of transitions, popularity and recency are divided by, (3,)."""
     popular: Numbers
-
-
-class Items(NamedTuple):
-    """What the catalogue says of its items, by row."""
-
-    text: Likeness
-    words: Likeness
-    categories: Numbers
-    prices: NDArray[np.float32]
 
 
 def _compiled(function: F) -> F:

@@ -51,6 +51,7 @@ async def unless_told(work: Awaitable[T], stop: asyncio.Event) -> T | None:
     finally:
         for task in both:
             task.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
 
 
 async def started(make: Callable[[], AIOKafkaConsumer]) -> AIOKafkaConsumer:

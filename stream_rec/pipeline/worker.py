@@ -15,7 +15,7 @@ from stream_rec.health import Health, serve
 from stream_rec.pipeline import loop, rights
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
-from stream_rec.pipeline.patience import patiently
+from stream_rec.pipeline.patience import patiently, unless_told
 from stream_rec.pipeline.serving import Worker
 from stream_rec.pipeline.swap import Swaps
 from stream_rec.telemetry import WorkerMetrics
@@ -71,14 +71,10 @@ async def _run(settings: Settings) -> int:
 
 async def _serve(settings: Settings, metrics: WorkerMetrics, health: Health, swaps: Swaps, stop: asyncio.Event) -> None:
     """Serves with the model that is there and then with each new one, until `stop` is set."""
-    opening, told = asyncio.create_task(swaps.first()), asyncio.create_task(stop.wait())
-    await asyncio.wait({opening, told}, return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    if not opening.done():
-        opening.cancel()
-        await asyncio.gather(opening, return_exceptions=True)
+    host = await unless_told(swaps.first(), stop)
+    if host is None:
         return
-    worker = Worker(settings, await opening, metrics, health)
+    worker = Worker(settings, host, metrics, health)
     watching, serving = asyncio.create_task(swaps.watch(worker)), asyncio.create_task(worker.run(stop))
     try:
         done, _ = await asyncio.wait({watching, serving}, return_when=asyncio.FIRST_COMPLETED)

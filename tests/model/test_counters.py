@@ -9,6 +9,7 @@ from stream_rec.model import counters, decay
 from stream_rec.model.counters import Counts, Followers, Horizons, Memory, Transitions
 from stream_rec.model.decay import Heard, Largest
 from stream_rec.model.tokens import UNKNOWN
+from tests.model.counted import counted
 
 DAY = 86_400.0
 HORIZONS = Horizons(lasting=10 * DAY, recent=DAY)
@@ -111,7 +112,7 @@ def test_counts_halve_with_every_half_life() -> None:
     rows = np.array([3, 100, 5, 7_000])
     for day in (1, 2, 3.5, 40):
         age = 2.0 ** (1 - day)
-        assert counts.at(rows, day * DAY).tolist() == pytest.approx([1.5 * age, age, 0, 0])
+        assert counted(counts, rows, day * DAY) == pytest.approx([1.5 * age, age, 0, 0])
     assert set(counts.highest.tolist()) == {3, 100}
 
 
@@ -132,7 +133,7 @@ def test_the_highest_counts_are_the_highest_wherever_the_landmark_is(
         again = Counts(100.0)
         again.load(counts.state())
         for one in (counts, again):
-            found = one.at(rows, float(until))
+            found = np.array(counted(one, rows, float(until)))
             assert found.tolist() == pytest.approx(known.tolist(), rel=1e-9, abs=1e-9)
             best = sorted(found[one.highest - 1].tolist(), reverse=True)
             assert best == pytest.approx(sorted(known.tolist(), reverse=True)[: len(best)])
@@ -142,7 +143,7 @@ def test_the_highest_counts_are_the_highest_wherever_the_landmark_is(
 def test_a_time_far_ahead_is_read_like_any_other() -> None:
     counts = Counts(1.0)
     counts.add(1, 0.0)
-    assert counts.at(np.array([1]), 2 * decay.HEADROOM)[0] == pytest.approx(0, abs=1e-9)
+    assert counted(counts, [1], 2 * decay.HEADROOM)[0] == pytest.approx(0, abs=1e-9)
 
 
 def learn(memory: Memory, log: list[tuple[int, int]], begin: int = 0) -> None:
@@ -167,7 +168,7 @@ def same(one: Memory, other: Memory, time: float = 1_000.0) -> bool:
         if ours != pytest.approx(theirs):
             return False
     return all(
-        getattr(one, name).at(rows, time).tolist() == pytest.approx(getattr(other, name).at(rows, time).tolist())
+        counted(getattr(one, name), rows, time) == pytest.approx(counted(getattr(other, name), rows, time))
         and set(getattr(one, name).highest.tolist()) == set(getattr(other, name).highest.tolist())
         for name in ("popularity", "recency")
     )
@@ -211,7 +212,7 @@ def test_sums_survive_a_new_landmark() -> None:
         weight = one.transitions.decay.weight(late + 1)
         found = {row: total / weight for row, total in sums(one.transitions.after(1)).items()}
         assert found == pytest.approx({2: 0, 3: 1.5}, abs=1e-9)
-        assert one.recency.at(np.array([2, 3]), late + 1).tolist() == pytest.approx([0, 1.5], abs=1e-9)
+        assert counted(one.recency, [2, 3], late + 1) == pytest.approx([0, 1.5], abs=1e-9)
 
 
 @given(LOGS, st.data())
@@ -247,7 +248,7 @@ def test_who_was_erased_begins_anew() -> None:
     memory.learn("u", 1, 6, [2], [0.0])
     memory.forget("u")
     memory.learn("u", 1, 9, [3], [0.0])
-    assert memory.popularity.at(np.array([1, 2, 3]), 0.0).tolist() == [5, 1, 1]
+    assert counted(memory.popularity, [1, 2, 3], 0.0) == [5, 1, 1]
 
 
 def test_of_too_many_users_the_longest_silent_is_dropped_and_never_learned_twice(
@@ -259,9 +260,9 @@ def test_of_too_many_users_the_longest_silent_is_dropped_and_never_learned_twice
     for offset, (user, window) in enumerate(windows.items()):
         memory.learn(user, 1, offset, *window)
     memory.learn("a", 1, 0, *windows["a"])  # read again: its place is forgotten, its time isn't
-    assert memory.popularity.at(np.arange(1, 5), 4.0).tolist() == pytest.approx([1, 1, 1, 1], rel=1e-3)
+    assert counted(memory.popularity, [1, 2, 3, 4], 4.0) == pytest.approx([1, 1, 1, 1], rel=1e-3)
     memory.learn("a", 2, 9, [1, 9], [1.0, 9.0])
-    assert memory.popularity.at(np.array([1, 9]), 9.0).tolist() == pytest.approx([1, 1], rel=1e-3)
+    assert counted(memory.popularity, [1, 9], 9.0) == pytest.approx([1, 1], rel=1e-3)
 
 
 def test_a_floor_places_an_item_before_it_is_learned() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stream_rec.model import counters
 from stream_rec.model.counters import Horizons, Memory
 from stream_rec.model.likeness import Likeness, by_direction
-from stream_rec.model.parts import DECODER, PARTS, Asked, Evidence, Found
+from stream_rec.model.parts import DECODER, PARTS, Asked, Evidence, Found, Items
 from stream_rec.model.tokens import UNKNOWN
 
 ROWS = 16
@@ -35,7 +35,8 @@ def world() -> World:
     alike = [Likeness.empty(ROWS).updated(ROWS, every, by_direction(vectors)) for vectors in (text, words)]
     prices = draw.normal(size=ROWS).astype(np.float32)
     prices[[UNKNOWN, 3, 4]] = np.nan
-    evidence = Evidence(Memory(HORIZONS), *alike, draw.integers(0, 3, ROWS), prices, np.zeros(ROWS, np.int32))
+    items = Items(*alike, draw.integers(0, 3, ROWS), prices)
+    evidence = Evidence(Memory(HORIZONS), items, np.zeros(ROWS, np.int32))
     return World(evidence, text, words)
 
 
@@ -60,7 +61,7 @@ class Naive:
                     self.follow[before, row] += 2 ** ((time - now) / HORIZONS.lasting) / distance
 
     def part(self, name: str, window: list[int], j: int) -> float:
-        last, evidence = window[-1], self.world.evidence
+        last, items = window[-1], self.world.evidence.items
         recent = list(enumerate(window[:-6:-1], 1))
         match name:
             case "transitions":
@@ -83,9 +84,9 @@ class Naive:
             case "again":
                 return log1p(window.count(j)) * (j != last)
             case "category":
-                return float(evidence.categories[j] == evidence.categories[last] and j not in window)
+                return float(items.categories[j] == items.categories[last] and j not in window)
             case "price":
-                apart = abs(float(evidence.prices[j]) - float(evidence.prices[last]))
+                apart = abs(float(items.prices[j]) - float(items.prices[last]))
                 return exp(-3 * apart) if isfinite(apart) else 0.0
             case "repeat":
                 return float(j == last)

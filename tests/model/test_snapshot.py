@@ -9,6 +9,7 @@ from stream_rec.model import snapshot
 from stream_rec.model.counters import Horizons, Memory
 from stream_rec.model.tokens import UNKNOWN
 from tests.damage import damaged
+from tests.model.counted import counted
 
 HORIZONS = Horizons(lasting=3_600.0, recent=600.0)
 NAMES = [f"i{number}" for number in range(9)]
@@ -38,7 +39,7 @@ def followers(memory: Memory, ids: Sequence[str]) -> dict[tuple[str, str], float
 def counts(memory: Memory, ids: Sequence[str]) -> list[float]:
     """Of each item: how popular it is after 100 seconds, and how recent."""
     rows = np.array([ids.index(name) + 1 for name in NAMES])
-    return [*memory.popularity.at(rows, 100.0), *memory.recency.at(rows, 100.0)]
+    return [*counted(memory.popularity, rows, 100.0), *counted(memory.recency, rows, 100.0)]
 
 
 @given(LOGS, LOGS, st.permutations([*NAMES, "new"]), st.integers(0, 3))
@@ -62,7 +63,7 @@ def test_an_item_that_is_gone_is_left_out() -> None:
     learn(memory, [("a", "i0"), ("a", "i1"), ("a", "i2")], NAMES)
     there = {"i0": 1, "i2": 2}
     restored = snapshot.unpack(snapshot.pack(memory, NAMES, b""), HORIZONS, lambda item: there.get(item, UNKNOWN))
-    assert restored.popularity.at(np.array([1, 2]), 2.0).tolist() == pytest.approx([1, 1], rel=1e-3)
+    assert counted(restored.popularity, [1, 2], 2.0) == pytest.approx([1, 1], rel=1e-3)
     assert restored.popularity.highest.tolist() == [1, 2]
     assert restored.transitions.after(1).rows.tolist() == [2]
 
