@@ -49,6 +49,9 @@ SCHEME = "exact"
 SESSION_S = 10.0
 """How long the group waits for a silent process before the others get its partitions, seconds."""
 
+FRESH = 0.75
+"""The share of it after which this process writes nothing more; at half of it, it asks."""
+
 GOODBYE_S = 3.0
 """How long leaving the group may take, seconds; whom Kafka does not hear leave, it misses after `SESSION_S`."""
 
@@ -217,6 +220,11 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     async def counted(self) -> bool:
         """Whether the group still counts this process in; False means that its partitions may have a new owner."""
         return bool(await self._thread.counted())
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the group's last answer is so young that no partition of this process can have a new owner."""
+        return bool(time.monotonic() - self._thread.counted_at < FRESH * SESSION_S)
 
     async def settle(self, tp: TP) -> None:
         """Returns when all that is done of `tp` is committed: whoever comes next reads none of it again.

@@ -15,6 +15,9 @@ from stream_rec.pipeline.group import unhurried
 UNCONFIRMED = 2_000
 """Writes on their way to Kafka at which an agent pauses: a commit waits for as many, a crash repeats little more."""
 
+PRODUCE = (0).to_bytes(2, "big")
+"""The key of a request that writes records, behind its length in 4 bytes."""
+
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +47,7 @@ class Producer(driver.Producer):  # type: ignore[misc]
     async def _guarded(self, sender: Any, send: Callable[..., Awaitable[None]], node: int, batches: Any) -> None:
         """Sends to a Kafka node, unless the group has given this process up."""
         if await self.app.consumer.counted() and self._refused is None:
+            await guard(sender.client, node, lambda: bool(self.app.consumer.fresh))
             await send(node, batches)
             return
         for batch in batches.values():
@@ -77,3 +81,29 @@ class Producer(driver.Producer):  # type: ignore[misc]
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {"acks": "all", "enable_idempotence": True}  # a retry neither doubles nor reorders
+
+
+async def guard(client: Any, node: int, fresh: Callable[[], bool]) -> None:
+    """Has the connection to `node`, if there is one, break rather than write records when they are no longer `fresh`.
+
+    A process may stand still at any moment, also between its decision to write and the write. What was not written is
+    handed over again, and decided on anew.
+    """
+    if (connection := await client._get_conn(node)) is not None and not isinstance(connection._writer, _Writer):
+        connection._writer = _Writer(connection._writer, fresh)
+
+
+class _Writer:
+    """A stream's writer that is asked once more, right before it writes, whether records may go."""
+
+    def __init__(self, writer: asyncio.StreamWriter, fresh: Callable[[], bool]) -> None:
+        self._writer = writer
+        self._fresh = fresh
+
+    def write(self, request: bytes) -> None:
+        if request[4:6] == PRODUCE and not self._fresh():
+            raise ConnectionError("this process stood still")
+        self._writer.write(request)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)

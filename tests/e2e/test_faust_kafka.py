@@ -5,13 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.health import Health
 from stream_rec.pipeline import agents, topics
 from stream_rec.pipeline.faust_kafka import ConsumerThread
+from stream_rec.pipeline.faust_producer import guard
 from stream_rec.telemetry import AgentMetrics
 from tests.e2e.kafka import Sent, produce, read_topic, sent, until, waiting
 from tests.e2e.process import Part
@@ -81,3 +82,33 @@ async def test_nothing_is_read_while_kafka_is_slow_to_tell_what_is_committed(
     await running
     assert len(await read_topic(settings, settings.dead_letter_topic)) == 10
     assert registry.get_sample_value("stream_rec_events_read_again_total") == 0
+
+
+async def test_what_was_about_to_be_written_when_the_process_stood_still_is_not_written(
+    make_settings: Callable[..., Settings],
+) -> None:
+    settings = make_settings(partitions=1)
+    await topics.create(settings)
+    fresh = True
+
+    async def written() -> list[bytes | None]:
+        return [one.value for one in await read_topic(settings, settings.windows_topic)]
+
+    async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers, enable_idempotence=True) as producer:
+        sender, send = producer._sender, producer._sender._send_produce_req
+
+        async def guarded(node: int, batches: Any) -> None:
+            await guard(sender.client, node, lambda: fresh)
+            await send(node, batches)
+
+        sender._send_produce_req = guarded
+        await producer.send_and_wait(settings.windows_topic, b"before", key=b"u", partition=0)
+        await producer.send_and_wait(settings.windows_topic, b"meanwhile", key=b"u", partition=0)
+        fresh = False
+        late = await producer.send(settings.windows_topic, b"late", key=b"u", partition=0)
+        await asyncio.sleep(0.5)
+        assert not late.done()
+        assert await written() == [b"before", b"meanwhile"]
+        fresh = True
+        await late
+    assert await written() == [b"before", b"meanwhile", b"late"]
