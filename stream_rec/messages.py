@@ -1,5 +1,8 @@
 """The wire: what stands in the Kafka topics, as msgspec structs (decoding, validation and JSON Schema from one place).
 
+What comes by the thousand is kept from the garbage collector (`gc=False`), which would look through all of it again and
+again: it holds no reference that could lead back to it.
+
 Bytes from outside are hostile. `read_event` raises `Rejected` with a reason for everything that may not enter a window;
 nothing else in the project decides whether an event is acceptable.
 """
@@ -30,7 +33,7 @@ class Rejected(Exception):  # noqa: N818 - it is the outcome's name on the wire 
         self.reason = reason
 
 
-class Event(Struct, frozen=True, omit_defaults=True):
+class Event(Struct, frozen=True, omit_defaults=True, gc=False):
     """What a user did. Topic `events`, key = user_id. Fields that are not listed here are ignored."""
 
     user_id: Id
@@ -46,7 +49,7 @@ class Event(Struct, frozen=True, omit_defaults=True):
     context: dict[str, Any] | None = None
 
 
-class WindowEvent(Struct, frozen=True, array_like=True, omit_defaults=True):
+class WindowEvent(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """An event as the window keeps it; on the wire a JSON array, to keep a window small."""
 
     item_id: Id
@@ -55,7 +58,7 @@ class WindowEvent(Struct, frozen=True, array_like=True, omit_defaults=True):
     event_id: Id | None = None
 
 
-class Window(Struct, frozen=True):
+class Window(Struct, frozen=True, gc=False):
     """A user's recent events: a function of the log (see window.py). Topic `windows`, compacted; key = user_id."""
 
     user_id: Id
@@ -89,7 +92,7 @@ class Item(Struct, frozen=True, omit_defaults=True):
     available: bool = True
 
 
-class RankedItem(Struct, frozen=True, omit_defaults=True):
+class RankedItem(Struct, frozen=True, omit_defaults=True, gc=False):
     item_id: str
     score: float
     """The blend's score: a log-odds scale, comparable within one recommendation."""
@@ -100,13 +103,13 @@ class RankedItem(Struct, frozen=True, omit_defaults=True):
     purchase): times `probability`, that both happen. Absent where the model has no goal."""
 
 
-class Interest(Struct, frozen=True):
+class Interest(Struct, frozen=True, gc=False):
     label: str
     weight: float
     """Probability mass of the category."""
 
 
-class Recommendation(Struct, frozen=True):
+class Recommendation(Struct, frozen=True, gc=False):
     """What a user will probably do next. Topic `recommendations`, key = user_id, compacted, transactional."""
 
     user_id: str

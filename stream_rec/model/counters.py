@@ -7,7 +7,6 @@ import heapq
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -45,7 +44,7 @@ class Horizons(Struct, frozen=True):
     """Of recency."""
 
 
-class Learned(NamedTuple):
+class Learned(Struct, frozen=True, gc=False):  # there may be a million of them
     """Where learning from a user's windows has come to."""
 
     n: int

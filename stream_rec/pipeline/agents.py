@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.health import MOVING, Health, serve
-from stream_rec.pipeline import faust_kafka, faust_memory, faust_producer, faust_queues, loop, rights, topics
+from stream_rec.pipeline import faust_kafka, faust_memory, faust_producer, faust_queues, garbage, loop, rights, topics
 from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
@@ -98,6 +98,7 @@ def build(settings: Settings, metrics: AgentMetrics, health: Health, folder: Pat
                 log.warning("the dead letters can't be read (%s): trying again", type(error).__name__)
                 await asyncio.sleep(RETRY_S)
         metrics.users.set(len(table.data))
+        garbage.settle()
         health.hindrances.discard(MOVING)
         log.info("agents ready: %d partitions", len(mine))
 
@@ -208,7 +209,7 @@ def _app(settings: Settings, folder: Path) -> faust.App:
         consumer_max_fetch_size=settings.max_message_bytes,
         broker_max_poll_records=READ,  # all that was fetched at once is tens of thousands, when they lag
         producer_max_request_size=settings.max_message_bytes + topics.DEAD_LETTER_ROOM,
-        producer_linger=0.01,  # by default each changelog record goes out alone
+        producer_linger=0.004,  # by default each changelog record goes out alone; what is read at once takes as long
         producer_max_batch_size=1 << 20,
         producer_request_timeout=40.0,  # of one attempt, before another; faust's default is 20 minutes
         table_standby_replicas=settings.standby_replicas,

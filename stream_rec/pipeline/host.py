@@ -5,7 +5,6 @@ the first while that one serves, and a new model comes into service by putting i
 """
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stream_rec.config import Settings
 from stream_rec.messages import Item, Window
+from stream_rec.pipeline import garbage
 from stream_rec.pipeline.answers import Told
 from stream_rec.pipeline.learning import Learning
 from stream_rec.pipeline.recent import Recent
@@ -95,7 +95,7 @@ class Host:
         for thread in (self._thread, self._texts):
             await asyncio.to_thread(thread.shutdown)
         del self.engine, self.learning
-        gc.collect()  # an engine is a cycle, and holds gigabytes
+        garbage.settle()  # an engine is a cycle, and holds gigabytes
 
     async def call(self, work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)

@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
 from stream_rec.health import MOVING, Health
+from stream_rec.pipeline import garbage
 from stream_rec.pipeline.answers import Answer, Answerer
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.group import await_topics, heed_errors
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 FETCH_MS = 200
 """How long a quiet worker waits for windows before it looks around."""
+NEWS_MS = 3
+"""How long a step waits for what stands in Kafka and is not fetched yet, milliseconds."""
 RETRY_S = 0.5
 SESSION_MS = 6_000
 """After which a killed worker's partitions move, milliseconds."""
@@ -205,6 +208,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             self._outlet = outlet
             if learned > WORTH_KEEPING:
                 await self.host.learning.keep()
+            garbage.settle()
             log.info("worker ready: %d partitions, model %s", len(self._assigned), self.host.engine.version)
         self._follow_others()
         if not self._moving:
@@ -246,6 +250,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                 await self._published()  # its answers would wait for that anyway: rather let the batch grow
                 await asyncio.sleep(self._settings.linger_ms / 1_000)
         await self._fetch(0)
+        await self._fetch(NEWS_MS)  # what was there was fetched when the last was taken: what has come since
 
     async def _fetch(self, wait_ms: int) -> None:
         """Adds to what waits as much as there is room for; nothing while partitions move or aren't taken over yet."""

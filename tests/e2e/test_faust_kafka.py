@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.health import Health
-from stream_rec.pipeline import agents, topics
+from stream_rec.pipeline import agents, faust_kafka, topics
 from stream_rec.pipeline.faust_kafka import ConsumerThread
 from stream_rec.pipeline.faust_producer import guard
 from stream_rec.telemetry import AgentMetrics
@@ -40,6 +40,33 @@ async def test_what_was_set_aside_before_a_first_commit_is_read_again(make_setti
         await consumer.commit({events: 3})
         await ConsumerThread._seek_back(thread, consumer)
         assert await consumer.position(events) == 3
+
+
+async def test_while_events_come_kafka_gathers_them_for_one_fetch(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(partitions=1)
+    await topics.create(settings)
+    events = TopicPartition(settings.events_topic, 0)
+    monkeypatch.setattr(faust_kafka, "GATHER_MS", 5_000)
+    thread = ConsumerThread.__new__(ConsumerThread)
+    thread.consumer = SimpleNamespace(flow_active=True)
+    async with AIOKafkaConsumer(
+        settings.events_topic, bootstrap_servers=settings.bootstrap_servers, auto_offset_reset="earliest"
+    ) as consumer:
+
+        async def read(wait_s: float) -> list[int]:
+            records = await thread._fetch_records(consumer, {events}, timeout=wait_s, max_records=100)
+            return [record.offset for record in records.get(events, [])]
+
+        await produce(settings, [sent("u")])
+        assert await read(60) == [0]
+        await produce(settings, [sent("u")])
+        await asyncio.sleep(0.2)  # else both might come with one fetch that was not to gather anything
+        await produce(settings, [sent("u")])
+        assert await read(60) == [1, 2]
+        assert await read(0) == []
+        assert consumer._fetcher._fetch_min_bytes == 1
 
 
 async def test_nothing_is_read_while_kafka_is_slow_to_tell_what_is_committed(
