@@ -81,6 +81,16 @@ def _probabilities(found: dict[str, dict[str, dict[str, float]]]) -> Table:
     return view
 
 
+def _diversity(found: dict[str, Any]) -> Table:
+    view = Table(title="What diversity costs: the setting, and the first 10 that it gives")
+    for heading in ("diversity", "HR@10", "NDCG@10", "mean distance in a list", "coverage"):
+        view.add_column(heading, justify="right")
+    for strength, figures in {"0": found, **found["diversity"]}.items():
+        shown = (f"{figures[key]:.4f}" for key in ("hr_at_10", "ndcg_at_10", "intra_list_diversity", "coverage"))
+        view.add_row(strength, *shown)
+    return view
+
+
 def _show(path: Path, found: dict[str, Any]) -> None:
     console = Console()
     view = Table(title=f"{path}: {found['predictions']:,} predictions for {found['users']:,} users")
@@ -104,6 +114,7 @@ def _show(path: Path, found: dict[str, Any]) -> None:
             add(f"{name} ({figures['predictions']:,})", figures)
     console.print(view)
     console.print(_probabilities(found["probabilities"]))
+    console.print(_diversity(found))
     over = found["over_best_floor"]
     for key, name in (("hr_at_10", "HR@10"), ("ndcg_at_10", "NDCG@10")):
         mean, low, high = over[key]

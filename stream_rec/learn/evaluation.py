@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from stream_rec.errors import UserError
-from stream_rec.learn import blend, fit, interest, metrics, probabilities
+from stream_rec.learn import blend, curve, fit, interest, metrics, probabilities
+from stream_rec.learn.curve import Varied
 from stream_rec.learn.dataset import Dataset
 from stream_rec.learn.metrics import Lists, Ranks
 from stream_rec.learn.predict import Predicted, everything, find, predict, probable, states_at, teach
@@ -21,11 +22,12 @@ from stream_rec.learn.probabilities import Mass
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.protocol import BASKETS, Protocol, Split, first_of_basket, same_time
 from stream_rec.learn.recipe import TrainConfig
+from stream_rec.learn.truth import met, repeats, right
 from stream_rec.model.counters import Memory
 from stream_rec.model.folder import Model
 from stream_rec.model.nearest import NEAREST
 from stream_rec.model.parts import PARTS
-from stream_rec.model.scorer import BARRED, Blend, Table
+from stream_rec.model.scorer import BARRED, Blend
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Numbers
 from stream_rec.window import stride_of
@@ -67,6 +69,9 @@ class Outcome(NamedTuple):
     mass: Mass
     places: Numbers
     """Of the (first) event that was predicted, (predictions,)."""
+    right: Numbers
+    """The row of each right item, (right,), in the order of the ranks."""
+    varied: Varied
 
 
 class First(NamedTuple):
@@ -120,7 +125,7 @@ def run(
             *(prepared, split._replace(online=online), memory, lambda which: nearest(states[which], NEAREST), config),
             lambda done: progress(what, done, len(split.targets)),
         )
-        return collect(predicted, prepared, model.config.blend, baskets=baskets, exclude_seen=exclude)
+        return collect(predicted, prepared, model.config.blend, nearest.outputs, baskets=baskets, exclude_seen=exclude)
 
     found = outcome(split.online, "predicting")
     frozen = outcome(False, "predicting, memory frozen") if split.online else found
@@ -139,9 +144,15 @@ def split_of(data: Dataset, model: Model, protocol: Protocol) -> tuple[Split, ND
 
 
 def collect(
-    asked: Iterator[Predicted], prepared: Prepared, weights: Blend, *, baskets: bool, exclude_seen: bool
+    asked: Iterator[Predicted],
+    prepared: Prepared,
+    weights: Blend,
+    outputs: Tensor,
+    *,
+    baskets: bool,
+    exclude_seen: bool,
 ) -> Outcome:
-    """Ranks what was right, by the blend and by each part alone."""
+    """Ranks what was right, by the blend and by each part alone; `outputs` (rows, width) tell items alike."""
     data, categories = prepared.data, prepared.catalog.categories
     scores = {BLEND: weights, **{part: blend.alone(part) for part in PARTS}}
     of: list[Numbers] = []
@@ -149,6 +160,8 @@ def collect(
     first: list[First] = []
     masses: list[Mass] = []
     places: list[Numbers] = []
+    rights: list[Numbers] = []
+    varied: list[Varied] = []
     for places_now, table in asked:
         begin = sum(map(len, places))
         right_of, right_rows = right(data, places_now, baskets=baskets)
@@ -158,18 +171,22 @@ def collect(
             barred |= torch.from_numpy(met(data, places_now, table))
         of.append(right_of + begin)
         places.append(places_now)
+        rights.append(right_rows)
         values = {name: (table.columns @ one.weights).masked_fill_(barred, BARRED) for name, one in scores.items()}
         for name, found in values.items():
             ranks[name].append(ranks_of(table, found, torch.from_numpy(right_of), truth).numpy())
         shares, candidates = probable(table, values[BLEND], weights.covered)
         first.append(First.of(shares, candidates, right_of, right_rows))
         masses.append(Mass.of(shares, candidates, data.rows[places_now], categories))
+        varied.append(curve.vary(table, values[BLEND], outputs))
     whose, count = np.concatenate(of), sum(map(len, places))
     return Outcome(
         {name: Ranks(whose, np.concatenate(found), count) for name, found in ranks.items()},
         First(*map(np.concatenate, zip(*first, strict=True))),
         Mass.joined(masses),
         np.concatenate(places),
+        np.concatenate(rights),
+        curve.joined(varied),
     )
 
 
@@ -204,6 +221,10 @@ def report(
         "coverage": round(lists.coverage(len(prepared.items)), 4),
         "novelty_bits": round(lists.novelty(counts), 2),
         "intra_list_diversity": round(lists.diversity(prepared.vectors.numpy()), 4),
+        "diversity": {
+            str(strength): curve.figures(rows, ours.of, live.right, prepared.vectors.numpy(), len(prepared.items))
+            for strength, rows in live.varied.items()
+        },
         "calibration_error": round(chance.error, 5),
         "floors": {name: shown(live.ranks[part]) for part, name in FLOORS.items()},
         "frozen": {
@@ -260,34 +281,3 @@ def told(
 def shown(ranks: Ranks) -> dict[str, float]:
     """The figures, as precise as they are worth."""
     return {name: round(value, 4) for name, value in metrics.figures(ranks).items()}
-
-
-def right(data: Dataset, places: Numbers, *, baskets: bool) -> tuple[Numbers, Numbers]:
-    """What is right for each prediction: whose it is, ascending, and the row; the rows of a basket count once."""
-    if not baskets:
-        return np.arange(len(places)), data.rows[places]
-    of, rows = [], []
-    ends = data.begins[data.user_of(places) + 1]
-    for number, (place, end) in enumerate(zip(places.tolist(), ends.tolist(), strict=True)):
-        until = place + int(np.searchsorted(data.times[place:end], data.times[place], side="right"))
-        basket = np.unique(data.rows[place:until])
-        of.append(np.full(len(basket), number))
-        rows.append(basket)
-    return np.concatenate(of), np.concatenate(rows)
-
-
-def met(data: Dataset, places: Numbers, table: Table) -> NDArray[np.bool_]:
-    """Which candidates the user had met before, ever, (candidates,)."""
-    wide = int(max(data.rows.max(), table.rows.max())) + 1
-    begins = data.begins[data.user_of(places)]
-    held = [
-        number * wide + data.rows[begin:place] for number, (begin, place) in enumerate(zip(begins, places, strict=True))
-    ]
-    return np.isin(table.answers.numpy() * wide + table.rows.numpy(), np.concatenate(held))
-
-
-def repeats(data: Dataset) -> float:
-    """Share of the events whose item the user had met before."""
-    users = np.repeat(np.arange(len(data.begins) - 1), np.diff(data.begins))
-    pairs = users * (int(data.rows.max()) + 1) + data.rows
-    return 1 - len(np.unique(pairs)) / len(pairs)

@@ -7,7 +7,6 @@ a function of the windows seen. It is not thread-safe: one thread calls it, exce
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +27,7 @@ from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
 from stream_rec.model.forward import forward_of
 from stream_rec.model.incremental import Incremental, Work
+from stream_rec.model.intake import Intake, Rows, Taken
 from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.look import look_of
 from stream_rec.model.memories import Memories
@@ -36,13 +36,9 @@ from stream_rec.model.parts import Asked, Found
 from stream_rec.model.ranker import Choice, Ranker, Recall
 from stream_rec.model.reader import WindowReader, reader_of
 from stream_rec.model.recommendation import Names, recommendations
-from stream_rec.model.scorer import ItemSide
+from stream_rec.model.shelf import Shelf
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Tokens, event_type_numbers
-from stream_rec.window import fit, stride_of
-
-Rows = list[int]
-"""Catalogue rows of a window's events."""
 
 
 class Limits(NamedTuple):
@@ -86,23 +82,6 @@ class Step(NamedTuple):
     """Population stability indices of late events, by what may have drifted; none before enough was seen."""
 
 
-class Taken(NamedTuple):
-    """A window as the model reads it."""
-
-    source: Window
-    """As it came; held here, so that no other window can have its identity meanwhile."""
-    window: Window
-    """Cut to the model's capacity."""
-    rows: Rows
-    tokens: Tokens
-    log: int = 0
-    """Whose memory learns from it and is asked."""
-
-    @property
-    def asked(self) -> Asked:
-        return Asked(self.rows, self.window.events[-1].timestamp)
-
-
 class Engine:
     """A model that serves, on `device`."""
 
@@ -110,7 +89,6 @@ class Engine:
         self.version = model.version
         self.capacity = model.config.capacity
         self.trained_until = model.config.trained_until
-        self._stride = stride_of(self.capacity, limits.stride)
         self.catalog = catalog
         self.memories = Memories(model.config.horizons, model.memory, model.config.remembers_until, catalog)
         reference = model.config.reference
@@ -121,14 +99,13 @@ class Engine:
         self._event_types = model.config.event_types
         self._type_numbers = event_type_numbers(self._event_types)
         self._draw = np.random.default_rng()
-        self._taken: dict[int, Taken] = {}
-        """What was read last, by the identity of the window."""
         self._device = device
         self._encoder = model.encoder.to(device).eval()
         body = self._encoder.body
         words, types = model.config.encoder.words, model.config.event_types
-        self._reader = WindowReader(reader_of(catalog, types, words, model.tokenizer), types)
-        self._look = look_of(self._encoder.inputs, self._encoder.width, device)
+        reader = WindowReader(reader_of(catalog, types, words, model.tokenizer), types)
+        self._intake = Intake(catalog, reader, self.capacity, limits.stride)
+        look = look_of(self._encoder.inputs, self._encoder.width, device)
         dtype = devices.dtype_of(limits.dtype, device)
         self.tolerance = audit.EXACT if dtype == torch.float32 else audit.ROUNDED
         shape = Shape.of(body.config, self.capacity * model.config.encoder.event_tokens, dtype)
@@ -138,8 +115,8 @@ class Engine:
         if device.type == "cuda":  # a CPU computes in float32 whatever it stores
             body.to(dtype)
         forward = forward_of(self._encoder, cache.first)
-        self.incremental = Incremental(self._encoder, self._look, cache, forward, limits.token_budget)
-        self._outputs = torch.zeros(len(catalog), self._encoder.width, device=device)
+        self.incremental = Incremental(self._encoder, look, cache, forward, limits.token_budget)
+        self._shelf = Shelf(catalog, self._encoder, look, limits.categories, device)
         choice = Choice(
             limits.top_k, limits.scoring, limits.index_effort, limits.diversity, limits.exclude_seen, self.capacity
         )
@@ -171,7 +148,7 @@ class Engine:
         `logs` (len(windows),) says which memory, see `Memories`: by default there is one.
         """
         whose = [0] * len(windows) if logs is None else logs
-        taken = [one._replace(log=log) for one, log in zip(self._take(windows), whose, strict=True)]
+        taken = [one._replace(log=log) for one, log in zip(self._intake.take(windows), whose, strict=True)]
         tokens = [one.tokens for one in taken]
         states, work = self.incremental.encode([window.user_id for window in windows], tokens)
         floors: list[Floors] = []
@@ -190,7 +167,7 @@ class Engine:
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many of the leading `windows` a step can answer within the token budget: at least one."""
-        tokens = self._tokens(windows)
+        tokens = self._intake.tokens(windows)
         if sum(map(len, tokens)) <= self._limits.token_budget:  # nothing need be in the cache
             return len(windows)
         costs = self.incremental.costs([window.user_id for window in windows], tokens)
@@ -198,12 +175,12 @@ class Engine:
 
     def learn(self, window: Window, log: int = 0) -> None:
         """Teaches the online memory a window without answering it: what a restart needs to be where it was."""
-        window = self._fit(window)
-        self._learn(window, self._rows(window), log)
+        window = self._intake.fit(window)
+        self._learn(window, self._intake.rows(window), log)
 
     def forget(self, user_id: str) -> None:
         """Erases a user's cached keys and values and their place in the online memories."""
-        self._taken.clear()
+        self._intake.clear()
         self.incremental.cache.forget(user_id)
         self.memories.forget(user_id)
 
@@ -219,23 +196,23 @@ class Engine:
     def upsert(self, items: Sequence[Item], vectors: Vectors) -> None:
         """Adds or changes items; recommendable from the next step on. Windows that hold a changed one re-encode."""
         changed = self.catalog.upsert(items, vectors)
-        self._taken.clear()
+        self._intake.clear()
         self._embed(changed)
 
     def full(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) by encoding each whole window without the cache: what `step` must equal."""
-        return self.incremental.whole(self._tokens(windows))
+        return self.incremental.whole(self._intake.tokens(windows))
 
     def states(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) through the cache, as `step` computes them; learns nothing."""
-        return self.incremental.encode([window.user_id for window in windows], self._tokens(windows))[0]
+        return self.incremental.encode([window.user_id for window in windows], self._intake.tokens(windows))[0]
 
     @torch.inference_mode()
     def explain(self, window: Window, log: int = 0) -> Explanation:
         """Why `window` has its answer, by the memory of `log` as it stands; learns nothing, leaves the cache alone."""
-        fitted = self._fit(window)
+        fitted = self._intake.fit(window)
         now = fitted.events[-1].timestamp
-        taken = self._take([fitted, *shortened(fitted)])
+        taken = self._intake.take([fitted, *shortened(fitted)])
         states = self._whole([one.tokens for one in taken])
         evidence = self.memories.evidence(log)
 
@@ -259,28 +236,6 @@ class Engine:
         at_once = max(1, self._limits.token_budget // max(map(len, tokens)))
         parts = [tokens[begin : begin + at_once] for begin in range(0, len(tokens), at_once)]
         return torch.cat([self.incremental.whole(part) for part in parts])
-
-    def _fit(self, window: Window) -> Window:
-        return fit(window, self.capacity, self._stride)
-
-    def _rows(self, window: Window) -> Rows:
-        row = self.catalog.row
-        return [row(event.item_id) for event in window.events]
-
-    def _tokens(self, windows: Sequence[Window]) -> list[Tokens]:
-        return [taken.tokens for taken in self._take(windows)]
-
-    def _take(self, windows: Sequence[Window]) -> list[Taken]:
-        """Reads windows, unless it read them a moment ago: a step takes those that were asked to be affordable."""
-        new = [window for window in windows if id(window) not in self._taken]
-        if new:
-            fitted = [self._fit(window) for window in new]
-            rows = [self._rows(window) for window in fitted]
-            read = zip(new, fitted, rows, self._reader.read(fitted, rows), strict=True)
-            self._taken = self._taken | {id(taken.source): taken for taken in starmap(Taken, read)}
-        found = [self._taken[id(window)] for window in windows]
-        self._taken = {id(taken.source): taken for taken in found}
-        return found
 
     def _learn(self, window: Window, rows: Rows, log: int) -> None:
         times = [event.timestamp for event in window.events]
@@ -340,26 +295,6 @@ class Engine:
 
     def _embed(self, rows: NDArray[np.int64]) -> None:
         """Brings what is computed from the catalogue up to date for `rows`, whose vectors are new."""
-        encoder, count = self._encoder, len(self.catalog)
-        if count > len(self._outputs):
-            room = self._outputs.new_zeros(max(64, len(self._outputs) // 4, count - len(self._outputs)), encoder.width)
-            self._outputs = torch.cat([self._outputs, room])
-        if len(rows):
-            where = torch.from_numpy(rows).to(self._device)
-            vectors = torch.from_numpy(self.catalog.vectors[rows]).to(self._device)
-            trained = (where < encoder.residual.num_embeddings)[:, None]
-            residual = encoder.residual(where.clamp(max=encoder.residual.num_embeddings - 1)) * trained
-            items = encoder.items(vectors, residual)
-            self._look.update(count, where, items)
-            self._outputs[where] = encoder.outputs(items)
-        labels, categories = tuple(self.catalog.labels), self.catalog.categories[:count]
-        shown = self._limits.categories or frozenset(labels)
-        allowed = self.catalog.available[:count] & np.array([label in shown for label in labels])[categories]
-        self.items = ItemSide(
-            outputs=self._outputs[:count],
-            barred=torch.from_numpy(~allowed).to(self._device),
-            categories=torch.from_numpy(categories).to(self._device),
-            labels=labels,
-        )
+        self.items = self._shelf.update(rows)
         self.ranker.update(self.items, rows)
         self.memories.changed()

@@ -80,7 +80,7 @@ class Ranker:
         near = self._nearest(states)
         scored = self._score(near, ask, choice.top_k * (POOL if choice.diversity else 1))
         if choice.diversity:
-            scored = diverse(scored, self._items, choice.top_k, choice.diversity)
+            scored = diverse(scored, self._items.outputs, choice.top_k, choice.diversity)
         return scored.ranked(choice.top_k)
 
     def weigh(self, states: Tensor, ask: Ask) -> tuple[Table, Scored]:

@@ -26,6 +26,7 @@ from stream_rec.health import MOVING, Health, serve
 from stream_rec.pipeline import faust_kafka, faust_memory, faust_producer, faust_queues, garbage, loop, rights, topics
 from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.faust_thread import SESSION_S
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pipeline.lag import Lag
@@ -204,7 +205,7 @@ def _app(settings: Settings, folder: Path) -> faust.App:
         stream_wait_empty=True,
         stream_buffer_maxsize=512,  # events; each may be as large as max_message_bytes
         broker_commit_interval=0.5,
-        broker_session_timeout=faust_kafka.SESSION_S,
+        broker_session_timeout=SESSION_S,
         broker_heartbeat_interval=2.0,
         consumer_max_fetch_size=settings.max_message_bytes,
         broker_max_poll_records=READ,  # all that was fetched at once is tens of thousands, when they lag

@@ -1,6 +1,6 @@
 """faust's Kafka driver, with what loses or doubles an event in faust-streaming 0.15.3 put right.
 
-What each class here, in `faust_producer` and in `faust_queues` mends, and how it showed:
+What each class here, in `faust_thread`, `faust_producer` and `faust_queues` mends, and how it showed:
 
 - A commit did not depend on the writes before it. faust flushes first, but its flush gives up after 0.1 s without
   progress (a slow broker), does not see the message that it is just handing over, and a write that Kafka refused is
@@ -31,9 +31,7 @@ The driver is chosen by the scheme of the broker's address, `SCHEME`.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterator, Mapping
-from contextlib import suppress
-from functools import partial
+from collections.abc import Collection, Coroutine, Generator, Iterator, Mapping
 from typing import Any
 
 import faust
@@ -43,32 +41,20 @@ from faust.types import TP
 
 from stream_rec.pipeline.connection import Access
 from stream_rec.pipeline.faust_producer import Producer
-from stream_rec.pipeline.group import await_topics, heed_errors, unhurried
+from stream_rec.pipeline.faust_thread import SESSION_S, ConsumerThread
 
 SCHEME = "exact"
-SESSION_S = 10.0
-"""How long the group waits for a silent process before the others get its partitions, seconds."""
-
 FRESH = 0.75
 """The share of it after which this process writes nothing more; at half of it, it asks."""
-
-GOODBYE_S = 3.0
-"""How long leaving the group may take, seconds; whom Kafka does not hear leave, it misses after `SESSION_S`."""
 
 REVOKED_S = 30.0
 """How long writes may be on their way when partitions are to move, seconds; the group waits 60 for this process."""
 
-ASK_S = 1.0
-"""How long to look for the group's coordinator and hear its answer, seconds, before another try."""
-
 NEWS_S = 0.2
 """How long a read waits for something to come, seconds; partitions resumed meanwhile are read after it."""
 
-QUIET_MS = 500
-"""How long Kafka keeps a fetch that finds nothing, milliseconds. What is assigned meanwhile is fetched after it."""
-
-GATHER_MS, GATHER_BYTES = 20, 1 << 16
-"""How long it keeps one while events come, milliseconds, and at how many bytes it answers at once."""
+PAUSE_S = 0.02
+"""Between two looks for a partition to read, seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -84,76 +70,6 @@ def credentials(access: Access) -> Any:
         mechanism=access["sasl_mechanism"],
         ssl_context=context,
     )
-
-
-class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Reads committed records alone, and knows when the group last counted this process in."""
-
-    counted_at = -SESSION_S
-
-    def _create_worker_consumer(self, transport: driver.Transport) -> Any:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = "read_committed"
-        return consumer
-
-    async def on_start(self) -> None:
-        await super().on_start()
-        unhurried(self._consumer._client)
-        coordinator = self._consumer._coordinator
-        heed_errors(coordinator)
-        await_topics(coordinator)
-        coordinator._do_heartbeat = partial(self._heartbeat, coordinator._do_heartbeat)
-
-    async def _fetch_records(self, consumer: Any, *given: Any, **options: Any) -> Any:
-        """Has Kafka gather what comes while events come: a fetch for each few of them costs more than they do.
-
-        What is gathered there is new when it is read; a pause between two reads would make it older by as much.
-        """
-        records, fetcher = await super()._fetch_records(consumer, *given, **options), consumer._fetcher
-        fetcher._fetch_max_wait_ms, fetcher._fetch_min_bytes = (GATHER_MS, GATHER_BYTES) if records else (QUIET_MS, 1)
-        return records
-
-    async def on_thread_stop(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GOODBYE_S):  # while the group forms anew, faust and aiokafka wait for each other
-                await super().on_thread_stop()
-
-    async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Also back to the beginning where nothing is committed: the rest of faust relies on reading again."""
-        offsets: Mapping[TP, int] = await self.call_thread(self._seek_back, self._ensure_consumer())
-        return offsets
-
-    async def _seek_back(self, consumer: Any) -> Mapping[TP, int]:
-        offsets: Mapping[TP, int] = await consumer.seek_to_committed()
-        changelogs = self.app.tables.changelog_topics
-        fresh = [tp for tp, offset in offsets.items() if not offset and tp.topic not in changelogs]
-        if fresh:
-            await consumer.seek_to_beginning(*fresh)
-        return offsets
-
-    async def _heartbeat(self, beat: Callable[[], Awaitable[bool]]) -> bool:
-        asked = time.monotonic()
-        if counts := await beat():
-            self.counted_at = asked
-        return counts
-
-    async def counted(self) -> bool:
-        """Asks the group when its last answer is old, again and again while Kafka is away."""
-        coordinator = self._consumer._coordinator
-        while time.monotonic() - self.counted_at > SESSION_S / 2:
-            if coordinator.member_id == "":  # what aiokafka makes of it when the group does not know this process
-                return False
-            if not await self.call_thread(self._ask, coordinator):
-                await asyncio.sleep(0.1)
-        return True
-
-    async def _ask(self, coordinator: Any) -> bool:
-        """Looks for the coordinator as well: aiokafka does so only between two rebalances."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ASK_S):
-                await coordinator.ensure_coordinator_known()
-                return bool(await coordinator._do_heartbeat())
-        return False
 
 
 class Consumer(driver.Consumer):  # type: ignore[misc]
@@ -273,7 +189,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     async def _getmany(self, **options: Any) -> Any:
         active = set(self._get_active_partitions())  # faust's own set changes while a read goes on
         if not active:  # aiokafka would read all
-            await asyncio.sleep(GATHER_MS / 1_000)
+            await asyncio.sleep(PAUSE_S)
             return {}
         return await super()._getmany(active_partitions=active, timeout=min(options["timeout"], NEWS_S))
 

@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.health import Health
-from stream_rec.pipeline import agents, faust_kafka, topics
-from stream_rec.pipeline.faust_kafka import ConsumerThread
+from stream_rec.pipeline import agents, faust_thread, topics
 from stream_rec.pipeline.faust_producer import guard
+from stream_rec.pipeline.faust_thread import ConsumerThread
 from stream_rec.telemetry import AgentMetrics
 from tests.e2e.kafka import Sent, produce, read_topic, sent, until, waiting
 from tests.e2e.process import Part
@@ -48,7 +48,7 @@ async def test_while_events_come_kafka_gathers_them_for_one_fetch(
     settings = make_settings(partitions=1)
     await topics.create(settings)
     events = TopicPartition(settings.events_topic, 0)
-    monkeypatch.setattr(faust_kafka, "GATHER_MS", 5_000)
+    monkeypatch.setattr(faust_thread, "GATHER_MS", 5_000)
     thread = ConsumerThread.__new__(ConsumerThread)
     thread.consumer = SimpleNamespace(flow_active=True)
     async with AIOKafkaConsumer(

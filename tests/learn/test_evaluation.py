@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stream_rec.errors import UserError
-from stream_rec.learn import dataset, evaluation, protocol, train
+from stream_rec.learn import dataset, evaluation, protocol, train, truth
+from stream_rec.learn.curve import STRENGTHS, figures
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import Event, Window
@@ -17,6 +18,7 @@ from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.parts import PARTS
 from stream_rec.model.scorer import Table
 from stream_rec.model.text import TextEncoder
+from stream_rec.model.tokens import UNKNOWN
 from stream_rec.window import append
 
 EVENTS = 9_000
@@ -67,6 +69,29 @@ def test_the_blend_beats_every_floor_by_a_margin(world) -> None:
     assert sum(group["predictions"] for group in found["by_history"].values()) == found["predictions"]
     assert 0 < found["coverage"] <= 1
     assert found["calibration_error"] < 0.02
+
+
+def test_diversity_widens_the_lists_and_costs_hits(world) -> None:
+    trained, frame, texts = world
+    found = evaluation.run(trained.model, frame, PLAN, texts, quiet)
+    points = [found, *(found["diversity"][str(strength)] for strength in STRENGTHS)]
+    wide = [point["intra_list_diversity"] for point in points]
+    assert wide == sorted(wide)
+    assert wide[-1] > wide[0] + 0.02
+    assert points[1]["hr_at_10"] > 0.9 * found["hr_at_10"]
+    assert points[-1]["hr_at_10"] < found["hr_at_10"]
+
+
+def test_figures_of_a_list_are_of_what_it_shows() -> None:
+    lists = np.array([[*range(1, 11)], [*range(3, 13)]])
+    found = figures(lists, np.array([0, 1, 1]), np.array([2, UNKNOWN, 12]), np.eye(13, dtype=np.float32), 12)
+    gains = 1 / np.log2(3), (1 / np.log2(11)) / (1 + 1 / np.log2(3))
+    assert found == {
+        "hr_at_10": 1.0,
+        "ndcg_at_10": pytest.approx(np.mean(gains), abs=1e-4),
+        "intra_list_diversity": 1.0,
+        "coverage": 1.0,
+    }
 
 
 def test_every_probability_is_worth_more_than_what_needs_no_training(world) -> None:
@@ -142,7 +167,7 @@ def test_a_basket_is_predicted_in_one() -> None:
     assert protocol.same_time(data) == pytest.approx(3 / 5)
     targets = protocol.first_of_basket(data, np.array([1, 2, 3, 4, 6]))
     assert targets.tolist() == [1, 4]
-    of, rows = evaluation.right(data, targets, baskets=True)
+    of, rows = truth.right(data, targets, baskets=True)
     assert (of.tolist(), rows.tolist()) == ([0, 0, 1], [2, 3, 4])
 
 
@@ -150,5 +175,5 @@ def test_what_a_user_ever_met_is_known_per_user() -> None:
     data = made("abc dea", [1, 2, 3, 1, 2, 3])
     answers, rows = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 3, 4, 1, 4, 5])
     table = Table(answers, rows, torch.zeros(6, len(PARTS)))
-    assert evaluation.met(data, np.array([2, 5]), table).tolist() == [True, False, False, False, True, True]
-    assert evaluation.repeats(made("aba cc", [1, 2, 3, 1, 2])) == pytest.approx(2 / 5)
+    assert truth.met(data, np.array([2, 5]), table).tolist() == [True, False, False, False, True, True]
+    assert truth.repeats(made("aba cc", [1, 2, 3, 1, 2])) == pytest.approx(2 / 5)

@@ -10,8 +10,9 @@ from aiokafka.errors import GroupAuthorizationFailedError
 from faust.types import TP
 
 from stream_rec.pipeline import faust_kafka
-from stream_rec.pipeline.faust_kafka import Consumer, ConsumerThread
+from stream_rec.pipeline.faust_kafka import Consumer
 from stream_rec.pipeline.faust_producer import UNCONFIRMED, Producer
+from stream_rec.pipeline.faust_thread import ConsumerThread
 
 
 @pytest.fixture

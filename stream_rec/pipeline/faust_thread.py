@@ -1,0 +1,98 @@
+"""The thread on which faust reads from Kafka, with what it does there put right, see `faust_kafka`."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from stream_rec.pipeline.group import await_topics, heed_errors, unhurried
+
+SESSION_S = 10.0
+"""How long the group waits for a silent process before the others get its partitions, seconds."""
+
+GOODBYE_S = 3.0
+"""How long leaving the group may take, seconds; whom Kafka does not hear leave, it misses after `SESSION_S`."""
+
+ASK_S = 1.0
+"""How long to look for the group's coordinator and hear its answer, seconds, before another try."""
+
+QUIET_MS = 500
+"""How long Kafka keeps a fetch that finds nothing, milliseconds. What is assigned meanwhile is fetched after it."""
+
+GATHER_MS, GATHER_BYTES = 20, 1 << 16
+"""How long it keeps one while events come, milliseconds, and at how many bytes it answers at once."""
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Reads committed records alone, and knows when the group last counted this process in."""
+
+    counted_at = -SESSION_S
+
+    def _create_worker_consumer(self, transport: driver.Transport) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        return consumer
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        unhurried(self._consumer._client)
+        coordinator = self._consumer._coordinator
+        heed_errors(coordinator)
+        await_topics(coordinator)
+        coordinator._do_heartbeat = partial(self._heartbeat, coordinator._do_heartbeat)
+
+    async def _fetch_records(self, consumer: Any, *given: Any, **options: Any) -> Any:
+        """Has Kafka gather what comes while events come: a fetch for each few of them costs more than they do.
+
+        What is gathered there is new when it is read; a pause between two reads would make it older by as much.
+        """
+        records, fetcher = await super()._fetch_records(consumer, *given, **options), consumer._fetcher
+        fetcher._fetch_max_wait_ms, fetcher._fetch_min_bytes = (GATHER_MS, GATHER_BYTES) if records else (QUIET_MS, 1)
+        return records
+
+    async def on_thread_stop(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):  # while the group forms anew, faust and aiokafka wait for each other
+                await super().on_thread_stop()
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Also back to the beginning where nothing is committed: the rest of faust relies on reading again."""
+        offsets: Mapping[TP, int] = await self.call_thread(self._seek_back, self._ensure_consumer())
+        return offsets
+
+    async def _seek_back(self, consumer: Any) -> Mapping[TP, int]:
+        offsets: Mapping[TP, int] = await consumer.seek_to_committed()
+        changelogs = self.app.tables.changelog_topics
+        fresh = [tp for tp, offset in offsets.items() if not offset and tp.topic not in changelogs]
+        if fresh:
+            await consumer.seek_to_beginning(*fresh)
+        return offsets
+
+    async def _heartbeat(self, beat: Callable[[], Awaitable[bool]]) -> bool:
+        asked = time.monotonic()
+        if counts := await beat():
+            self.counted_at = asked
+        return counts
+
+    async def counted(self) -> bool:
+        """Asks the group when its last answer is old, again and again while Kafka is away."""
+        coordinator = self._consumer._coordinator
+        while time.monotonic() - self.counted_at > SESSION_S / 2:
+            if coordinator.member_id == "":  # what aiokafka makes of it when the group does not know this process
+                return False
+            if not await self.call_thread(self._ask, coordinator):
+                await asyncio.sleep(0.1)
+        return True
+
+    async def _ask(self, coordinator: Any) -> bool:
+        """Looks for the coordinator as well: aiokafka does so only between two rebalances."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ASK_S):
+                await coordinator.ensure_coordinator_known()
+                return bool(await coordinator._do_heartbeat())
+        return False
