@@ -60,23 +60,29 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "VALIDATION_PREDICTIONS", 60)
 
 
+@pytest.fixture(scope="module")
+def whole(shop, tmp_path_factory: pytest.TempPathFactory) -> train.Trained:
+    """A training of `SMALL` that nothing interrupted, `quick`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "VALIDATION_PREDICTIONS", 60)
+        return run(shop, SMALL, tmp_path_factory.mktemp("whole"))
+
+
 def weights(trained: train.Trained) -> dict[str, torch.Tensor]:
     return dict(trained.model.encoder.state_dict())
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_seed_decides_the_model(shop, tmp_path: Path) -> None:
-    first, again = (run(shop, SMALL, tmp_path / name) for name in ("a", "b"))
-    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(first).items())
-    assert first.measured == again.measured
-    other = run(shop, msgspec.structs.replace(SMALL, seed=1), tmp_path / "c")
-    assert not torch.equal(weights(other)["project.weight"], weights(first)["project.weight"])
+def test_the_seed_decides_the_model(shop, whole, tmp_path: Path) -> None:
+    again = run(shop, SMALL, tmp_path / "again")
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+    assert whole.measured == again.measured
+    other = run(shop, msgspec.structs.replace(SMALL, seed=1), tmp_path / "other")
+    assert not torch.equal(weights(other)["project.weight"], weights(whole)["project.weight"])
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_interrupted_training_goes_on_to_the_very_same_model(shop, tmp_path: Path) -> None:
-    whole = run(shop, SMALL, tmp_path / "whole")
-
+def test_an_interrupted_training_goes_on_to_the_very_same_model(shop, whole, tmp_path: Path) -> None:
     def interrupt(what: str, done: float, total: float) -> None:
         if what.startswith("training, epoch 3"):
             raise KeyboardInterrupt
@@ -91,15 +97,13 @@ def test_an_interrupted_training_goes_on_to_the_very_same_model(shop, tmp_path: 
 
 @pytest.mark.usefixtures("quick")
 def test_a_checkpoint_of_something_else_is_refused(shop, tmp_path: Path) -> None:
-    run(shop, SMALL, tmp_path)
+    run(shop, msgspec.structs.replace(SMALL, epochs=1), tmp_path)
     with pytest.raises(UserError, match="unfinished training"):
         run(shop, msgspec.structs.replace(SMALL, learning_rate=1e-3), tmp_path)
 
 
-@pytest.mark.usefixtures("quick")
-def test_the_engine_serves_the_trained_model(shop, tmp_path: Path) -> None:
-    trained = run(shop, SMALL, tmp_path)
-    version = folder.save(trained.model, tmp_path / "model")
+def test_the_engine_serves_the_trained_model(shop, whole, tmp_path: Path) -> None:
+    version = folder.save(whole.model, tmp_path / "model")
     engine = Engine.load(tmp_path / "model", tmp_path, Limits(stride=8), "cpu")
     frame = shop[0]
     user = frame["user"].mode()[0]
