@@ -23,10 +23,19 @@ from prometheus_client import CollectorRegistry
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.health import MOVING, Health, serve
-from stream_rec.pipeline import faust_kafka, faust_memory, faust_producer, faust_queues, garbage, loop, rights, topics
+from stream_rec.pipeline import (
+    faust_kafka,
+    faust_memory,
+    faust_producer,
+    faust_queues,
+    faust_thread,
+    garbage,
+    loop,
+    rights,
+    topics,
+)
 from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.faust_thread import SESSION_S
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pipeline.lag import Lag
@@ -205,7 +214,7 @@ def _app(settings: Settings, folder: Path) -> faust.App:
         stream_wait_empty=True,
         stream_buffer_maxsize=512,  # events; each may be as large as max_message_bytes
         broker_commit_interval=0.5,
-        broker_session_timeout=SESSION_S,
+        broker_session_timeout=faust_thread.SESSION_S,
         broker_heartbeat_interval=2.0,
         consumer_max_fetch_size=settings.max_message_bytes,
         broker_max_poll_records=READ,  # all that was fetched at once is tens of thousands, when they lag
@@ -225,7 +234,11 @@ def _log(level: str) -> None:
     if level == "debug":
         return
     logging.disable(logging.DEBUG)  # faust builds its debug records even where nobody sees them: 8% of the time
-    for name in ("faust", "mode", *(module.__name__ for module in (faust_kafka, faust_producer, faust_memory))):
+    for name in (
+        "faust",
+        "mode",
+        *(module.__name__ for module in (faust_kafka, faust_memory, faust_producer, faust_thread)),
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("faust.topics").setLevel(logging.CRITICAL)  # it would log a refused record, key and all
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what matters of it is said here, in a line

@@ -2,8 +2,11 @@
 
     <!-- not run: REASON -->                  it can't be run here
     <!-- until it is ended; says: TEXT -->    it goes on beside the blocks after it, which wait until it has said TEXT
+    <!-- after the tutorial -->               it runs where the tutorial has ended, while all parts still run
+    <!-- first: COMMANDS -->                  what a reader has done before
 
-All other blocks of a page run one after the other, in one shell and an empty folder.
+They go together, in this order, parted by "; ". All other blocks of a page run one after the other, in one shell and an
+empty folder. A training that isn't told how long is a short one, and USER is a user of the tutorial's.
 """
 
 import os
@@ -32,7 +35,11 @@ finish() {
     wait
 }
 stream-rec() { # where a page's broker would take the usual port, it takes a free one
-    [ "$1" != broker ] || set -- broker --port "$BROKER_PORT" "${@:2}"
+    case " $* " in
+        " broker "*) set -- broker --port "$BROKER_PORT" "${@:2}" ;;
+        *" --epochs "*) ;;
+        " train "*) set -- "$@" --epochs 1 --no-refit ;;
+    esac
     $STREAM_REC "$@"
 }
 wait_until_it_says() { # TEXT LOG PID
@@ -48,6 +55,11 @@ end() { # PID
 """
 
 
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+ANOTHER = 'user=$(cut -d , -f 1 log.csv | grep -vxF "$user" | tail -n 1)'
+"""The tutorial erases its user."""
+
+
 class Block(NamedTuple):
     page: Path
     line: int
@@ -56,29 +68,39 @@ class Block(NamedTuple):
     """Why it is not run."""
     says: str | None
     """It goes on until it is ended, and works when it has said this."""
+    later: bool
+    """It runs after the tutorial."""
+    first: str | None
+    """What was done before."""
 
     @property
     def place(self) -> str:
         return f"{self.page.name}:{self.line}"
 
 
+COMMENT = re.compile(
+    r"<!-- (?:not run: (?P<reason>.+)|(?:until it is ended; says: (?P<says>.+?))?"
+    r"(?:; )?(?P<later>after the tutorial)?(?:; )?(?:first: (?P<first>.+))?) -->\s*"
+)
+
+
 def blocks(page: Path) -> Iterator[Block]:
     comment = ""
     for token in MarkdownIt().parse(page.read_text()):
         if token.type == "fence" and token.info == "sh" and token.map:
-            yield Block(
-                page,
-                token.map[0] + 1,
-                token.content,
-                _told("not run", comment),
-                _told("until it is ended; says", comment),
-            )
+            told = COMMENT.fullmatch(comment)
+            reason, says, later, first = told.group("reason", "says", "later", "first") if told else [None] * 4
+            yield Block(page, token.map[0] + 1, token.content, reason, says, later is not None, first)
         comment = token.content if token.type == "html_block" else ""
 
 
-def _told(what: str, comment: str) -> str | None:
-    match = re.fullmatch(rf"<!-- {what}: (.+) -->\s*", comment)
-    return match[1] if match else None
+def to_run(page: Path) -> list[Block]:
+    """What is run for a page, in order: of the tutorial also what runs after it."""
+    own = [one for one in blocks(page) if one.reason is None and not one.later]
+    if page != TUTORIAL:
+        return own
+    later = [one for other in PAGES for one in blocks(other) if one.later]
+    return [*own, Block(page, 0, ANOTHER, None, None, True, None), *later]
 
 
 def command_lines(code: str) -> Iterator[list[str]]:
@@ -102,12 +124,14 @@ def script(of: Iterable[Block]) -> str:
     """What is to be run of a page, for bash. What goes on is ended last to first, and must end in order."""
     lines, waiting, ends = [PRELUDE], [], []
     for number, block in enumerate(one for one in of if one.reason is None):
+        code = re.sub(r"\bUSER\b", '"$user"', block.code)
         if block.says is None:
-            lines += [*waiting, f"echo '== {block.place}'", block.code]
+            lines += [*waiting, f"echo '== {block.place}'", block.first or "", code]
             waiting.clear()
         else:
             log, pid = f'"$LOGS/{number}"', f"$pid_{number}"
-            lines += [f"echo '== {block.place}'", f"(trap : TERM\n{block.code}) >{log} 2>&1 &", f"pid_{number}=$!"]
+            lines += [f"echo '== {block.place}'", block.first or ""]
+            lines += [f"(trap : TERM\n{code}) >{log} 2>&1 &", f"pid_{number}=$!"]
             waiting.append(f"wait_until_it_says {shlex.quote(block.says)} {log} {pid}")
             ends.append(f"end {pid}")
     return "\n".join([*lines, *waiting, *reversed(ends)])

@@ -1,4 +1,5 @@
 import asyncio
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -189,7 +190,18 @@ async def test_the_metrics_say_what_was_done(running: Running) -> None:
     assert grown["stream_rec_windows_written_total"] == 2
     assert grown["stream_rec_agent_seconds_count"] == 2
     assert part.page("/readyz") == part.page("/healthz") == (200, "ok\n")
-    assert {'stream_rec_agent_lag_events{partition="0"}', 'stream_rec_agent_lag_events{partition="1"}'} <= after.keys()
+
+    async def measured() -> bool:
+        lags = {f'stream_rec_agent_lag_events{{partition="{number}"}}' for number in range(2)}
+        return lags <= part.metrics().keys()
+
+    await until(measured)
+
+
+def test_the_log_tells_of_the_agents_and_of_none_of_fausts_services(running: Running) -> None:
+    said = re.findall(r" (?:INFO|WARNING|ERROR) (\S+): ", running[1].said)
+    assert "stream_rec.pipeline.agents" in said
+    assert not [name for name in said if "faust" in name]
 
 
 async def shop(settings: Settings, rounds: int, users: int = 40) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import PAGES, blocks, run
+from tests.docs.blocks import PAGES, run, to_run
 from tests.docs.forks import forks
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(480)]  # a training among them, on machines that are busy
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(720)]  # trainings among them, on machines that are busy
 
-LIVE = [page for page in PAGES if any(one.says for one in blocks(page))]
+LIVE = [page for page in PAGES if any(one.says for one in to_run(page))]
 
 
 @pytest.fixture
@@ -22,5 +22,5 @@ def stream_rec() -> Iterator[str]:
 
 @pytest.mark.parametrize("page", LIVE, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, stream_rec: str) -> None:
-    done = run(blocks(page), tmp_path, stream_rec)
+    done = run(to_run(page), tmp_path, stream_rec)
     assert done.returncode == 0, done.stdout

@@ -32,7 +32,7 @@ USERS, ROUNDS = 6, 2 * CAPACITY
 
 def shadow_of(settings: Settings, model: Path) -> Settings:
     """The same with what docs/operations.md says, under names of this test's."""
-    (said,) = re.findall(r"^```toml\n(.*?)^```", OPERATIONS.read_text(), re.DOTALL | re.MULTILINE)
+    (said,) = re.findall(r"^cat > shadow.toml <<'END'\n(.*?)^END$", OPERATIONS.read_text(), re.DOTALL | re.MULTILINE)
     unique = settings.worker_group
     named = {name: f"{unique}-{text}" for name, text in tomllib.loads(said).items() if isinstance(text, str)}
     numbers = dict.fromkeys(tomllib.loads(said).keys() - named.keys(), 0)  # ports: any that is free
