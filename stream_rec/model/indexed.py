@@ -11,7 +11,7 @@ from stream_rec.model.index import Index
 from stream_rec.model.nearest import Everything, Near
 from stream_rec.model.tokens import UNKNOWN, Numbers
 
-ENOUGH = 256
+ENOUGH = 160
 """Rows that the index is asked for, at least, at the usual effort: what it finds is sorted by rough codes."""
 GROWN = 4
 """An index that has become so many times as big is built anew: its lists have grown too long."""
