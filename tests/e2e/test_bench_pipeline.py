@@ -60,7 +60,8 @@ def test_every_event_is_answered_once_and_the_figures_add_up(tmp_path: Path) -> 
         assert 0 < latency["p50"] <= latency["p99"]
     for cpu in (shown["cpu_s_per_1000_events"], shown["half_load_cpu_s_per_1000_events"]):
         assert set(cpu) == {"broker", "agents", "worker", "load"}
-        assert all(seconds > 0 for seconds in cpu.values())
+        assert all(seconds >= 0 for seconds in cpu.values())  # 300 events may take a process less than the clock's tick
+        assert cpu["worker"] > 0
     assert not bench.alive()
     assert not list(bench.folder.glob("stream-rec-*"))
 
