@@ -1,6 +1,6 @@
 """A finished model on events that it never saw: every figure, by kind of event and user, beside the floors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from stream_rec.errors import UserError
-from stream_rec.learn import blend, curve, fit, interest, metrics, probabilities
-from stream_rec.learn.curve import Varied
+from stream_rec.learn import blend, diversity_curve, fit, interest, metrics, probabilities
 from stream_rec.learn.dataset import Dataset
+from stream_rec.learn.diversity_curve import STRENGTHS, Varied
 from stream_rec.learn.metrics import Lists, Ranks
 from stream_rec.learn.predict import Predicted, everything, find, predict, probable, states_at, teach
 from stream_rec.learn.predict import ranks as ranks_of
@@ -117,7 +117,7 @@ def run(
     states = states_at(model.encoder, prepared, split.targets, config)
     nearest = everything(model.encoder, prepared)
 
-    def outcome(online: bool, what: str) -> Outcome:
+    def outcome(online: bool, strengths: Sequence[float], what: str) -> Outcome:
         memory = Memory(model.config.horizons)
         memory.load(model.memory)
         teach(prepared, memory, data.in_log_order(known & (data.times > model.config.remembers_until)))
@@ -125,10 +125,11 @@ def run(
             *(prepared, split._replace(online=online), memory, lambda which: nearest(states[which], NEAREST), config),
             lambda done: progress(what, done, len(split.targets)),
         )
-        return collect(predicted, prepared, model.config.blend, nearest.outputs, baskets=baskets, exclude_seen=exclude)
+        weights, outputs = model.config.blend, nearest.outputs
+        return collect(predicted, prepared, weights, outputs, strengths, baskets=baskets, exclude_seen=exclude)
 
-    found = outcome(split.online, "predicting")
-    frozen = outcome(False, "predicting, memory frozen") if split.online else found
+    found = outcome(split.online, STRENGTHS, "predicting")
+    frozen = outcome(False, (), "predicting, memory frozen") if split.online else found
     users = fit.users_of(model.encoder, prepared, states, split.targets)
     figures = report(prepared, found, frozen, known, baskets=baskets, exclude_seen=exclude)
     return figures | {"probabilities": told(model, prepared, users, nearest.outputs, found, known)}
@@ -148,11 +149,15 @@ def collect(
     prepared: Prepared,
     weights: Blend,
     outputs: Tensor,
+    strengths: Sequence[float],
     *,
     baskets: bool,
     exclude_seen: bool,
 ) -> Outcome:
-    """Ranks what was right, by the blend and by each part alone; `outputs` (rows, width) tell items alike."""
+    """Ranks what was right, by the blend and by each part alone, and what the blend's lists would be with diversity.
+
+    `strengths` are those of the diversity, and `outputs` (rows, width) say which items are alike.
+    """
     data, categories = prepared.data, prepared.catalog.categories
     scores = {BLEND: weights, **{part: blend.alone(part) for part in PARTS}}
     of: list[Numbers] = []
@@ -178,7 +183,7 @@ def collect(
         shares, candidates = probable(table, values[BLEND], weights.covered)
         first.append(First.of(shares, candidates, right_of, right_rows))
         masses.append(Mass.of(shares, candidates, data.rows[places_now], categories))
-        varied.append(curve.vary(table, values[BLEND], outputs))
+        varied.append(diversity_curve.vary(table, values[BLEND], outputs, strengths))
     whose, count = np.concatenate(of), sum(map(len, places))
     return Outcome(
         {name: Ranks(whose, np.concatenate(found), count) for name, found in ranks.items()},
@@ -186,7 +191,7 @@ def collect(
         Mass.joined(masses),
         np.concatenate(places),
         np.concatenate(rights),
-        curve.joined(varied),
+        diversity_curve.joined(varied),
     )
 
 
@@ -200,7 +205,7 @@ def report(
     new = ~np.isin(data.rows[live.places], data.rows[known])
     same = data.times[live.places] == data.times[live.places - 1]
     counts = np.bincount(data.rows[known], minlength=len(prepared.catalog)).astype(np.float64)
-    lists = Lists(live.first.rows[:, : metrics.CUT])
+    lists, vectors = Lists(live.first.rows[:, : metrics.CUT]), prepared.vectors.numpy()
     best = max(FLOORS, key=lambda part: live.ranks[part].gains(metrics.CUT).mean())
     floor = live.ranks[best]
     groups = {
@@ -220,9 +225,9 @@ def report(
         "seen_items_filtered": exclude_seen,
         "coverage": round(lists.coverage(len(prepared.items)), 4),
         "novelty_bits": round(lists.novelty(counts), 2),
-        "intra_list_diversity": round(lists.diversity(prepared.vectors.numpy()), 4),
+        "intra_list_diversity": round(lists.diversity(vectors), 4),
         "diversity": {
-            str(strength): curve.figures(rows, ours.of, live.right, prepared.vectors.numpy(), len(prepared.items))
+            str(strength): diversity_curve.figures(rows, ours.of, live.right, vectors, len(prepared.items))
             for strength, rows in live.varied.items()
         },
         "calibration_error": round(chance.error, 5),

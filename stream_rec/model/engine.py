@@ -27,16 +27,16 @@ from stream_rec.model.features import Vectors
 from stream_rec.model.folder import Model, load
 from stream_rec.model.forward import forward_of
 from stream_rec.model.incremental import Incremental, Work
-from stream_rec.model.intake import Intake, Rows, Taken
+from stream_rec.model.item_embeddings import ItemEmbeddings
 from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.look import look_of
 from stream_rec.model.memories import Memories
 from stream_rec.model.nearest import Near
 from stream_rec.model.parts import Asked, Found
+from stream_rec.model.preprocess import Preprocessor, Rows, Taken
 from stream_rec.model.ranker import Choice, Ranker, Recall
 from stream_rec.model.reader import WindowReader, reader_of
 from stream_rec.model.recommendation import Names, recommendations
-from stream_rec.model.shelf import Shelf
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Tokens, event_type_numbers
 
@@ -104,7 +104,7 @@ class Engine:
         body = self._encoder.body
         words, types = model.config.encoder.words, model.config.event_types
         reader = WindowReader(reader_of(catalog, types, words, model.tokenizer), types)
-        self._intake = Intake(catalog, reader, self.capacity, limits.stride)
+        self._preprocessor = Preprocessor(catalog, reader, self.capacity, limits.stride)
         look = look_of(self._encoder.inputs, self._encoder.width, device)
         dtype = devices.dtype_of(limits.dtype, device)
         self.tolerance = audit.EXACT if dtype == torch.float32 else audit.ROUNDED
@@ -116,7 +116,7 @@ class Engine:
             body.to(dtype)
         forward = forward_of(self._encoder, cache.first)
         self.incremental = Incremental(self._encoder, look, cache, forward, limits.token_budget)
-        self._shelf = Shelf(catalog, self._encoder, look, limits.categories, device)
+        self._embeddings = ItemEmbeddings(catalog, self._encoder, look, limits.categories, device)
         choice = Choice(
             limits.top_k, limits.scoring, limits.index_effort, limits.diversity, limits.exclude_seen, self.capacity
         )
@@ -148,7 +148,7 @@ class Engine:
         `logs` (len(windows),) says which memory, see `Memories`: by default there is one.
         """
         whose = [0] * len(windows) if logs is None else logs
-        taken = [one._replace(log=log) for one, log in zip(self._intake.take(windows), whose, strict=True)]
+        taken = [one._replace(log=log) for one, log in zip(self._preprocessor.take(windows), whose, strict=True)]
         tokens = [one.tokens for one in taken]
         states, work = self.incremental.encode([window.user_id for window in windows], tokens)
         floors: list[Floors] = []
@@ -167,7 +167,7 @@ class Engine:
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many of the leading `windows` a step can answer within the token budget: at least one."""
-        tokens = self._intake.tokens(windows)
+        tokens = self._preprocessor.tokens(windows)
         if sum(map(len, tokens)) <= self._limits.token_budget:  # nothing need be in the cache
             return len(windows)
         costs = self.incremental.costs([window.user_id for window in windows], tokens)
@@ -175,12 +175,12 @@ class Engine:
 
     def learn(self, window: Window, log: int = 0) -> None:
         """Teaches the online memory a window without answering it: what a restart needs to be where it was."""
-        window = self._intake.fit(window)
-        self._learn(window, self._intake.rows(window), log)
+        window = self._preprocessor.fit(window)
+        self._learn(window, self._preprocessor.rows(window), log)
 
     def forget(self, user_id: str) -> None:
         """Erases a user's cached keys and values and their place in the online memories."""
-        self._intake.clear()
+        self._preprocessor.clear()
         self.incremental.cache.forget(user_id)
         self.memories.forget(user_id)
 
@@ -196,23 +196,23 @@ class Engine:
     def upsert(self, items: Sequence[Item], vectors: Vectors) -> None:
         """Adds or changes items; recommendable from the next step on. Windows that hold a changed one re-encode."""
         changed = self.catalog.upsert(items, vectors)
-        self._intake.clear()
+        self._preprocessor.clear()
         self._embed(changed)
 
     def full(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) by encoding each whole window without the cache: what `step` must equal."""
-        return self.incremental.whole(self._intake.tokens(windows))
+        return self.incremental.whole(self._preprocessor.tokens(windows))
 
     def states(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) through the cache, as `step` computes them; learns nothing."""
-        return self.incremental.encode([window.user_id for window in windows], self._intake.tokens(windows))[0]
+        return self.incremental.encode([window.user_id for window in windows], self._preprocessor.tokens(windows))[0]
 
     @torch.inference_mode()
     def explain(self, window: Window, log: int = 0) -> Explanation:
         """Why `window` has its answer, by the memory of `log` as it stands; learns nothing, leaves the cache alone."""
-        fitted = self._intake.fit(window)
+        fitted = self._preprocessor.fit(window)
         now = fitted.events[-1].timestamp
-        taken = self._intake.take([fitted, *shortened(fitted)])
+        taken = self._preprocessor.take([fitted, *shortened(fitted)])
         states = self._whole([one.tokens for one in taken])
         evidence = self.memories.evidence(log)
 
@@ -295,6 +295,6 @@ class Engine:
 
     def _embed(self, rows: NDArray[np.int64]) -> None:
         """Brings what is computed from the catalogue up to date for `rows`, whose vectors are new."""
-        self.items = self._shelf.update(rows)
+        self.items = self._embeddings.update(rows)
         self.ranker.update(self.items, rows)
         self.memories.changed()

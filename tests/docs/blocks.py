@@ -123,7 +123,7 @@ def command_lines(code: str) -> Iterator[list[str]]:
 def script(of: Iterable[Block]) -> str:
     """What is to be run of a page, for bash. What goes on is ended last to first, and must end in order."""
     lines, waiting, ends = [PRELUDE], [], []
-    for number, block in enumerate(one for one in of if one.reason is None):
+    for number, block in enumerate(of):
         code = re.sub(r"\bUSER\b", '"$user"', block.code)
         if block.says is None:
             lines += [*waiting, f"echo '== {block.place}'", block.first or "", code]

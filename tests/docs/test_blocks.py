@@ -108,7 +108,7 @@ false
 echo $x >> file
 ```
 """
-    done = run(blocks(page(tmp_path, text)), tmp_path)
+    done = run(to_run(page(tmp_path, text)), tmp_path)
     assert (done.returncode, "page.md:12" in done.stdout) == (0, False)
     assert (tmp_path / "home" / "file").read_text() == "here\n1\nended\n"
 
@@ -123,7 +123,7 @@ echo $x >> file
     ],
 )
 def test_a_block_that_fails_fails_its_page(tmp_path: Path, text: str, says: str) -> None:
-    done = run(blocks(page(tmp_path, text)), tmp_path)
+    done = run(to_run(page(tmp_path, text)), tmp_path)
     assert done.returncode != 0
     assert says in done.stdout
     assert "so what" not in done.stdout
@@ -131,5 +131,5 @@ def test_a_block_that_fails_fails_its_page(tmp_path: Path, text: str, says: str)
 
 def test_what_goes_on_ends_with_a_page_that_fails(tmp_path: Path) -> None:
     text = READY + "echo $BASHPID > pid; echo ready; sleep 1000\n```\n```sh\nfalse\n```"
-    assert run(blocks(page(tmp_path, text)), tmp_path).returncode != 0
+    assert run(to_run(page(tmp_path, text)), tmp_path).returncode != 0
     assert not psutil.pid_exists(int((tmp_path / "home" / "pid").read_text()))

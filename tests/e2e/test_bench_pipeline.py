@@ -13,9 +13,11 @@ from tests.e2e.process import COMMAND
 
 pytestmark = pytest.mark.e2e
 
+COUNT = 3_000
+"""Events of a run: each process spends more of the processor's time on them than the clock's tick of 10 ms."""
 SMALL = (
     *("--users", "100", "--width", "32", "--items", "700", "--capacity", "16"),
-    *("--count", "300", "--runs", "1"),
+    *("--count", str(COUNT), "--runs", "1"),
 )
 
 
@@ -52,7 +54,7 @@ def test_every_event_is_answered_once_and_the_figures_add_up(tmp_path: Path) -> 
     output, _ = bench.process.communicate()
     assert bench.process.returncode == 0, bench.said.read_text()
     shown = json.loads(output.splitlines()[-1])
-    assert shown["events"] == shown["answered"] > 3 * 300 + WAITING
+    assert shown["events"] == shown["answered"] > 3 * COUNT + WAITING
     assert shown["repeated"] == 0
     assert (shown["width"], shown["items"], shown["capacity"], shown["agents"]) == (32, 700, 16, 2)
     assert 0 < shown["half_load_updates_per_s"] < shown["updates_per_s"]
@@ -60,8 +62,7 @@ def test_every_event_is_answered_once_and_the_figures_add_up(tmp_path: Path) -> 
         assert 0 < latency["p50"] <= latency["p99"]
     for cpu in (shown["cpu_s_per_1000_events"], shown["half_load_cpu_s_per_1000_events"]):
         assert set(cpu) == {"broker", "agents", "worker", "load"}
-        assert all(seconds >= 0 for seconds in cpu.values())  # 300 events may take a process less than the clock's tick
-        assert cpu["worker"] > 0
+        assert all(seconds > 0 for seconds in cpu.values())
     assert not bench.alive()
     assert not list(bench.folder.glob("stream-rec-*"))
 

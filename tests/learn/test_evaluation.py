@@ -8,7 +8,7 @@ import torch
 
 from stream_rec.errors import UserError
 from stream_rec.learn import dataset, evaluation, protocol, train, truth
-from stream_rec.learn.curve import STRENGTHS, figures
+from stream_rec.learn.diversity_curve import STRENGTHS, figures
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import Event, Window

@@ -318,7 +318,7 @@ def test_what_a_step_can_afford_is_what_it_computes(engine_of, log, size, budget
     while made:
         asked = made[:size]
         count = engine.affordable(asked)
-        costs = engine.incremental.costs([one.user_id for one in asked], engine._intake.tokens(asked))
+        costs = engine.incremental.costs([one.user_id for one in asked], engine._preprocessor.tokens(asked))
         work = engine.step(asked[:count]).work
         assert work.appended + work.prefilled <= max(budget, costs[0])
         assert count == len(asked) or costs[: count + 1].sum() > budget

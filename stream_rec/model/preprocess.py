@@ -32,7 +32,7 @@ class Taken(NamedTuple):
         return Asked(self.rows, self.window.events[-1].timestamp)
 
 
-class Intake:
+class Preprocessor:
     """Reads windows for an engine; those of the last call not again.
 
     `capacity` and `stride` are events; a full window moves by the stride, see `stride_of`.

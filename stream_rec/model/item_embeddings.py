@@ -10,7 +10,7 @@ from stream_rec.model.look import ItemLook, WordLook
 from stream_rec.model.scorer import ItemSide
 
 
-class Shelf:
+class ItemEmbeddings:
     """The items of a catalogue as an encoder has them, on `device`; only those of `categories` are shown, if any."""
 
     def __init__(

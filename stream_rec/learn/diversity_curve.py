@@ -9,25 +9,22 @@ from torch import Tensor
 from stream_rec.learn import metrics
 from stream_rec.learn.metrics import CUT, MISSED, Lists, Ranks
 from stream_rec.model.diversity import diverse
-from stream_rec.model.ranker import POOL
+from stream_rec.model.ranker import POOL, Choice
 from stream_rec.model.scorer import BARRED, Scored, Table
 from stream_rec.model.tokens import UNKNOWN, Numbers
 
 STRENGTHS = (0.1, 0.2, 0.3, 0.5, 0.7)
 """Of `diversity`, the setting; 0 is the blend's own list."""
-TOP = 20
-"""Items of an answer, of which the pool has `POOL` times as many."""
-
 Varied = Mapping[float, Numbers]
 """The first items of each answer by strength, (answers, CUT) each."""
 
 
-def vary(table: Table, values: Tensor, outputs: Tensor) -> Varied:
+def vary(table: Table, values: Tensor, outputs: Tensor, strengths: Sequence[float]) -> Varied:
     """Chooses by the candidates' `values` (candidates,), as serving does; `outputs` (rows, width)."""
     scores, rows = table.spread(values, BARRED), table.spread(table.rows, UNKNOWN)
-    best = scores.topk(min(POOL * TOP, scores.shape[1]), dim=1)
+    best = scores.topk(min(POOL * Choice().top_k, scores.shape[1]), dim=1)
     pool = Scored(rows.gather(1, best.indices), best.values, best.values, scores.new_zeros(len(scores), 0))
-    return {strength: _shown(diverse(pool, outputs, CUT, strength)) for strength in STRENGTHS}
+    return {strength: _shown(diverse(pool, outputs, CUT, strength)) for strength in strengths}
 
 
 def _shown(chosen: Scored) -> Numbers:
@@ -37,7 +34,7 @@ def _shown(chosen: Scored) -> Numbers:
 
 def joined(parts: Sequence[Varied]) -> Varied:
     """The lists of all answers in one."""
-    return {strength: np.concatenate([part[strength] for part in parts]) for strength in STRENGTHS}
+    return {strength: np.concatenate([part[strength] for part in parts]) for strength in parts[0]}
 
 
 def figures(
