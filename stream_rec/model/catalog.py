@@ -3,7 +3,8 @@
 Row 0 is the unknown item. Rows are only ever added, so whatever holds a row number stays right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,9 @@ class Catalog:
 
     def row(self, item_id: str) -> int:
         return self._row_of.get(item_id, UNKNOWN)
+
+    def rows(self, item_ids: Iterable[str]) -> list[int]:
+        return list(map(self._row_of.get, item_ids, repeat(UNKNOWN)))
 
     def item(self, row: int) -> Item:
         return self._items[row]

@@ -13,7 +13,7 @@ CACHED = 1 << 19
 FARTHEST = -1e9
 """The decoder's score of what may not be recommended."""
 WIDE = 8
-"""Columns whose maximum stands for them in `best`."""
+"""Columns whose maximum stands for them in `best`: far apart, so that many maxima are taken at once."""
 
 
 class Near(NamedTuple):
@@ -44,7 +44,8 @@ class Everything(NamedTuple):
         scores = (asked @ self.outputs.T).index_fill_(1, self.barred.nonzero()[:, 0], FARTHEST)
         parts = torch.split(scores, max(1, CACHED // len(self.outputs)))
         rows = torch.cat([best(part, count)[1] for part in parts])
-        return Near(rows, lambda answers, rows: scores[answers, rows])
+        places = scores.view(-1)  # by one index, which is several times as fast as by two
+        return Near(rows, lambda answers, rows: places.index_select(0, answers * len(self.outputs) + rows))
 
 
 def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -53,12 +54,13 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     The k best columns lie in the k blocks of columns with the highest maxima, so that most scores are looked at once.
     """
     batch, columns = scores.shape
-    whole = columns // WIDE * WIDE
+    blocks = columns // WIDE
+    whole = blocks * WIDE
     if columns < 4 * k * WIDE:
         values, indices = scores.topk(min(k, columns), dim=1, sorted=False)
         return values, indices
-    blocks = scores[:, :whole].view(batch, -1, WIDE).amax(dim=2).topk(k, dim=1, sorted=False).indices
-    inside = (blocks[:, :, None] * WIDE + torch.arange(WIDE, device=scores.device)).flatten(1)
+    highest = scores[:, :whole].view(batch, WIDE, blocks).amax(dim=1).topk(k, dim=1, sorted=False).indices
+    inside = (highest[:, None] + torch.arange(0, whole, blocks, device=scores.device)[:, None]).flatten(1)
     rest = torch.arange(whole, columns, device=scores.device).expand(batch, -1)
     looked_at = torch.cat([inside, rest], dim=1)
     top = scores.gather(1, looked_at).topk(k, dim=1, sorted=False)

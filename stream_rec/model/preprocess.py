@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import starmap
+from operator import attrgetter
 from typing import NamedTuple
 
 from stream_rec.messages import Window
@@ -10,6 +11,8 @@ from stream_rec.model.parts import Asked
 from stream_rec.model.reader import WindowReader
 from stream_rec.model.tokens import Tokens
 from stream_rec.window import fit, stride_of
+
+ITEM_ID = attrgetter("item_id")
 
 Rows = list[int]
 """Catalogue rows of a window's events."""
@@ -65,8 +68,7 @@ class Preprocessor:
         return fit(window, self._capacity, self._stride)
 
     def rows(self, window: Window) -> Rows:
-        row = self._catalog.row
-        return [row(event.item_id) for event in window.events]
+        return self._catalog.rows(map(ITEM_ID, window.events))
 
     def clear(self) -> None:
         """Forgets what it read: a user is erased, or an item has another vector."""

@@ -1,7 +1,8 @@
 """Events to tokens: one token an event, or its words. Training and serving read by the same functions."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from stream_rec.model.catalog import Catalog
 from stream_rec.model.tokens import UNKNOWN, Numbers, Tokens, event_type_numbers, gap_buckets, item_tokens
 from stream_rec.model.words import Words
 
+EVENTS, EVENT_TYPE, TIMESTAMP = map(attrgetter, ("events", "event_type", "timestamp"))
 PHRASES = 1 << 18
 """Events in words that are kept; where a catalogue has more, they are read anew from time to time."""
 
@@ -102,15 +104,15 @@ class WindowReader:
 
     def read(self, windows: Sequence[Window], rows: Sequence[Sequence[int]]) -> list[Tokens]:
         """The tokens of each window; `rows` are the catalogue rows of each one's events."""
-        number = self._number_of
+        number = self._number_of.get
         lengths = np.array([len(window.events) for window in windows])
         stops = lengths.cumsum()
-        events = [event for window in windows for event in window.events]
+        events = list(chain.from_iterable(map(EVENTS, windows)))
         tokens, ends = self._reader(
             Events(
-                np.fromiter((row for one in rows for row in one), np.int64, len(events)),
-                np.fromiter((number.get(event.event_type, UNKNOWN) for event in events), np.int64, len(events)),
-                np.fromiter((event.timestamp for event in events), np.float64, len(events)),
+                np.fromiter(chain.from_iterable(rows), np.int64, len(events)),
+                np.fromiter(map(number, map(EVENT_TYPE, events), repeat(UNKNOWN)), np.int64, len(events)),
+                np.fromiter(map(TIMESTAMP, events), np.float64, len(events)),
                 stops - lengths,
             )
         )

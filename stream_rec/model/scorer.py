@@ -100,10 +100,8 @@ class Table(NamedTuple):
     def spread(self, values: Tensor, empty: float) -> Tensor:
         """`values` (candidates,) as (batch, most candidates), padded on the right with `empty`."""
         counts = torch.bincount(self.answers)
-        place = torch.arange(len(values), device=values.device) - (counts.cumsum(0) - counts)[self.answers]
-        filled = torch.full((len(counts), int(counts.max())), empty, dtype=values.dtype, device=values.device)
-        filled[self.answers, place] = values
-        return filled
+        held = torch.arange(int(counts.max()), device=values.device) < counts[:, None]
+        return torch.full(held.shape, empty, dtype=values.dtype, device=values.device).masked_scatter_(held, values)
 
 
 class Scored(NamedTuple):

@@ -219,7 +219,7 @@ def _app(settings: Settings, folder: Path) -> faust.App:
         consumer_max_fetch_size=settings.max_message_bytes,
         broker_max_poll_records=READ,  # all that was fetched at once is tens of thousands, when they lag
         producer_max_request_size=settings.max_message_bytes + topics.DEAD_LETTER_ROOM,
-        producer_linger=0.004,  # by default each changelog record goes out alone; what is read at once takes as long
+        producer_linger=0.008,  # by default each changelog record goes out alone; all partitions of a burst fit in
         producer_max_batch_size=1 << 20,
         producer_request_timeout=40.0,  # of one attempt, before another; faust's default is 20 minutes
         table_standby_replicas=settings.standby_replicas,

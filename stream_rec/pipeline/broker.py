@@ -248,6 +248,8 @@ def _properties(home: Path, ports: Mapping[str, int], controller: int) -> dict[s
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
         "share.coordinator.state.topic.num.partitions": "4",
+        "num.network.threads": "1",
+        "num.io.threads": "2",  # of 8: on a small machine they wake each other, and whatever else runs
         "log.segment.bytes": str(64 << 20),
         "log.index.size.max.bytes": str(1 << 20),  # of 10 MiB, allocated whole for every partition
         "message.max.bytes": str(64 << 20),  # the topics set their own, smaller limit

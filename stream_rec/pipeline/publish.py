@@ -44,7 +44,7 @@ class Publisher:
         self._producer = AIOKafkaProducer(
             **access(self._settings),
             enable_idempotence=True,
-            linger_ms=2,
+            linger_ms=5,  # as Kafka's own producer has it
             max_batch_size=1 << 17,
             max_request_size=self._settings.max_message_bytes,
         )
