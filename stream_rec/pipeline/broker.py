@@ -33,7 +33,13 @@ CONSOLE = f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}"
 LOGGING = "org.slf4j:slf4j-simple:1.7.36"  # Kafka's own jars bring no SLF4J backend: without one its log says nothing
 
 HOST = "127.0.0.1"
-JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+JVM = (
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:MetaspaceSize=96m",  # what Kafka comes to: on the way there the whole heap would be collected twice,
+    "-XX:ReservedCodeCacheSize=240m",  # and once more for its code, a minute later
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+)
 
 log = logging.getLogger(__name__)
 
