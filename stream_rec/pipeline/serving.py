@@ -247,8 +247,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         if not self._waiting:
             await self._fetch(0 if self.host.recent else FETCH_MS)
             if 0 < len(self._waiting) < self._settings.batch_windows:
-                await self._published()  # its answers would wait for that anyway: rather let the batch grow
-                await asyncio.sleep(self._settings.linger_ms / 1_000)
+                # its answers would wait for those before them anyway: rather let the batch grow
+                await asyncio.gather(self._published(), asyncio.sleep(self._settings.linger_ms / 1_000))
         await self._fetch(0)
         await self._fetch(NEWS_MS)  # what was there was fetched when the last was taken: what has come since
 
