@@ -36,10 +36,10 @@ class Load(NamedTuple):
 class Costs(NamedTuple):
     """Of one machine, as `stream-rec bench pipeline --json` prints them; the defaults are of docs/benchmarks.md."""
 
-    broker_s: float = 0.108
+    broker_s: float = 0.116
     """Processor seconds a thousand events, likewise the next two."""
-    agents_s: float = 0.168
-    worker_s: float = 0.542
+    agents_s: float = 0.172
+    worker_s: float = 0.548
     window_bytes: int = 1_500
     capacity: int = 64
     width: int = 128
