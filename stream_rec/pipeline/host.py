@@ -97,6 +97,17 @@ class Host:
         del self.engine, self.learning
         garbage.settle()  # an engine is a cycle, and holds gigabytes
 
+    def show(self) -> None:
+        """What the metrics tell of the model that serves."""
+        metrics, catalog, cache = self._metrics, self.engine.catalog, self.engine.incremental.cache
+        available = catalog.count_available()
+        metrics.items.labels("yes").set(available)
+        metrics.items.labels("no").set(len(catalog) - 1 - available)
+        metrics.cached_users.set(len(cache))
+        metrics.bytes_per_user.set(cache.bytes_per_user)
+        metrics.model_loaded.set(self.loaded)
+        metrics.trained_until.set(self.engine.trained_until)
+
     async def call(self, work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
 

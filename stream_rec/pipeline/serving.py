@@ -137,7 +137,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                 log.warning("Kafka: %s; the new model waits", type(error).__name__)
                 await asyncio.sleep(RETRY_S)
             else:
-                self._show()
+                self.host.show()
                 return former
 
     async def _teach(self, host: Host) -> int:
@@ -296,7 +296,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
     async def _measure(self) -> None:
         lag = Lag(self._metrics.lag, self._health)
         while True:
-            self._show()
+            self.host.show()
             await lag.measure(self._behind())
             await asyncio.sleep(1)
 
@@ -308,17 +308,6 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         waiting = Counter(map(_partition, self._waiting))
         places = {one: await self._consumer.position(one) for one in served}
         return {one.partition: max(0, ends[one] - place + waiting[one]) for one, place in places.items()}
-
-    def _show(self) -> None:
-        """What the metrics tell of the model that serves."""
-        metrics, catalog, cache = self._metrics, self.host.engine.catalog, self.host.engine.incremental.cache
-        available = catalog.count_available()
-        metrics.items.labels("yes").set(available)
-        metrics.items.labels("no").set(len(catalog) - 1 - available)
-        metrics.cached_users.set(len(cache))
-        metrics.bytes_per_user.set(cache.bytes_per_user)
-        metrics.model_loaded.set(self.host.loaded)
-        metrics.trained_until.set(self.host.engine.trained_until)
 
 
 def _partition(record: ConsumerRecord) -> TopicPartition:
