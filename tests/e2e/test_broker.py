@@ -13,7 +13,8 @@ import pytest
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.pipeline import topics
-from stream_rec.pipeline.broker import CONSOLE, Broker, java_command
+from stream_rec.pipeline.broker import Broker
+from stream_rec.pipeline.java import CONSOLE, java_command
 from tests.e2e.kafka import produce, read_topic, sent, settings_for, until
 
 pytestmark = pytest.mark.e2e

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer
 from stream_rec.config import Settings
 from stream_rec.messages import RankedItem, Recommendation, TombstoneHeaders, as_headers, encode
 from stream_rec.pipeline import topics
-from stream_rec.pipeline.broker import CONSOLE, KAFKA_VERSION, java_command
+from stream_rec.pipeline.java import CONSOLE, KAFKA_VERSION, java_command
 
 pytestmark = pytest.mark.e2e
 

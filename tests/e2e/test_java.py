@@ -1,0 +1,59 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ASK = """
+from stream_rec.pipeline.java import java_command
+command = java_command("Main", artifact="org.slf4j:slf4j-jdk-platform-logging:2.0.17", notify=print)
+print(command[command.index("-cp") + 1])
+"""
+DIE = """
+import os, pathlib, signal
+pathlib.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # all is fetched, nothing is in its place
+"""
+JARS = ["slf4j-api-2.0.17.jar", "slf4j-jdk-platform-logging-2.0.17.jar", "slf4j-simple-1.7.36.jar"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
+    """Starts a Python process on a machine that has no jars yet."""
+    where = os.environ | {"JGO_CACHE_DIR": str(tmp_path)}
+    return lambda code: subprocess.Popen([sys.executable, "-c", code], env=where, stdout=subprocess.PIPE, text=True)
+
+
+def jars(asking: subprocess.Popen[str]) -> list[Path]:
+    """The class path that a process was given."""
+    printed = asking.communicate()[0]
+    assert asking.returncode == 0
+    return [Path(jar) for jar in printed.splitlines()[-1].split(":")]
+
+
+def test_processes_that_start_at_once_get_all_jars(run: Callable[[str], subprocess.Popen[str]]) -> None:
+    given = [jars(asking) for asking in [run(ASK) for _ in range(4)]]
+    assert [jar.name for jar in given[0]] == JARS
+    assert all(jar.stat().st_size > 1_000 for jar in given[0])
+    assert given == given[:1] * 4
+
+
+def test_what_a_killed_process_left_is_not_used(run: Callable[[str], subprocess.Popen[str]], tmp_path: Path) -> None:
+    assert run(DIE + ASK).wait() == -9
+    part = tmp_path / "stream-rec/part"
+    left = list(part.rglob("*.jar"))
+    for jar in left:
+        jar.write_bytes(b"cut short")
+    assert left
+    whole = jars(run(ASK))
+    assert [jar.name for jar in whole] == JARS
+    assert all(jar.stat().st_size > 1_000 for jar in whole)
+    assert not part.exists()
+
+
+def test_the_jars_are_fetched_once(run: Callable[[str], subprocess.Popen[str]]) -> None:
+    assert "fetching" in run(ASK).communicate()[0]
+    assert "fetching" not in run(ASK).communicate()[0]
