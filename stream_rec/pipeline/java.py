@@ -3,8 +3,12 @@
 import fcntl
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from stream_rec.errors import UserError
 
@@ -70,13 +74,21 @@ def _jars(artifacts: str, kept: Path, notify: Callable[[str], None]) -> list[Pat
 
 def _fetch(artifacts: str, folder: Path) -> None:
     from jgo.env import EnvironmentBuilder
-    from jgo.maven import MavenContext
+    from jgo.maven import MavenContext, PythonResolver
 
     part = folder.with_name("part")
     shutil.rmtree(part, ignore_errors=True)
-    builder = EnvironmentBuilder(MavenContext(repo_cache=part / "repository"), cache_dir=part)
+    columns = (TextColumn("fetching jars"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        @contextmanager
+        def counted(_filename: str, _size: int) -> Iterator[Callable[[int], None]]:
+            yield lambda count: bar.advance(task, count)
+
+        context = MavenContext(PythonResolver(progress_callback=counted), repo_cache=part / "repository")
+        jars = EnvironmentBuilder(context, cache_dir=part).from_endpoint(artifacts).all_jars
     whole = part / "whole"
-    jars = builder.from_endpoint(artifacts).all_jars
     whole.mkdir()
     for jar in jars:
         jar.rename(whole / jar.name)

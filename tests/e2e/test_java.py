@@ -57,3 +57,16 @@ def test_what_a_killed_process_left_is_not_used(run: Callable[[str], subprocess.
 def test_the_jars_are_fetched_once(run: Callable[[str], subprocess.Popen[str]]) -> None:
     assert "fetching" in run(ASK).communicate()[0]
     assert "fetching" not in run(ASK).communicate()[0]
+
+
+def test_without_a_network_it_says_so_in_one_line(tmp_path: Path) -> None:
+    nowhere = dict.fromkeys(("https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    asked = subprocess.run(
+        [sys.executable, "-m", "stream_rec.cli", "broker"],
+        env=os.environ | nowhere | {"JGO_CACHE_DIR": str(tmp_path), "no_proxy": "", "NO_PROXY": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode == 2
+    assert asked.stderr.splitlines()[-1].startswith("stream-rec: cannot fetch Apache Kafka 4.3.1: check the network")
