@@ -8,6 +8,7 @@ import click
 
 from stream_rec.command import EVERYWHERE, KAFKA, Command
 from stream_rec.cores import share_cores
+from stream_rec.learn.heap import keep_freed
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
@@ -118,6 +119,7 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
 def train(read_topic: Any, /, settings: "Settings", **given: Any) -> int:
     """Train a model on a log: a file, or a topic. Ctrl-C interrupts; the same command goes on from the last epoch."""
     share_cores()
+    keep_freed()
     from stream_rec.learn import session
     from stream_rec.learn.plan import Plan
 
