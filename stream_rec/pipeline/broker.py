@@ -86,6 +86,7 @@ class Broker:
         Raises `UserError` when the port is busy, the folder can't be used, or the broker dies or stays silent for
         `timeout_s` seconds; the message ends with the tail of the broker's log.
         """
+        _ports(self._wanted)  # a taken one is told before anything is fetched
         server = java_command("kafka.Kafka", heap_mb=self._heap_mb, notify=self._notify)
         try:
             home = self._folder()
