@@ -12,7 +12,6 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
-from stream_rec.errors import UserError
 from stream_rec.messages import Event, encode
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.publish import Publisher
@@ -94,7 +93,7 @@ class Load:
 
     @asynccontextmanager
     async def fed(self, turn: Turn) -> AsyncIterator[None]:
-        """Feeds in the background. `check` tells when the log has ended before that."""
+        """Feeds in the background, until the log ends at the latest."""
         stop = asyncio.Event()
         self._feeding = asyncio.create_task(self._feed(turn, stop))
         try:
@@ -106,7 +105,7 @@ class Load:
         await self._feeding
 
     def check(self) -> None:
-        """Raises what ended the reading or the feeding, if anything did: `UserError` when the log was too short."""
+        """Raises what broke the reading or the feeding, if anything did."""
         for task in (self._reading, self._feeding):
             if task is not None and task.done():
                 task.result()
@@ -118,7 +117,7 @@ class Load:
                 return
             event = next(self._events, None)
             if event is None:
-                raise UserError("the log ended before the measurement: give a longer one, or lower --count or --runs")
+                return
             self.sent += 1
             await self._publisher.send(event.user_id, encode(event))
             if number % BREATH == 0:

@@ -55,7 +55,11 @@ class Plan(NamedTuple):
 
     @property
     def fed(self) -> int:
-        """The most events that are fed."""
+        """The most events that are fed: as many as answers are waited for, and `WAITING` that none waits for.
+
+        Where the machine has become so slow that half a load is too much, they end before the measurement does: what
+        it still waits for is on its way by then.
+        """
         return (2 * self.runs + 1) * self.events + 3 * WAITING
 
 
