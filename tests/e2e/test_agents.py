@@ -229,10 +229,12 @@ async def test_neither_a_killed_agent_nor_one_that_stood_still_loses_or_doubles_
     killed.wait_for("agents ready: 1 partitions")
     paused.wait_for("agents ready: 1 partitions")
     users = [f"u{number}" for number in range(40)]
-    await produce(settings, [sent(user, f"item {number}") for number in range(150) for user in users])
+    many = [sent(user, f"item {number}") for number in range(400) for user in users]
+    feeding = asyncio.create_task(produce(settings, many))
     await have_windows(settings, *users)  # into the backlog, with events in all buffers
     paused.signal(signal.SIGSTOP)
     killed.kill()
+    await feeding
     heir = start("agents", settings)
     await shop(settings, rounds=10)
     await all_done(settings)
