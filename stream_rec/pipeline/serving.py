@@ -60,6 +60,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         self._health = health
         self.host = host
         self._answerer = Answerer(settings, metrics)
+        self._joined = asyncio.Event()  # the group, for the first time: from then on there is a consumer
         self._turn = asyncio.Lock()  # held while a batch is between being fetched and being handed to its transaction
         self._waiting: list[ConsumerRecord] = []
         """Fetched and not answered yet, in the order of arrival."""
@@ -78,6 +79,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         if consumer is None:
             return
         self._consumer = consumer
+        self._joined.set()
         heed_errors(self._consumer._coordinator)
         await_topics(self._consumer._coordinator)
         beside = [asyncio.create_task(self._measure()), asyncio.create_task(self._interrupt_at(stop))]
@@ -121,6 +123,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
 
         Its memory is rebuilt first, while the former one serves; only the last few windows are learned in between.
         """
+        await self._joined.wait()
         await host.learning.begin(self._served)
         while True:
             try:

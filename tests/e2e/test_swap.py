@@ -173,6 +173,31 @@ async def test_models_change_while_partitions_move_and_nothing_is_lost_or_double
     assert {one.model for one in got} == {*models.versions}
 
 
+async def test_a_model_that_changes_before_a_worker_has_partitions_is_served_once_it_has(
+    settings: Settings, models: Models, start: Start
+) -> None:
+    other = start("worker", settings)
+    other.wait_for("worker ready")
+    part = start("worker", settings)
+    part.wait_for("metrics on")
+    other.signal(signal.SIGSTOP)  # the group waits for it for seconds, and who joins for the group
+
+    async def loaded() -> bool:
+        return part.metrics().get('stream_rec_model_loads_total{outcome="loaded"}') == 1
+
+    await until(loaded)
+    models.point_to(models.new)
+    part.wait_for(f"is followed by {models.versions[1]}")
+    part.wait_for("worker ready: 1 partitions")
+    other.kill()
+    made = windows(USERS, rounds=3)
+    await write(settings, made)
+    await all_done(settings)
+    assert events_answered(await answers(settings)) == events_of(made)
+    assert refused(part) == 0
+    assert part.stop() == 0
+
+
 async def test_a_folder_that_is_no_whole_model_is_refused_in_one_line_and_the_old_model_goes_on(
     settings: Settings, models: Models, start: Start, tmp_path: Path
 ) -> None:
