@@ -6,6 +6,9 @@ can't fence a worker whose partitions have moved; transactional ids can: whoever
 and bars who used it before. Which one that is stands in Kafka: beside the committed offset of a partition stands, as
 its metadata, the id of the producer that may go on from it. Only the gate of the partition, a transactional id of its
 own, may put another there, after it has barred the former one.
+
+A producer is used until its first failure: a request without an answer may still arrive, and Kafka would take it for
+one of the producer's next transaction (see `producer`).
 """
 
 import logging
@@ -15,12 +18,13 @@ from itertools import chain
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from stream_rec.config import Settings
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.producer import TransactionalProducer
 from stream_rec.pipeline.rights import transactions
 from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 
@@ -53,7 +57,7 @@ class Done(NamedTuple):
 class Outlet:
     """The transactional producer of a worker, for the partitions of the windows topic that it has taken over."""
 
-    def __init__(self, producer: AIOKafkaProducer, mark: str, settings: Settings) -> None:
+    def __init__(self, producer: TransactionalProducer, mark: str, settings: Settings) -> None:
         self._producer = producer
         self._mark = mark
         self._settings = settings
@@ -98,7 +102,7 @@ class Outlet:
             for one in sent:
                 await one
 
-    async def _commit(self, producer: AIOKafkaProducer, offsets: Mapping[TopicPartition, int]) -> None:
+    async def _commit(self, producer: TransactionalProducer, offsets: Mapping[TopicPartition, int]) -> None:
         marked = {partition: OffsetAndMetadata(offset, self._mark) for partition, offset in offsets.items()}
         await producer.send_offsets_to_transaction(marked, self._settings.worker_group)
 
@@ -119,15 +123,14 @@ class Outlet:
         await _close(self._producer)
 
 
-async def _start(transactional_id: str, settings: Settings) -> AIOKafkaProducer:
+async def _start(transactional_id: str, settings: Settings) -> TransactionalProducer:
     """Ends what is open under `transactional_id`, and bars who has used it before."""
-    producer = AIOKafkaProducer(
+    producer = TransactionalProducer(
         **access(settings),
         transactional_id=transactional_id,
         transaction_timeout_ms=TRANSACTION_MS,
         max_batch_size=1 << 20,
         max_request_size=settings.max_message_bytes + DEAD_LETTER_ROOM,
-        retry_backoff_ms=5,  # right after a commit the broker asks to retry: with the default of 100 p99 is 130 ms
     )
     try:
         await producer.start()
@@ -137,7 +140,7 @@ async def _start(transactional_id: str, settings: Settings) -> AIOKafkaProducer:
     return producer
 
 
-async def _close(producer: AIOKafkaProducer) -> None:
+async def _close(producer: TransactionalProducer) -> None:
     try:
         await producer.stop()
     except KafkaError as error:
