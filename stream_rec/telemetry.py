@@ -59,6 +59,11 @@ class WorkerMetrics:
             ["reason"],
             registry=registry,
         )
+        self.unwritten = Counter(
+            "stream_rec_worker_dead_letters_unwritten",
+            "Dead letters of items that Kafka did not take",
+            registry=registry,
+        )
         self.recommendations = Counter(
             "stream_rec_recommendations", "Recommendations committed", ["model"], registry=registry
         )

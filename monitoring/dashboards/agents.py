@@ -93,7 +93,10 @@ DEAD = Row(
             "What the workers could not read. Each worker reads all items, and buries a bad one for itself.",
             "windows: something else writes to the windows topic. Items: repair whoever publishes them.",
             "short",
-            [Series("{{reason}}", "sum by (reason) (stream_rec_worker_dead_letters_total)")],
+            [
+                Series("{{reason}}", "sum by (reason) (stream_rec_worker_dead_letters_total)"),
+                Series("not written", "sum(stream_rec_worker_dead_letters_unwritten_total)"),
+            ],
         ),
         Panel(
             "Windows in the table that were none",

@@ -167,16 +167,10 @@ class Answerer:
 
     def _bury(self, record: Record, reason: str, error: str) -> Answer:
         self._metrics.dead_letters.labels(reason).inc()
-        headers = dead_letters.headers(
-            reason,
-            error,
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            time_s=record.timestamp / 1_000,
+        letter = dead_letters.to_dead_letter(
+            record, reason, error, time_s=record.timestamp / 1_000, max_bytes=self._settings.max_message_bytes
         )
-        reply = Reply(self._settings.dead_letter_topic, record.key, record.value, headers)
-        return Answer(record.partition, reply, None)
+        return Answer(record.partition, Reply(self._settings.dead_letter_topic, *letter), None)
 
 
 def _cut(model: Model, read: Sequence[Found]) -> int:

@@ -137,27 +137,15 @@ class Keeper:
         metrics.users.inc(change.users)
 
     def _bury(self, message: Any, reason: str, error: str) -> None:
-        """Key and value go as they came, cut only where Kafka would refuse them (a compressed batch can unfold so)."""
         place = message.partition, message.offset
         if place in self._buried:
             self._buried.remove(place)
             self._metrics.repeats.inc()
             return
-        room = self._settings.max_message_bytes
-        key = message.key if message.key is None else message.key[:room]
-        value = message.value if message.value is None else message.value[: room - len(key or b"")]
-        headers = dead_letters.headers(
-            reason,
-            error,
-            topic=message.topic,
-            partition=message.partition,
-            offset=message.offset,
-            time_s=message.timestamp,
+        letter = dead_letters.to_dead_letter(
+            message, reason, error, time_s=message.timestamp, max_bytes=self._settings.max_message_bytes
         )
-        if (key, value) != (message.key, message.value):
-            came = f"from {len(message.key or b'')} and {len(message.value or b'')} bytes"
-            headers.append(("truncated", came.encode()))
-        self._graveyard.send_soon(key=key, value=value, headers=headers)
+        self._graveyard.send_soon(key=letter.key, value=letter.value, headers=letter.headers)
         self._metrics.dead_letters.labels(reason).inc()
 
 

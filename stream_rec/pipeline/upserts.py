@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
@@ -13,12 +13,12 @@ from stream_rec.messages import UNREADABLE, Item, Rejected, read_item
 from stream_rec.pipeline import dead_letters
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.patience import started
-from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 from stream_rec.telemetry import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
 BATCH = 5_000
+RETRY_S = 1.0
 
 
 class Upserts:
@@ -42,26 +42,30 @@ class Upserts:
         self._admit = admit
         self._known = known
         self._apply = apply
+        self._letters = dead_letters.DeadLetterWriter(settings, metrics.unwritten)
         self.caught_up = asyncio.Event()
         """Set once the catalogue stands where the topic stood at the start."""
 
     async def follow(self) -> None:
         """Runs until it is cancelled."""
         consumer = await started(self._reader)
+        writing = asyncio.create_task(self._letters.run())
         try:
             await self._follow(consumer)
         finally:
+            writing.cancel()
             await consumer.stop()
 
     async def _follow(self, consumer: AIOKafkaConsumer) -> None:
-        partitions = consumer.assignment()
-        ends = await consumer.end_offsets(partitions)
+        ends: Mapping[TopicPartition, int] | None = None
         while True:
             try:
+                if ends is None:
+                    ends = await consumer.end_offsets(consumer.assignment())
                 batches = await consumer.getmany(timeout_ms=200, max_records=BATCH)
             except KafkaError as error:
                 log.warning("the items topic can't be read (%s): trying again", type(error).__name__)
-                await asyncio.sleep(1)
+                await asyncio.sleep(RETRY_S)
                 continue
             await self._take([record for records in batches.values() for record in records])
             if not self.caught_up.is_set() and all(
@@ -79,45 +83,30 @@ class Upserts:
 
     async def _take(self, records: Sequence[ConsumerRecord]) -> None:
         items: dict[str, Item] = {}
-        refused: list[tuple[ConsumerRecord, Rejected]] = []
         for record in records:
             try:
                 item = item_of(record, lambda name: items.get(name) or self._known(name))
                 if item is not None:
                     self._admit(item)
             except Rejected as rejected:
-                refused.append((record, rejected))
+                self._bury(record, rejected)
             else:
                 if item is not None:
                     items[item.item_id] = item
         if items:
             await self._apply(list(items.values()))
-        if refused:
-            await self._bury(refused)
 
-    async def _bury(self, refused: Sequence[tuple[ConsumerRecord, Rejected]]) -> None:
+    def _bury(self, record: ConsumerRecord, rejected: Rejected) -> None:
         """Every worker buries what it can't read, and again with each new model: dead letters are at least once."""
-        producer = AIOKafkaProducer(
-            **access(self._settings),
-            enable_idempotence=True,
-            max_request_size=self._settings.max_message_bytes + DEAD_LETTER_ROOM,
+        self._metrics.dead_letters.labels(rejected.reason).inc()
+        letter = dead_letters.to_dead_letter(
+            record,
+            rejected.reason,
+            str(rejected),
+            time_s=record.timestamp / 1_000,
+            max_bytes=self._settings.max_message_bytes,
         )
-        await producer.start()
-        try:
-            for record, rejected in refused:
-                self._metrics.dead_letters.labels(rejected.reason).inc()
-                headers = dead_letters.headers(
-                    rejected.reason,
-                    str(rejected),
-                    topic=record.topic,
-                    partition=record.partition,
-                    offset=record.offset,
-                    time_s=record.timestamp / 1_000,
-                )
-                topic = self._settings.dead_letter_topic
-                await producer.send_and_wait(topic, record.value, key=record.key, headers=headers)
-        finally:
-            await producer.stop()
+        self._letters.add(letter)
 
 
 def item_of(record: ConsumerRecord, held: Callable[[str], Item | None]) -> Item | None:

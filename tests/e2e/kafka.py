@@ -27,6 +27,10 @@ class Sent(NamedTuple):
     value: bytes | None
 
 
+BOMB = Sent(b"bomb", b"{" + b" " * (20 << 20))
+"""Larger than a topic takes, by default, and 20 KB in a batch compressed by gzip."""
+
+
 def settings_for(folder: Path, **changes: Any) -> Settings:
     unique = uuid.uuid4().hex[:8]
     names = ("events", "windows", "items", "recommendations", "dead_letter")
@@ -50,6 +54,15 @@ async def produce(
     async with AIOKafkaProducer(**options | producer) as one:
         futures = [await one.send(topic or settings.events_topic, value, key=key) for key, value in records]
         return [(done.partition, done.offset) for done in [await future for future in futures]]
+
+
+async def produce_nothing(settings: Settings, topic: str) -> tuple[int, int]:
+    """Writes a record with neither key nor value, which aiokafka's `send` refuses; returns partition and offset."""
+    async with AIOKafkaProducer(**access(settings)) as one:
+        batch = one.create_batch()
+        batch.append(key=None, value=None, timestamp=None)
+        done = await (await one.send_batch(batch, topic, partition=0))
+        return done.partition, done.offset
 
 
 @asynccontextmanager

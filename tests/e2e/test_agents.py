@@ -14,7 +14,19 @@ from stream_rec.config import Settings
 from stream_rec.messages import ERASE, Rejected, Window, WindowEvent, encode, read_event, read_window
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.broker import Broker
-from tests.e2e.kafka import Sent, alter, produce, read_topic, sent, settings_for, until, waiting, windows_in
+from tests.e2e.kafka import (
+    BOMB,
+    Sent,
+    alter,
+    produce,
+    produce_nothing,
+    read_topic,
+    sent,
+    settings_for,
+    until,
+    waiting,
+    windows_in,
+)
 from tests.e2e.process import Part
 
 pytestmark = pytest.mark.e2e
@@ -128,6 +140,25 @@ async def test_a_bad_event_becomes_a_dead_letter_and_the_stream_goes_on(running:
     assert headers["error"].decode().startswith(reason)
     assert abs(float(headers["time"]) - letter.timestamp / 1_000) < 60
     assert part.metrics()[counter] == before + 1
+
+
+async def test_a_batch_that_unfolds_to_more_than_kafka_takes_is_a_dead_letter_cut_to_size(running: Running) -> None:
+    settings, _ = running
+    (place,) = await produce(settings, [BOMB], compression_type="gzip")
+    await all_done(settings)
+    (letter,) = await dead_letters_of(settings, *place)
+    assert letter.key == BOMB.key
+    assert letter.value == BOMB.value[: settings.max_message_bytes - len(BOMB.key)]
+    assert dict(letter.headers)["truncated"] == b"from 4 and %d bytes" % len(BOMB.value)
+
+
+async def test_a_record_with_neither_key_nor_value_is_a_dead_letter(running: Running) -> None:
+    settings, _ = running
+    place = await produce_nothing(settings, settings.events_topic)
+    await all_done(settings)
+    (letter,) = await dead_letters_of(settings, *place)
+    assert (letter.key, letter.value) == (None, b"")
+    assert dict(letter.headers)["reason"] == b"empty key"
 
 
 async def test_a_second_event_of_an_id_becomes_a_dead_letter(running: Running) -> None:

@@ -17,7 +17,7 @@ from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.publish import publish_items
-from tests.e2e.kafka import Sent, produce, read_topic, settings_for, until
+from tests.e2e.kafka import BOMB, Sent, alter, produce, read_topic, settings_for, until
 from tests.e2e.process import COMMAND, Part
 from tests.e2e.windows import all_done, answers, windows, write
 from tests.tiny import CAPACITY, STRIDE, items, tiny_model, window
@@ -260,6 +260,54 @@ async def test_items_are_added_changed_and_withdrawn_while_it_serves(serving: Se
     reasons = ("unreadable item", "key is not the item_id", "invalid field", "empty key")
     counted = [part.metrics()[f'stream_rec_worker_dead_letters_total{{reason="{reason}"}}'] for reason in reasons]
     assert counted == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("topic", ["windows_topic", "items_topic"])
+async def test_a_batch_that_unfolds_to_more_than_kafka_takes_is_a_dead_letter_cut_to_size(
+    serving: Serving, topic: str
+) -> None:
+    settings, part = serving
+    name = getattr(settings, topic)
+    await produce(settings, [BOMB], name, compression_type="gzip")
+
+    async def letters() -> list[ConsumerRecord]:
+        return [letter for letter in await dead_from(settings, name) if letter.key == BOMB.key]
+
+    async def buried() -> bool:
+        return bool(await letters())
+
+    await until(buried)
+    (letter,) = await letters()
+    assert letter.value == BOMB.value[: settings.max_message_bytes - len(BOMB.key)]
+    assert dict(letter.headers)["truncated"] == b"from 4 and %d bytes" % len(BOMB.value)
+    await write(settings, [window(f"after {topic}", 1, ["i1"])])
+    assert await newest(settings, f"after {topic}") is not None
+    assert part.page("/readyz") == (200, "ok\n")
+
+
+async def test_dead_letters_of_items_that_kafka_refuses_end_nothing(
+    make_settings: Callable[..., Settings], model: Path, start: Start
+) -> None:
+    settings = make_settings(model=model, capacity=CAPACITY, stride=STRIDE)
+    await topics.create(settings)
+    part = start("worker", settings)
+    part.wait_for("worker ready")
+    await alter(settings, settings.dead_letter_topic, max_message_bytes="4000")
+    await produce(settings, [Sent(b"large", b"{" * 5_000), Sent(b"small", b"{")], settings.items_topic)
+
+    async def buried() -> bool:
+        return len(await dead_from(settings, settings.items_topic)) == 2
+
+    await until(buried)
+    letters = await dead_from(settings, settings.items_topic)
+    cut = {(letter.key, letter.value): dict(letter.headers).get("truncated") for letter in letters}
+    assert cut == {(None, b""): b"from 5 and 5000 bytes", (b"small", b"{"): None}
+    await publish_items([Item("after", vector=items()[1].vector)], settings)
+
+    async def added() -> bool:
+        return part.metrics()["stream_rec_item_upserts_total"] == 1
+
+    await until(added)
 
 
 async def test_the_memory_is_rebuilt_after_a_restart(
