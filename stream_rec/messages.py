@@ -7,7 +7,8 @@ Bytes from outside are hostile. `read_event` raises `Rejected` with a reason for
 nothing else in the project decides whether an event is acceptable.
 """
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,6 +21,12 @@ Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(min_length=1, max_length=64)]
 Text = Annotated[str, Meta(max_length=2_000)]
 Digits = Annotated[str, Meta(pattern="^[0-9]+$")]
+Price = Annotated[float, Meta(ge=0, le=1e18)]
+"""In any currency; the bound keeps it finite in single precision."""
+
+SHORTEST, LONGEST = 1e-12, 1e18
+"""Lengths (Euclidean) between which single precision keeps a vector's direction: beyond them its square is 0 or
+infinite."""
 
 
 class Rejected(Exception):  # noqa: N818 - it is the outcome's name on the wire and in the metric
@@ -85,10 +92,11 @@ class Item(Struct, frozen=True, omit_defaults=True):
     title: Text = ""
     category: Text = ""
     brand: Text = ""
-    price: Annotated[float, Meta(ge=0)] | None = None
+    price: Price | None = None
     attributes: dict[str, Any] | None = None
     vector: list[float] | None = None
-    """Of any modality, in place of the text's vector; as long as the model's text vectors."""
+    """Of any modality, in place of the text's vector; as many numbers as the model's text vectors have. Only its
+    direction counts: see `check_vector`."""
     available: bool = True
 
 
@@ -157,6 +165,14 @@ _event = msgspec.json.Decoder(Event)
 _window = msgspec.json.Decoder(Window)
 _item = msgspec.json.Decoder(Item)
 _recommendation = msgspec.json.Decoder(Recommendation)
+
+
+def check_vector(vector: Sequence[float]) -> None:
+    """Raises `Rejected` for an item's vector whose direction is lost in single precision."""
+    length = math.hypot(*vector)
+    if not SHORTEST <= length <= LONGEST:  # a length that is not a number is in no range
+        raise Rejected("invalid field", f"vector has the length {length:.3g}, not between {SHORTEST:g} and {LONGEST:g}")
+
 
 encode = msgspec.json.encode
 read_window = _window.decode

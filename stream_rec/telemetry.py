@@ -156,6 +156,16 @@ class WorkerMetrics:
         self.items = Gauge(
             "stream_rec_items", "Items in the catalogue, by availability", ["available"], registry=registry
         )
+        self.unusable_items = Gauge(
+            "stream_rec_unusable_items",
+            "Items that are never recommended, because the model makes numbers of them that are not finite",
+            registry=registry,
+        )
+        self.unscored = Counter(
+            "stream_rec_unscored_candidates",
+            "Candidates left out of an answer because their score was no finite number",
+            registry=registry,
+        )
         self.upserts = Counter("stream_rec_item_upserts", "Items added or changed while serving", registry=registry)
         self.evaluated = Counter(
             "stream_rec_evaluated_events",

@@ -3,6 +3,7 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,10 +15,13 @@ from stream_rec.messages import (
     Recommendation,
     Rejected,
     asks_erasure,
+    check_vector,
     encode,
     read_event,
+    read_item,
     read_recommendation,
 )
+from stream_rec.model.features import unit
 
 NOW = 1_700_000_000.0
 LIMITS: dict[str, Any] = {"event_types": ("view", "cart"), "now": NOW, "max_bytes": 1_000, "max_future_s": 60.0}
@@ -101,6 +105,27 @@ def test_an_event_survives_the_wire(event: Event) -> None:
     except UnicodeEncodeError:
         return
     assert read(value, key) == event
+
+
+@pytest.mark.parametrize(
+    "vector", [[0.0, 0.0], [1e39, 0.0], [1e300] * 8, [1e308, 1e308], [-1e19], [1e-13], [1e-300, 0.0], [5e-324], []]
+)
+def test_a_vector_without_a_direction_in_single_precision_is_refused(vector: list[float]) -> None:
+    with pytest.raises(Rejected, match="invalid field: vector has the length"):
+        check_vector(vector)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=9))
+def test_a_vector_that_is_not_refused_has_length_1_where_it_is_used(vector: list[float]) -> None:
+    with suppress(Rejected):
+        check_vector(vector)
+        assert float(np.linalg.norm(unit(np.array([vector], np.float32)))) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_price_that_single_precision_cannot_hold_is_refused() -> None:
+    assert read_item(b'{"item_id":"a","price":1e18}').price == 1e18
+    with pytest.raises(msgspec.ValidationError, match=r"\$\.price"):
+        read_item(b'{"item_id":"a","price":1e300}')
 
 
 class OldItem(msgspec.Struct, frozen=True):

@@ -136,6 +136,19 @@ CATALOGUE = Row(
             interval=RARE,
         ),
         Panel(
+            "Items left out",
+            "Items whose vector the model turns into numbers that are not finite, and candidates, for each window that "
+            "is answered, whose score was not finite. Both are left out of the answers; the others are ranked without "
+            "them.",
+            "above 0 the catalogue's vectors or the model are damaged: go back to the model before, and train again.",
+            "short",
+            [
+                Series("items", "max(stream_rec_unusable_items)"),
+                Series("candidates", ratio("stream_rec_unscored_candidates_total", "stream_rec_batch_windows_sum")),
+            ],
+            interval=RARE,
+        ),
+        Panel(
             "Found by the index",
             "Share of the best items that the index found too, where one is used (beyond 50,000 items on a CPU).",
             "raise index_effort: more is found, and a step takes longer. An alert fires below 95%.",

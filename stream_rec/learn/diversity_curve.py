@@ -23,7 +23,8 @@ def vary(table: Table, values: Tensor, outputs: Tensor, strengths: Sequence[floa
     """Chooses by the candidates' `values` (candidates,), as serving does; `outputs` (rows, width)."""
     scores, rows = table.spread(values, BARRED), table.spread(table.rows, UNKNOWN)
     best = scores.topk(min(POOL * Choice().top_k, scores.shape[1]), dim=1)
-    pool = Scored(rows.gather(1, best.indices), best.values, best.values, scores.new_zeros(len(scores), 0))
+    unused = scores.new_zeros(len(scores), 0)
+    pool = Scored(rows.gather(1, best.indices), best.values, best.values, unused, unused.sum(dim=1))
     return {strength: _shown(diverse(pool, outputs, CUT, strength)) for strength in strengths}
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from stream_rec.errors import UserError
-from stream_rec.messages import Item, Rejected
+from stream_rec.messages import Item, Rejected, check_vector
 from stream_rec.model.features import ItemFeatures, Vectors, prices_of, unit
 from stream_rec.model.lexicon import Lexicon
 from stream_rec.model.likeness import Alike, by_direction, by_words, replaced
@@ -105,13 +105,12 @@ class Catalog:
         return self._features.transform(text_vectors(items, self._encoder, self._lexicon), prices_of(items))
 
     def admit(self, item: Item) -> None:
-        """Raises `Rejected` for an item whose own vector can't stand in for a text vector."""
+        """Raises `Rejected` for an item whose own vector can't take the place of a text vector."""
         if item.vector is None:
             return
         if len(item.vector) != (wanted := self._features.text_dim - self._lexicon.dim):
             raise Rejected("invalid field", f"vector has {len(item.vector)} numbers, not {wanted}")
-        if not np.isfinite(item.vector).all():
-            raise Rejected("invalid field", "vector has a number that is not finite")
+        check_vector(item.vector)
 
     def upsert(self, items: Sequence[Item], vectors: Vectors) -> Numbers:
         """Adds or replaces `items`; returns the rows whose vector is new, (changed,).

@@ -37,6 +37,7 @@ from stream_rec.model.preprocess import Preprocessor, Rows, Taken
 from stream_rec.model.ranker import Choice, Ranker, Recall
 from stream_rec.model.reader import WindowReader, reader_of
 from stream_rec.model.recommendation import Names, recommendations
+from stream_rec.model.scorer import BARRED
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Tokens, event_type_numbers
 
@@ -76,6 +77,8 @@ class Step(NamedTuple):
     work: Work
     unknown_items: int
     """Windows whose last item the catalogue doesn't know."""
+    unscored: int
+    """Candidates left out of the answers because their score was no finite number."""
     audit: Audit
     recall: Recall
     drift: dict[str, float]
@@ -137,6 +140,11 @@ class Engine:
         return cls(model, Catalog(model.items, model.vectors, model.features, model.alike, encoder), limits, place)
 
     @property
+    def unusable_items(self) -> int:
+        """Items that are never recommended, because their vectors are not finite."""
+        return self._embeddings.unusable
+
+    @property
     def body(self) -> Any:
         """The decoder of transformers."""
         return self._encoder.body
@@ -153,8 +161,8 @@ class Engine:
         states, work = self.incremental.encode([window.user_id for window in windows], tokens)
         floors: list[Floors] = []
         ranked = self.ranker.rank(states, partial(self._learn_and_ask, taken, floors))
-        if not ranked.scores.isfinite().all():  # as JSON it would be null, which no reader takes for a score
-            raise ArithmeticError("the model gave a score that is not a number")
+        if ((ranked.unscored > 0) & (ranked.scores <= BARRED).all(dim=1)).any():  # the window's fault, or the model's
+            raise ArithmeticError("the model gave no score that is a number")
         users = self._encoder.users(states, self._last_types(taken))
         types = torch.softmax(self._encoder.type_logits(users)[:, UNKNOWN + 1 :], dim=1)
         interest = self._interest(users, ranked.rows)
@@ -163,7 +171,9 @@ class Engine:
         read = [one.window for one in taken]
         answers = recommendations(read, ranked, types, interest, named, self._limits.interests_k)
         drift = self._drifted(taken, ranked.probabilities[:, 0])
-        return Step(answers, floors, work, unknown, self._audit(taken, states), self._recall(taken, states), drift)
+        unscored = int(ranked.unscored.sum())
+        audited, recall = self._audit(taken, states), self._recall(taken, states)
+        return Step(answers, floors, work, unknown, unscored, audited, recall, drift)
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many of the leading `windows` a step can answer within the token budget: at least one."""
@@ -293,6 +303,7 @@ class Engine:
         ours, theirs = (self.ranker.by_score(of, partial(self._ask, windows)) for of in (states[chosen], whole))
         return audit.compare(states[chosen], whole, ours, theirs, self.tolerance)
 
+    @torch.inference_mode()
     def _embed(self, rows: NDArray[np.int64]) -> None:
         """Brings what is computed from the catalogue up to date for `rows`, whose vectors are new."""
         self.items = self._embeddings.update(rows)

@@ -27,6 +27,12 @@ class ItemEmbeddings:
         self._shown = categories
         self._device = device
         self._outputs = torch.zeros(len(catalog), encoder.width, device=device)
+        self._usable = torch.ones(len(catalog), dtype=torch.bool, device=device)
+
+    @property
+    def unusable(self) -> int:
+        """Items that are never recommended, because what the encoder makes of them is not finite."""
+        return int((~self._usable).sum())
 
     def update(self, rows: NDArray[np.int64]) -> ItemSide:
         """Brings it up to date for `rows`, whose vectors are new. An item that came after training has no residual."""
@@ -34,20 +40,24 @@ class ItemEmbeddings:
         if count > len(self._outputs):
             room = self._outputs.new_zeros(max(64, len(self._outputs) // 4, count - len(self._outputs)), encoder.width)
             self._outputs = torch.cat([self._outputs, room])
+            self._usable = torch.cat([self._usable, self._usable.new_ones(len(room))])
         if len(rows):
             where = torch.from_numpy(rows).to(self._device)
             vectors = torch.from_numpy(self._catalog.vectors[rows]).to(self._device)
             trained = (where < encoder.residual.num_embeddings)[:, None]
             residual = encoder.residual(where.clamp(max=encoder.residual.num_embeddings - 1)) * trained
             items = encoder.items(vectors, residual)
-            self._look.update(count, where, items)
-            self._outputs[where] = encoder.outputs(items)
+            outputs = encoder.outputs(items)
+            usable = items.square().sum(dim=1).isfinite() & outputs.isfinite().all(dim=1)
+            self._look.update(count, where, items.masked_fill(~usable[:, None], 0))
+            self._outputs[where] = outputs.masked_fill(~usable[:, None], 0)
+            self._usable[where] = usable
         labels, categories = tuple(self._catalog.labels), self._catalog.categories[:count]
         shown = self._shown or frozenset(labels)
         allowed = self._catalog.available[:count] & np.array([label in shown for label in labels])[categories]
         return ItemSide(
             outputs=self._outputs[:count],
-            barred=torch.from_numpy(~allowed).to(self._device),
+            barred=torch.from_numpy(~allowed).to(self._device) | ~self._usable[:count],
             categories=torch.from_numpy(categories).to(self._device),
             labels=labels,
         )

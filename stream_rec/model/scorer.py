@@ -50,13 +50,14 @@ class Blend(Struct, frozen=True):
 class Ranked(NamedTuple):
     """The best items of each answer: `rows`, `scores`, `probabilities` (batch, k); `interests` (batch, categories).
 
-    Where fewer than k may be recommended, the last ones have the score `BARRED`.
+    Where fewer than k may be recommended, the last ones have the score `BARRED`. `unscored` as `Scored` has it.
     """
 
     rows: Tensor
     scores: Tensor
     probabilities: Tensor
     interests: Tensor
+    unscored: Tensor
 
 
 class ItemSide(NamedTuple):
@@ -115,25 +116,29 @@ class Scored(NamedTuple):
     """(batch, pool)."""
     interests: Tensor
     """Each category's probability, (batch, categories)."""
+    unscored: Tensor
+    """How many candidates are left out because their score is no finite number, (batch,)."""
 
     def take(self, at: Tensor) -> "Scored":
         """The items at the places `at` (batch, any) of the pool."""
         rows, scores, probabilities = (one.gather(1, at) for one in (self.rows, self.scores, self.probabilities))
-        return Scored(rows, scores, probabilities, self.interests)
+        return Scored(rows, scores, probabilities, self.interests, self.unscored)
 
     def ranked(self, k: int) -> Ranked:
         """The first `k`."""
-        return Ranked(self.rows[:, :k], self.scores[:, :k], self.probabilities[:, :k], self.interests)
+        return Ranked(self.rows[:, :k], self.scores[:, :k], self.probabilities[:, :k], self.interests, self.unscored)
 
 
 def score(table: Table, items: ItemSide, blend: Blend, pool: int, *, exclude_seen: bool) -> Scored:
-    """The `pool` best candidates of each answer.
+    """The `pool` best candidates of each answer; one whose score is no finite number leaves the others as they are.
 
     What the user has `seen` can be left out of the pool, not of the distribution: what a user will do and what is worth
     showing are two questions.
     """
     values = table.columns @ blend.weights.to(table.columns)
-    values.masked_fill_(items.barred[table.rows], BARRED)
+    barred = items.barred[table.rows]
+    unscored = ~(values.isfinite() & (values > BARRED) | barred)
+    values.masked_fill_(barred | unscored, BARRED)
     scores, rows = table.spread(values, BARRED), table.spread(table.rows, UNKNOWN)
     probabilities = blend.covered * torch.softmax(scores, dim=1).masked_fill(scores <= BARRED, 0)
     interests = scores.new_zeros(len(scores), len(items.labels))
@@ -141,4 +146,5 @@ def score(table: Table, items: ItemSide, blend: Blend, pool: int, *, exclude_see
     if exclude_seen:
         scores = table.spread(values.masked_fill(table.seen, BARRED), BARRED)
     best = scores.topk(min(pool, scores.shape[1]), dim=1)
-    return Scored(rows, scores, probabilities, interests).take(best.indices)
+    left_out = table.spread(unscored, False).sum(dim=1)
+    return Scored(rows, scores, probabilities, interests, left_out).take(best.indices)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from aiokafka import ConsumerRecord
+from msgspec.structs import replace
 
 from stream_rec.config import Settings, environment
 from stream_rec.messages import Item, Recommendation, encode, read_recommendation
@@ -20,7 +21,7 @@ from stream_rec.pipeline.publish import publish_items
 from tests.e2e.kafka import BOMB, Sent, alter, produce, read_topic, settings_for, until
 from tests.e2e.process import COMMAND, Part
 from tests.e2e.windows import all_done, answers, windows, write
-from tests.tiny import CAPACITY, STRIDE, items, tiny_model, window
+from tests.tiny import CAPACITY, STRIDE, TEXT_DIM, items, tiny_model, window
 
 pytestmark = pytest.mark.e2e
 
@@ -308,6 +309,39 @@ async def test_dead_letters_of_items_that_kafka_refuses_end_nothing(
         return part.metrics()["stream_rec_item_upserts_total"] == 1
 
     await until(added)
+
+
+async def test_an_item_of_impossible_numbers_is_a_dead_letter_and_changes_nobodys_answer(serving: Serving) -> None:
+    settings, part = serving
+    known = items()[2]
+    before = len(await dead_from(settings, settings.items_topic))
+
+    async def answered(user: str) -> dict[str, float]:
+        """The same for each user: an item that the catalogue does not know teaches nothing."""
+        await write(settings, [window(user, 1, ["nobody knows it"])])
+        answer = await newest(settings, user)
+        return {ranked.item_id: ranked.score for ranked in answer.items} if answer else {}
+
+    calm = await answered("before")
+    vectors = [[1e300] * TEXT_DIM, [1e39] + [0.0] * (TEXT_DIM - 1), [0.0] * TEXT_DIM, [1e-300] * TEXT_DIM]
+    bad = [Sent(b"poison", encode(Item("poison", vector=vector))) for vector in vectors]
+    bad += [Sent(b"i2", encode(replace(known, vector=vectors[0]))), Sent(b"dear", b'{"item_id":"dear","price":1e300}')]
+    await produce(settings, bad, settings.items_topic)
+
+    async def refused() -> list[ConsumerRecord]:
+        return (await dead_from(settings, settings.items_topic))[before:]
+
+    async def all_refused() -> bool:
+        return len(await refused()) == len(bad)
+
+    await until(all_refused)
+    assert await answered("after") == pytest.approx(calm, abs=2e-3)
+    assert len(calm) == 20
+    assert Counter((one.key, one.value) for one in await refused()) == Counter(bad)
+    said = {dict(one.headers)["error"].decode() for one in await refused()}
+    assert any("vector has the length" in one for one in said)
+    assert any("price" in one for one in said)
+    assert part.page("/readyz") == part.page("/healthz") == (200, "ok\n")
 
 
 async def test_the_memory_is_rebuilt_after_a_restart(

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from stream_rec.errors import UserError
 from stream_rec.messages import Event, Item, Window, WindowEvent
-from stream_rec.model import folder
+from stream_rec.model import folder, ranker
 from stream_rec.model.counters import Memory
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.folder import Model
+from stream_rec.model.incremental import Work
 from stream_rec.model.parts import Asked
 from stream_rec.window import append
 from tests.tiny import CAPACITY, HORIZONS, ITEMS, PER_USER, STRIDE, TEXT_DIM, items, window
@@ -173,6 +174,40 @@ def test_a_new_item_is_recommendable_at_once_and_a_withdrawn_one_no_more(engine_
     answer = engine.step([window("u", 2, ["i1", "new"])]).recommendations[0]
     assert "new" not in {ranked.item_id for ranked in answer.items}
     assert len(answer.items) == ITEMS
+
+
+@pytest.mark.parametrize("scoring", ["exact", "ann"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+def test_an_item_whose_vector_is_not_finite_is_left_out_and_takes_no_other_with_it(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch, scoring: str, value: float
+) -> None:
+    monkeypatch.setattr(ranker, "FEWEST", 16)
+    calm, spoilt = (engine_of(top_k=ITEMS, scoring=scoring, index_effort=100) for _ in range(2))
+    vector = np.full((1, spoilt.catalog.vectors.shape[1]), value, np.float32)
+    spoilt.upsert([items()[5]], vector)
+    spoilt.upsert([Item("new")], vector)
+    gone = [replace(items()[5], available=False)]
+    calm.upsert(gone, calm.read(gone))
+    asked = [window("u", 3, ["i1", "i2", "i3"]), window("v", 1, ["i7"])]
+    got, want = spoilt.step(asked).recommendations, calm.step(asked).recommendations
+    for one, other in zip(got, want, strict=True):
+        assert [ranked.item_id for ranked in one.items] == [ranked.item_id for ranked in other.items]
+        assert [ranked.score for ranked in one.items] == pytest.approx([ranked.score for ranked in other.items])
+        assert len(one.items) == ITEMS - 1
+    assert len(spoilt.step([window("w", 2, ["new", "i5"])]).recommendations[0].items) == ITEMS - 1
+    assert (spoilt.unusable_items, calm.unusable_items) == (2, 0)
+    mended = items()[5:6]
+    spoilt.upsert(mended, spoilt.read(mended))
+    assert spoilt.unusable_items == 1
+    assert "i5" in {ranked.item_id for ranked in spoilt.step(asked).recommendations[0].items}
+
+
+def test_a_window_whose_state_is_not_finite_has_no_answer(engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of()
+    encode = engine.incremental.encode
+    monkeypatch.setattr(engine.incremental, "encode", lambda *given: (encode(*given)[0] * torch.nan, Work()))
+    with pytest.raises(ArithmeticError):
+        engine.step([window("u", 1, ["i1"])])
 
 
 def test_a_catalogue_with_nothing_available_gives_an_empty_answer(engine_of: EngineOf) -> None:

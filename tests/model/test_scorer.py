@@ -96,3 +96,24 @@ def test_a_blend_weighs_each_part_by_its_name() -> None:
     for at, part in enumerate(PARTS):
         weights = Blend(**{"decoder": 0.0, part: 2.0}).weights
         assert weights.nonzero().tolist() == [[at]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e30])
+def test_a_candidate_without_a_usable_score_leaves_the_others_as_they_are(value: float) -> None:
+    calm, spoilt = table_of([[3, 1], [2, 4]]), table_of([[3, 1, 5], [2, 4]])
+    spoilt.columns[[0, 1, 3, 4]] = calm.columns
+    spoilt.columns[2, AGAIN] = value
+    found, want = scored(spoilt, side()), scored(calm, side())
+    assert found.unscored.tolist() == [1, 0]
+    assert found.scores[:, 2].tolist() == [BARRED, BARRED]
+    assert torch.equal(found.rows[:, :2], want.rows)
+    assert torch.allclose(found.scores[:, :2], want.scores)
+    assert torch.allclose(found.probabilities[:, :2], want.probabilities)
+    assert torch.allclose(found.interests, want.interests)
+    assert want.unscored.tolist() == [0, 0]
+
+
+def test_what_is_barred_anyway_is_not_counted_as_without_a_score() -> None:
+    table = table_of([[3, 1]])
+    table.columns[1] = np.nan
+    assert scored(table, side(1)).unscored.tolist() == [0]
