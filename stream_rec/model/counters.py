@@ -3,16 +3,14 @@
 Learning is an addition to sums that decay (see `decay`), so the order of partitions doesn't matter.
 """
 
-import heapq
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from stream_rec.model.decay import NOTHING, Decay, Heard, Largest, Sums
+from stream_rec.model.decay import NOTHING, Decay, Heard, Largest, Sums, largest
 from stream_rec.model.tokens import UNKNOWN, Numbers
 
 REACH = 5
@@ -20,7 +18,7 @@ REACH = 5
 FOLLOWERS = 128
 """Of an item's followers, those that count when it is asked: the ones with the largest sums."""
 ASIDE = 1_024
-"""Followers beside them that are remembered: of more, the smaller half is forgotten."""
+"""Followers beside them that are remembered; where one more comes, only the half with the largest sums is kept."""
 POPULAR = 64
 """Rows that are known to have the largest counts."""
 USERS = 1 << 20
@@ -58,8 +56,9 @@ class Followers:
     __slots__ = ("_aside", "_best")
 
     def __init__(self, sums: Mapping[int, float]) -> None:
+        """Takes the sums of `heard`, in its order, or any sums: those beyond both bounds are left out."""
         self._best = Largest(FOLLOWERS, sums)
-        self._aside = {row: total for row, total in sums.items() if row not in self._best}
+        self._aside = largest(ASIDE, {row: total for row, total in sums.items() if row not in self._best})
 
     @property
     def best(self) -> Heard:
@@ -76,14 +75,14 @@ class Followers:
         if rest is not None:
             self._aside[rest[0]] = rest[1]
             if len(self._aside) > ASIDE:
-                self._aside = dict(heapq.nlargest(ASIDE // 2, self._aside.items(), key=itemgetter(1)))
+                self._aside = largest(ASIDE // 2, self._aside)
 
     def scale(self, factor: float) -> None:
         self._best.scale(factor)
         self._aside = {row: total * factor for row, total in self._aside.items()}
 
     def heard(self) -> Heard:
-        """Every follower that is remembered."""
+        """Every follower that is remembered, the best ones first."""
         best, aside = self.best, Heard.of(self._aside)
         return Heard(np.concatenate([best.rows, aside.rows]), np.concatenate([best.weights, aside.weights]))
 
@@ -119,13 +118,15 @@ class Counts:
         self._highest.scale(factor)
 
     def state(self) -> State:
-        """`sums` (rows,), `landmark` (1,)."""
-        return {"sums": self.sums, "landmark": np.array([self.decay.landmark])}
+        """`sums` (rows,), `highest` (at most `POPULAR`,), `landmark` (1,)."""
+        return {"sums": self.sums.copy(), "highest": self.highest.copy(), "landmark": np.array([self.decay.landmark])}
 
     def load(self, state: State) -> None:
+        """Models of format 6 and older have no `highest`: of equal counts, other rows may then be among them."""
         self.sums = state["sums"].astype(np.float64)
-        counted = np.flatnonzero(self.sums)
-        self._highest = Largest(POPULAR, dict(zip(counted.tolist(), self.sums[counted].tolist(), strict=True)))
+        highest = state.get("highest", np.zeros(0)).astype(np.int64)
+        rows = np.concatenate([highest, np.setdiff1d(np.flatnonzero(self.sums), highest)])
+        self._highest = Largest(POPULAR, dict(zip(rows.tolist(), self.sums[rows].tolist(), strict=True)))
         self.decay.landmark = float(state["landmark"][0])
 
 
@@ -163,23 +164,26 @@ class Transitions:
                 followers.scale(factor)
 
     def state(self) -> State:
-        """`pairs` (count, 2), `weights` (count,), `landmark` (1,)."""
-        heard = [followers.heard() for followers in self._after.values()]
-        earlier = np.repeat(np.array(list(self._after), np.int64), [len(one.rows) for one in heard])
+        """`after.pairs` (count, 2) and `after.weights` (count,); `before.pairs` and `before.weights`; `landmark` (1,).
+
+        A pair is an item and one that is remembered of it. Each direction drops other pairs when it is full, so that
+        neither follows from the other.
+        """
         return {
-            "pairs": np.stack([earlier, np.concatenate([NOTHING.rows, *(one.rows for one in heard)])], axis=1),
-            "weights": np.concatenate([NOTHING.weights, *(one.weights for one in heard)]),
+            **{f"after.{name}": array for name, array in _packed(self._after).items()},
+            **{f"before.{name}": array for name, array in _packed(self._before).items()},
             "landmark": np.array([self.decay.landmark]),
         }
 
     def load(self, state: State) -> None:
+        """Models of format 6 and older hold what followed alone, as `pairs` and `weights`."""
         self.decay.landmark = float(state["landmark"][0])
-        after: defaultdict[int, dict[int, float]] = defaultdict(dict)
-        before: defaultdict[int, dict[int, float]] = defaultdict(dict)
-        for (earlier, row), weight in zip(state["pairs"].tolist(), state["weights"].tolist(), strict=True):
-            after[earlier][row] = before[row][earlier] = weight
-        self._after = {row: Followers(sums) for row, sums in after.items()}
-        self._before = {row: Followers(sums) for row, sums in before.items()}
+        if "after.pairs" in state:
+            self._after = _unpacked(state["after.pairs"], state["after.weights"])
+            self._before = _unpacked(state["before.pairs"], state["before.weights"])
+        else:
+            self._after = _unpacked(state["pairs"], state["weights"])
+            self._before = _unpacked(state["pairs"][:, ::-1], state["weights"])
 
 
 class Memory:
@@ -271,3 +275,19 @@ def _followers(table: dict[int, Followers], row: int) -> Followers:
     if (found := table.get(row)) is None:
         found = table[row] = Followers({})
     return found
+
+
+def _packed(table: Mapping[int, Followers]) -> State:
+    heard = [followers.heard() for followers in table.values()]
+    items = np.repeat(np.array(list(table), np.int64), [len(one.rows) for one in heard])
+    return {
+        "pairs": np.stack([items, np.concatenate([NOTHING.rows, *(one.rows for one in heard)])], axis=1),
+        "weights": np.concatenate([NOTHING.weights, *(one.weights for one in heard)]),
+    }
+
+
+def _unpacked(pairs: NDArray[np.generic], weights: NDArray[np.generic]) -> dict[int, Followers]:
+    table: defaultdict[int, dict[int, float]] = defaultdict(dict)
+    for (item, other), weight in zip(pairs.tolist(), weights.tolist(), strict=True):
+        table[item][other] = weight
+    return {item: Followers(sums) for item, sums in table.items()}

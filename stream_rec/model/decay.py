@@ -53,13 +53,21 @@ class Decay:
         return float(2.0 ** max(-HEADROOM, (time - self.landmark) / self._half_life))
 
 
+def largest(size: int, sums: Mapping[int, float]) -> dict[int, float]:
+    """The `size` largest of `sums`, in their order; of equal ones the first."""
+    if len(sums) <= size:
+        return dict(sums)
+    chosen = dict(heapq.nlargest(size, sums.items(), key=itemgetter(1)))
+    return {row: total for row, total in sums.items() if row in chosen}
+
+
 class Largest:
     """The `size` rows with the largest sums, exactly, as long as sums only grow (decay is divided out on reading)."""
 
     __slots__ = ("_floor", "_place", "_rows", "_size", "_sums")
 
     def __init__(self, size: int, sums: Mapping[int, float]) -> None:
-        best = sums if len(sums) <= size else dict(heapq.nlargest(size, sums.items(), key=itemgetter(1)))
+        best = largest(size, sums)
         self._size = size
         self._rows, self._sums = Heard.of(best)
         self._place = {row: at for at, row in enumerate(best)}

@@ -40,10 +40,10 @@ from stream_rec.model.likeness import Alike, Likeness
 from stream_rec.model.scorer import Blend
 
 LIKENESS = ("text", "words")
-FORMAT = 6
-"""Of the model folder. Older ones are read too: none of them is private, one of 4 tells nothing of drift, one of 3 has
-no goal either."""
-READABLE = (3, 4, 5, FORMAT)
+FORMAT = 7
+"""Of the model folder. Older ones are read too: the memory of one of 6 holds only what followed each item, and not what
+each item followed; one of 5 is never private, one of 4 tells nothing of drift, one of 3 has no goal either."""
+READABLE = (3, 4, 5, 6, FORMAT)
 LAST_TYPE = 4
 """The format since which the next event's type is told from the last one's too."""
 WRONG = (

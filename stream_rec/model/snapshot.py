@@ -14,8 +14,8 @@ from stream_rec.model.counters import Horizons, Learned, Memory, State
 from stream_rec.model.folder import WRONG
 from stream_rec.model.tokens import UNKNOWN, Numbers
 
-SUMS = ("popularity.sums", "recency.sums")
-PAIRS, WEIGHTS = "transitions.pairs", "transitions.weights"
+COUNTS = ("popularity", "recency")
+DIRECTIONS = ("transitions.after", "transitions.before")
 
 
 def pack(memory: Memory, ids: Sequence[str], about: bytes) -> bytes:
@@ -55,15 +55,19 @@ def unpack(body: bytes, horizons: Horizons, row: Callable[[str], int]) -> Memory
 
 def _moved(state: State, rows: Numbers) -> State:
     """The state with `rows[row]` in the place of each row."""
-    pairs = rows[state[PAIRS]]
-    kept = (pairs != UNKNOWN).all(1)
-    moved = state | {PAIRS: pairs[kept], WEIGHTS: state[WEIGHTS][kept]}
-    for name in SUMS:
+    moved = dict(state)
+    for name in DIRECTIONS:
+        pairs = rows[state[f"{name}.pairs"]]
+        kept = (pairs != UNKNOWN).all(1)
+        moved |= {f"{name}.pairs": pairs[kept], f"{name}.weights": state[f"{name}.weights"][kept]}
+    for name in COUNTS:
+        old = state[f"{name}.sums"]
         sums = np.zeros(int(rows.max()) + 1)
-        count = min(len(rows), len(state[name]))
-        sums[rows[:count]] = state[name][:count]
+        count = min(len(rows), len(old))
+        sums[rows[:count]] = old[:count]
         sums[UNKNOWN] = 0
-        moved[name] = sums
+        highest = rows[state[f"{name}.highest"]]
+        moved |= {f"{name}.sums": sums, f"{name}.highest": highest[highest != UNKNOWN]}
     return moved
 
 

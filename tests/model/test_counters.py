@@ -9,7 +9,7 @@ from stream_rec.model import counters, decay
 from stream_rec.model.counters import Counts, Followers, Horizons, Memory, Transitions
 from stream_rec.model.decay import Heard, Largest
 from stream_rec.model.tokens import UNKNOWN
-from tests.model.counted import counted
+from tests.model.counted import counted, exact
 
 DAY = 86_400.0
 HORIZONS = Horizons(lasting=10 * DAY, recent=DAY)
@@ -116,7 +116,7 @@ def test_counts_halve_with_every_half_life() -> None:
     assert set(counts.highest.tolist()) == {3, 100}
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2_000)), min_size=1, max_size=60), st.integers(1, 4))
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9_000)), min_size=1, max_size=60), st.integers(1, 4))
 def test_the_highest_counts_are_the_highest_wherever_the_landmark_is(
     added: list[tuple[int, int]], popular: int
 ) -> None:
@@ -134,10 +134,35 @@ def test_the_highest_counts_are_the_highest_wherever_the_landmark_is(
         again.load(counts.state())
         for one in (counts, again):
             found = np.array(counted(one, rows, float(until)))
-            assert found.tolist() == pytest.approx(known.tolist(), rel=1e-9, abs=1e-9)
+            assert found.tolist() == pytest.approx(known.tolist(), rel=1e-9, abs=1e-99)
             best = sorted(found[one.highest - 1].tolist(), reverse=True)
-            assert best == pytest.approx(sorted(known.tolist(), reverse=True)[: len(best)])
+            assert best == pytest.approx(sorted(known.tolist(), reverse=True)[: len(best)], rel=1e-9, abs=1e-99)
             assert len(best) == min(popular, np.count_nonzero(found))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 900)), min_size=1, max_size=60),
+    st.integers(1, 3),
+)
+def test_what_followed_most_did_so_most_both_ways_wherever_the_landmark_is(
+    added: list[tuple[int, int, int]], size: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counters, "FOLLOWERS", size)
+        patch.setattr(decay, "HEADROOM", 20.0)
+        table, known = Transitions(10.0), defaultdict[tuple[int, int], float](float)
+        until = max(time for *_, time in added)
+        for earlier, row, time in sorted(added, key=lambda one: one[2]):
+            table.add([earlier, row], float(time))
+            known[earlier, row] += 2.0 ** ((time - until) / 10)
+        now = table.decay.weight(float(until))
+        for way, asked in enumerate((table.after, table.before)):
+            for item in range(1, 10):
+                wanted = {pair[1 - way]: total for pair, total in known.items() if pair[way] == item}
+                found = {row: total / now for row, total in sums(asked(item)).items()}
+                assert found == pytest.approx({row: wanted[row] for row in found}, rel=1e-9, abs=1e-99)
+                best = sorted(wanted.values(), reverse=True)[:size]
+                assert sorted(found.values(), reverse=True) == pytest.approx(best, rel=1e-9, abs=1e-99)
 
 
 def test_a_time_far_ahead_is_read_like_any_other() -> None:
@@ -198,6 +223,50 @@ def test_a_state_holds_all_that_was_learned_both_ways(log: list[tuple[int, int]]
     assert same(memory, again)
     for one in (memory, again):
         one.learn_last([1, 2, 3], 500.0)
+    assert same(memory, again)
+
+
+TIMED = st.lists(st.tuples(st.lists(st.integers(UNKNOWN, 12), min_size=1, max_size=6), st.integers(0, 9)), max_size=120)
+
+
+@given(TIMED, TIMED)
+def test_a_state_is_the_memory_also_where_its_bounds_bite(before, since) -> None:
+    """What is learned after a state was taken up makes the same memory, bit by bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in (("FOLLOWERS", 2), ("ASIDE", 4), ("POPULAR", 2)):
+            patch.setattr(counters, name, size)
+        patch.setattr(decay, "HEADROOM", 6.0)
+        memory, again, now = Memory(Horizons(9.0, 3.0)), Memory(Horizons(9.0, 3.0)), 0.0
+        for number, (rows, wait) in enumerate([*before, *since]):
+            if number == len(before):
+                again.load(memory.state())
+            now += wait
+            for one in (memory, again) if number >= len(before) else (memory,):
+                one.learn_last(rows, now)
+        if not since:
+            again.load(memory.state())
+        assert exact(memory) == exact(again)
+
+
+@pytest.mark.parametrize("popular_first", [True, False])
+def test_all_that_stands_beside_a_popular_item_keeps_it_by_save_and_load(popular_first: bool) -> None:
+    popular, others = 1, range(2, 3_098)
+    memory, again = Memory(HORIZONS), Memory(HORIZONS)
+    for other in others:
+        memory.learn_last([popular, other] if popular_first else [other, popular], float(other))
+    again.load(memory.state())
+    for one in (memory, again):
+        heard = one.transitions.before if popular_first else one.transitions.after
+        assert all(sums(heard(other)).keys() == {popular} for other in others)
+
+
+def test_a_state_of_what_followed_alone_is_read_both_ways() -> None:
+    """As models of format 6 and older hold it."""
+    memory, again = Memory(HORIZONS), Memory(HORIZONS)
+    learn(memory, [(1, 1), (1, 2), (2, 1), (2, 3), (1, 3)])
+    state = {name.replace("transitions.after.", "transitions."): array for name, array in memory.state().items()}
+    kept = {name: array for name, array in state.items() if ".before." not in name and not name.endswith("highest")}
+    again.load(kept)
     assert same(memory, again)
 
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_rec.model import snapshot
+from stream_rec.model import counters, snapshot
 from stream_rec.model.counters import Horizons, Memory
 from stream_rec.model.tokens import UNKNOWN
 from tests.damage import damaged
-from tests.model.counted import counted
+from tests.model.counted import counted, exact
 
 HORIZONS = Horizons(lasting=3_600.0, recent=600.0)
 NAMES = [f"i{number}" for number in range(9)]
@@ -56,6 +56,20 @@ def test_a_memory_goes_on_where_it_was_whatever_rows_items_have(
     assert followers(memory, NAMES) == pytest.approx(followers(restored, others))
     assert counts(memory, NAMES) == pytest.approx(counts(restored, others))
     assert list(memory.known.items()) == list(restored.known.items())
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(NAMES)), max_size=90))
+def test_a_memory_is_the_same_bit_by_bit_also_where_its_bounds_bite(log: Log) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in (("FOLLOWERS", 2), ("ASIDE", 2), ("POPULAR", 2)):
+            patch.setattr(counters, name, size)
+        memory = Memory(HORIZONS)
+        learn(memory, log[:60], NAMES)
+        packed = snapshot.pack(memory, NAMES, b"")
+        restored = snapshot.unpack(packed, HORIZONS, lambda item: NAMES.index(item) + 1)
+        for one in (memory, restored):
+            learn(one, log, NAMES, 60)
+        assert exact(memory) == exact(restored)
 
 
 def test_an_item_that_is_gone_is_left_out() -> None:
