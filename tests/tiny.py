@@ -102,8 +102,8 @@ def copied(alike: Alike) -> Alike:
 
 
 def window(user: str, n: int, names: list[str], *, offset: int | None = None, start: int = 0) -> Window:
-    """A window of the items `names`, a minute apart, alternately viewed and carted."""
+    """A window of the items `names`, a minute apart, alternately viewed and carted, which arrived as they happened."""
     events = tuple(
         WindowEvent(name, ("view", "cart")[at % 2], 1_000.0 + 60 * at) for at, name in enumerate(names, start)
     )
-    return Window(user, n, start, n - 1 if offset is None else offset, 0.0, events)
+    return Window(user, n, start, n - 1 if offset is None else offset, events[-1].timestamp, events)

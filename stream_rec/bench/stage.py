@@ -131,7 +131,7 @@ def _past(traffic: Traffic, settings: Settings) -> Past:
             windows.get(event.user_id),
             event,
             offset=-1,
-            arrived=0.0,
+            arrived=event.timestamp,
             capacity=settings.capacity,
             stride=settings.move,
         )

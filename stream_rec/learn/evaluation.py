@@ -118,7 +118,7 @@ def run(
     nearest = everything(model.encoder, prepared)
 
     def outcome(online: bool, strengths: Sequence[float], what: str) -> Outcome:
-        memory = Memory(model.config.horizons)
+        memory = Memory(model.config.horizons, model.config.remembers_until)
         memory.load(model.memory)
         teach(prepared, memory, data.in_log_order(known & (data.times > model.config.remembers_until)))
         predicted = predict(

@@ -15,7 +15,7 @@ from stream_rec.learn.recipe import TrainConfig
 from stream_rec.model.counters import REACH, Memory
 from stream_rec.model.encoder import UserEncoder
 from stream_rec.model.nearest import Everything, Near
-from stream_rec.model.parts import Asked, Evidence
+from stream_rec.model.parts import Evidence
 from stream_rec.model.scorer import BARRED, Table
 from stream_rec.model.tokens import UNKNOWN, Numbers
 
@@ -70,14 +70,13 @@ def predict(
 ) -> Iterator[Predicted]:
     """Predicts the targets; `near` gives the decoder's candidates of some of them. `memory` has learned what is known.
 
-    Online it learns each event after it was predicted. Else it is asked at the end of what is known, however early a
-    target happened.
+    Online it learns each event after it was predicted. It is asked as of the latest event that it has learned: without
+    learning on, as of the end of what is known, however early a target happened.
     """
     data = prepared.data
     evidence = Evidence.of(memory, prepared.catalog)
     stream = data.in_log_order(~split.known & split.online)
     ends = np.searchsorted(data.order[stream], data.order[split.targets])
-    end = float(data.times[split.known].max(initial=data.times.min()))
     learned = 0
     for begin in range(0, len(split.targets), AT_ONCE):
         targets = split.targets[begin : begin + AT_ONCE]
@@ -87,8 +86,7 @@ def predict(
             teach(prepared, memory, stream[learned : ends[at]])
             learned = ends[at]
             window = dataset.served(data, place, config.capacity, config.stride)
-            time = float(data.times[place - 1]) if split.online else end
-            found.append(evidence.ask(Asked(data.rows[window].tolist(), time), rows))
+            found.append(evidence.ask(data.rows[window].tolist(), rows))
         progress(begin + len(targets))
         yield Predicted(targets, Table.of(found_near, found))
 

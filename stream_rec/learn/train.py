@@ -100,10 +100,10 @@ def train(
 
     def remembered(known: NDArray[np.bool_]) -> Memory:
         """The online memory once it has learned the `known` (events,) events."""
-        memory, until = Memory(horizons), -np.inf
+        until = -np.inf if before is None else before.config.remembers_until
+        memory = Memory(horizons, until)
         if before is not None:
             memory.load(before.memory)
-            until = before.config.remembers_until
         teach(prepared, memory, data.in_log_order(known & (data.times > until)))
         return memory
 

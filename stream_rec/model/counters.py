@@ -196,22 +196,35 @@ class Memory:
 
     def __init__(self, horizons: Horizons, since: float = -np.inf) -> None:
         self.horizons = horizons
+        self.now = max(since, 0.0)
+        """The latest time that was learned, seconds. Sums are read as of then, and not as of the event that asks."""
         self.transitions = Transitions(horizons.lasting)
         self.popularity = Counts(horizons.lasting)
         self.recency = Counts(horizons.recent)
         self._since = since
         self._learned: OrderedDict[str, Learned] = OrderedDict()
 
-    def learn(self, user: str, n: int, offset: int, rows: Sequence[int], times: Sequence[float]) -> None:
+    def learn(
+        self,
+        user: str,
+        n: int,
+        offset: int,
+        rows: Sequence[int],
+        times: Sequence[float],
+        arrived: float = np.inf,
+    ) -> None:
         """Learns those events of a user's window that it hasn't learned yet.
 
         `rows` and `times` are the window's, oldest first; `n` and `offset` its place in the user's log: a window that
-        is read again (an offset not above the last) teaches nothing.
+        is read again (an offset not above the last) teaches nothing. An event whose time is after `arrived`, when the
+        window's last event arrived (seconds), counts as one of then: no event moves `now` into the future.
         """
         last = self._learned.pop(user, Learned(0, -1, -np.inf))
         if offset <= last.offset:
             self._learned[user] = last
             return
+        times = [min(time, arrived) for time in times]
+        self.now = max(self.now, *times)
         fresh = n - last.n if n > last.n else n  # a smaller n: the user was erased and began anew
         self._learned[user] = Learned(n, offset, times[-1])
         for at in range(max(0, len(rows) - fresh), len(rows)):
@@ -222,6 +235,7 @@ class Memory:
 
     def learn_last(self, rows: Sequence[int], time: float) -> None:
         """Learns the last of `rows`, after the others (oldest first), at `time` seconds."""
+        self.now = max(self.now, time)
         if rows[-1] == UNKNOWN:
             return
         self.transitions.add(rows, time)
@@ -252,13 +266,14 @@ class Memory:
     def since(self) -> float:
         return self._since
 
-    def resume(self, known: Mapping[str, Learned], since: float) -> None:
+    def resume(self, known: Mapping[str, Learned], since: float, now: float) -> None:
         """Takes up learning where another memory, of the same sums, has come to."""
         self._learned = OrderedDict(known)
         self._since = since
+        self.now = now
 
     def state(self) -> State:
-        """The sums as arrays; not who has been learned."""
+        """The sums as arrays; neither who has been learned nor `now`."""
         return {f"{name}.{key}": array for name, table in self._tables.items() for key, array in table.state().items()}
 
     def load(self, state: State) -> None:

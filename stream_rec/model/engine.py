@@ -32,7 +32,7 @@ from stream_rec.model.kv_cache import KeyValueCache, Shape
 from stream_rec.model.look import look_of
 from stream_rec.model.memories import Memories
 from stream_rec.model.nearest import Near
-from stream_rec.model.parts import Asked, Found
+from stream_rec.model.parts import Found
 from stream_rec.model.preprocess import Preprocessor, Rows, Taken
 from stream_rec.model.ranker import Choice, Ranker, Recall
 from stream_rec.model.reader import WindowReader, reader_of
@@ -221,14 +221,13 @@ class Engine:
     def explain(self, window: Window, log: int = 0) -> Explanation:
         """Why `window` has its answer, by the memory of `log` as it stands; learns nothing, leaves the cache alone."""
         fitted = self._preprocessor.fit(window)
-        now = fitted.events[-1].timestamp
         taken = self._preprocessor.take([fitted, *shortened(fitted)])
         states = self._whole([one.tokens for one in taken])
         evidence = self.memories.evidence(log)
 
         def ask(near: Near) -> list[Found]:
             rows = near.rows.cpu().numpy()
-            return [evidence.ask(Asked(one.rows, now), mine) for one, mine in zip(taken, rows, strict=False)]
+            return [evidence.ask(one.rows, mine) for one, mine in zip(taken, rows, strict=False)]
 
         ranked = self.ranker.rank(states[:1], ask)
         table, scored = self.ranker.weigh(states, ask)
@@ -249,7 +248,8 @@ class Engine:
 
     def _learn(self, window: Window, rows: Rows, log: int) -> None:
         times = [event.timestamp for event in window.events]
-        self.memories.evidence(log).memory.learn(window.user_id, window.n, window.offset, rows, times)
+        memory = self.memories.evidence(log).memory
+        memory.learn(window.user_id, window.n, window.offset, rows, times, window.arrived)
 
     def _learn_and_ask(self, taken: Sequence[Taken], floors: list[Floors], near: Near) -> list[Found]:
         """Window by window: an answer never depends on how windows fell into batches. Adds to `floors`."""
@@ -258,12 +258,12 @@ class Engine:
             evidence = self.memories.evidence(one.log)
             floors.append(evidence.memory.floors(one.rows))
             self._learn(one.window, one.rows, one.log)
-            found.append(evidence.ask(one.asked, rows))
+            found.append(evidence.ask(one.rows, rows))
         return found
 
     def _ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:
         pairs = zip(taken, near.rows.cpu().numpy(), strict=True)
-        return [self.memories.evidence(one.log).ask(one.asked, rows) for one, rows in pairs]
+        return [self.memories.evidence(one.log).ask(one.rows, rows) for one, rows in pairs]
 
     def _last_types(self, taken: Sequence[Taken]) -> Tensor:
         """The number of the type of each window's last event, (len(taken),)."""

@@ -9,7 +9,7 @@ import numpy as np
 from stream_rec.model import snapshot
 from stream_rec.model.catalog import Catalog
 from stream_rec.model.counters import Horizons, Memory, State
-from stream_rec.model.parts import Asked, Evidence
+from stream_rec.model.parts import Evidence
 from stream_rec.model.tokens import UNKNOWN
 
 
@@ -33,7 +33,7 @@ class Memories:
 
     def warm(self) -> None:
         """Compiles what an answer takes, rather than in the first step: seconds, once on a machine."""
-        Evidence.of(Memory(self._horizons), self._catalog).ask(Asked([UNKNOWN], 0.0), np.zeros(0, np.int64))
+        Evidence.of(Memory(self._horizons), self._catalog).ask([UNKNOWN], np.zeros(0, np.int64))
 
     def changed(self) -> None:
         """The catalogue has other items."""

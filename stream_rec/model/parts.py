@@ -58,15 +58,6 @@ Columns = NDArray[np.float32]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Asked(NamedTuple):
-    """A user before the next event."""
-
-    rows: Sequence[int]
-    """Of the window's events, oldest first."""
-    time: float
-    """Of the last one, seconds."""
-
-
 class Found(NamedTuple):
     """Candidates, none twice."""
 
@@ -99,10 +90,12 @@ class Evidence(NamedTuple):
         items = Items(catalog.text, catalog.words, catalog.categories, catalog.prices)
         return cls(memory, items, np.zeros(len(catalog.stamps), np.int32))
 
-    def ask(self, asked: Asked, near: Numbers) -> Found:
-        """The candidates, `near` (n,) among them: the decoder's."""
-        memory, recent = self.memory, asked.rows[: -REACH - 1 : -1]
-        weights = [table.decay.weight(asked.time) for table in (memory.transitions, memory.popularity, memory.recency)]
+    def ask(self, window: Sequence[int], near: Numbers) -> Found:
+        """The candidates for the next item after the rows of a `window`, oldest first; `near` (n,), the decoder's, are
+        among them."""
+        memory, recent = self.memory, window[: -REACH - 1 : -1]
+        tables = (memory.transitions, memory.popularity, memory.recency)
+        weights = [table.decay.weight(memory.now) for table in tables]
         heard = [*map(memory.transitions.after, recent), *map(memory.transitions.before, recent)]
         known = Known(
             Heard(np.concatenate([one.rows for one in heard]), np.concatenate([one.weights for one in heard])),
@@ -112,7 +105,7 @@ class Evidence(NamedTuple):
             np.array(weights),
             memory.recency.highest,
         )
-        return Found(*_found(np.array(asked.rows), np.array(recent), near, known, self.items, self.mark))
+        return Found(*_found(np.array(window), np.array(recent), near, known, self.items, self.mark))
 
 
 class Known(NamedTuple):

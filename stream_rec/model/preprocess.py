@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from stream_rec.messages import Window
 from stream_rec.model.catalog import Catalog
-from stream_rec.model.parts import Asked
 from stream_rec.model.reader import WindowReader
 from stream_rec.model.tokens import Tokens
 from stream_rec.window import fit, stride_of
@@ -29,10 +28,6 @@ class Taken(NamedTuple):
     tokens: Tokens
     log: int = 0
     """Whose memory learns from it and is asked."""
-
-    @property
-    def asked(self) -> Asked:
-        return Asked(self.rows, self.window.events[-1].timestamp)
 
 
 class Preprocessor:

@@ -24,9 +24,8 @@ def pack(memory: Memory, ids: Sequence[str], about: bytes) -> bytes:
     places = np.array([(one.n, one.offset) for one in known.values()], np.int64).reshape(-1, 2)
     times = np.array([one.time for one in known.values()], np.float64)
     told = {"about": np.frombuffer(about, np.uint8), "ids": _bytes(ids), "users": _bytes(list(known))}
-    return save(
-        memory.state() | told | {"users.places": places, "users.times": times, "since": np.array([memory.since])}
-    )
+    clock = {"since": np.array([memory.since]), "now": np.array([memory.now])}
+    return save(memory.state() | told | clock | {"users.places": places, "users.times": times})
 
 
 def about_of(body: bytes) -> bytes:
@@ -47,7 +46,7 @@ def unpack(body: bytes, horizons: Horizons, row: Callable[[str], int]) -> Memory
         users = _strings(arrays["users"])
         places, times = arrays["users.places"].tolist(), arrays["users.times"].tolist()
         known = {user: Learned(n, offset, time) for user, (n, offset), time in zip(users, places, times, strict=True)}
-        memory.resume(known, float(arrays["since"][0]))
+        memory.resume(known, float(arrays["since"][0]), float(arrays["now"][0]))
     except (*WRONG, LookupError) as error:
         raise ValueError(f"no snapshot of a memory: {error}") from error
     return memory

@@ -70,7 +70,7 @@ def test_the_figures_are_those_of_two_engines_that_answer_one_window_after_the_o
     places, overlaps = defaultdict(list), defaultdict(list)
     for offset, event in enumerate(world.events):
         held[event.user_id] = window = append(
-            held.get(event.user_id), event, offset=offset, arrived=0.0, capacity=CAPACITY, stride=STRIDE
+            held.get(event.user_id), event, offset=offset, arrived=event.timestamp, capacity=CAPACITY, stride=STRIDE
         )
         if event.timestamp <= SEEN:
             for engine in engines:

@@ -128,7 +128,9 @@ def drifted(trained: train.Trained, texts: TextEncoder, events: pl.DataFrame) ->
     made = []
     for offset, row in enumerate(events.rows(named=True)):
         event = Event(row["user"], row["event"], row["time"], row["item"])
-        held[event.user_id] = append(held.get(event.user_id), event, offset=offset, arrived=0.0, capacity=32, stride=16)
+        held[event.user_id] = append(
+            held.get(event.user_id), event, offset=offset, arrived=event.timestamp, capacity=32, stride=16
+        )
         made.append(held[event.user_id])
     return [engine.step(made[begin : begin + 50]).drift for begin in range(0, len(made), 50)][-1]
 

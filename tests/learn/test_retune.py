@@ -137,7 +137,7 @@ def test_the_model_goes_on_and_the_engine_serves_it(shop: Shop, tmp_path: Path) 
     assert len(trained.measured.epochs) == len(trained.measured.refit_losses) == 1
     engine = Engine.load(tmp_path / "after", tmp_path, Limits(stride=STRIDE), "cpu")
     event = Event("u", "share", 1.0, NEW.item_id)
-    asked = append(None, event, offset=0, arrived=0.0, capacity=CAPACITY, stride=STRIDE)
+    asked = append(None, event, offset=0, arrived=event.timestamp, capacity=CAPACITY, stride=STRIDE)
     answer = engine.step([asked]).recommendations[0]
     assert "share" in answer.next_event
     assert all(0 < ranked.interest < 1 for ranked in answer.items)  # of the new goal

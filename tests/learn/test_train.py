@@ -111,7 +111,7 @@ def test_the_engine_serves_the_trained_model(shop, whole, tmp_path: Path) -> Non
     events = frame.filter(pl.col("user") == user).head(20).rows(named=True)
     for offset, row in enumerate(events):
         event = Event(user, row["event"], row["time"], row["item"])
-        window = append(window, event, offset=offset, arrived=0.0, capacity=16, stride=8)
+        window = append(window, event, offset=offset, arrived=event.timestamp, capacity=16, stride=8)
         answer = engine.step([window]).recommendations[0]
         assert (engine.states([window]) - engine.full([window])).abs().max() <= 1e-4
     assert answer.model == version

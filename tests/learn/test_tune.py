@@ -88,7 +88,7 @@ def test_only_what_is_to_be_trained_changes_and_the_engine_serves_it(
     window = None
     for offset, (user, item, event, time) in enumerate(shop[0].head(12).rows()):
         window = append(
-            window, Event("u", event, time, item), offset=offset, arrived=0.0, capacity=CAPACITY, stride=STRIDE
+            window, Event("u", event, time, item), offset=offset, arrived=time, capacity=CAPACITY, stride=STRIDE
         )
         assert (engine.states([window]) - engine.full([window])).abs().max() <= 1e-4, user
 

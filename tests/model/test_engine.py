@@ -18,10 +18,10 @@ from stream_rec.model.counters import Memory
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.folder import Model
 from stream_rec.model.incremental import Work
-from stream_rec.model.parts import Asked
 from stream_rec.window import append
-from tests.tiny import CAPACITY, HORIZONS, ITEMS, PER_USER, STRIDE, TEXT_DIM, items, window
+from tests.tiny import BLEND, CAPACITY, HORIZONS, ITEMS, PER_USER, STRIDE, TEXT_DIM, items, window
 
+DAY = 86_400.0
 EngineOf = Callable[..., Engine]
 
 
@@ -249,13 +249,13 @@ def test_the_online_memory_raises_what_followed(engine_of: EngineOf) -> None:
 
 def test_a_new_item_is_found_through_its_text_by_users_of_similar_items(engine_of: EngineOf) -> None:
     engine = engine_of()
-    catalog, asked = engine.catalog, window("u", 2, ["i1", "i7"])
+    catalog = engine.catalog
     rows = [catalog.row("i1"), catalog.row("i7")]
 
     def candidates() -> set[int]:
         """Without the decoder's."""
         near = np.zeros(0, np.int64)
-        return set(engine.memories.evidence(0).ask(Asked(rows, asked.events[-1].timestamp), near).rows.tolist())
+        return set(engine.memories.evidence(0).ask(rows, near).rows.tolist())
 
     alike, foreign = (np.array(items()[7].vector) * sign for sign in (1.0, -1.0))
     new = [Item("alike", vector=alike.tolist()), Item("foreign", vector=foreign.tolist())]
@@ -275,10 +275,41 @@ def test_an_event_from_long_ago_is_answered_like_any_other(engine_of: EngineOf) 
     engine = engine_of()
     for user in range(20):
         engine.learn(window(f"v{user}", 2, ["i1", "i9"]))
-    old = Window("u", 1, 0, 0, 0.0, (WindowEvent("i1", "view", 1_000.0 - 200 * HORIZONS.lasting),))
+    old = Window("u", 1, 0, 0, 1_000.0, (WindowEvent("i1", "view", 1_000.0 - 200 * HORIZONS.lasting),))
     answer = engine.step([old]).recommendations[0]
     assert len(answer.items) == 20
     assert all(isfinite(ranked.score) for ranked in answer.items)
+
+
+def test_an_event_that_comes_late_is_answered_from_the_statistics_of_now(engine_of: EngineOf) -> None:
+    """What it teaches has all but decayed."""
+    answers = []
+    for happened in (1_000.0 - 30 * DAY, 1_000.0 - 60 * DAY):
+        engine = engine_of()
+        for user in range(20):
+            engine.learn(window(f"v{user}", 2, ["i1", "i9"]))
+        late = Window("u", 1, 0, 0, 1_000.0, (WindowEvent("i1", "view", happened),))
+        answers.append(engine.step([late]).recommendations[0].items)
+        reasons = engine.explain(late).items
+        recency = {reason.item_id: reason.parts["recency"] for reason in reasons}
+        assert recency["i9"] == pytest.approx(BLEND.recency * np.log(20 + 0.05), abs=0.01)
+        assert recency["i5"] == pytest.approx(BLEND.recency * np.log(0.05))
+    assert [item.item_id for item in answers[0]] == [item.item_id for item in answers[1]]
+
+
+def test_an_event_that_claims_a_time_after_its_arrival_counts_as_one_of_then(engine_of: EngineOf) -> None:
+    asked = window("u", 3, ["i3", "i1", "i4"], offset=99)
+    answers = []
+    for ahead in (0.0, 300.0, 10_000 * HORIZONS.lasting):
+        engine = engine_of()
+        for user in range(9):
+            engine.learn(window(f"v{user}", 2, ["i1", "i9"]))
+        arrived = 1_100.0
+        strange = tuple(WindowEvent(name, "view", arrived + ahead) for name in ("i7", "i9"))
+        engine.step([Window("strange", 2, 0, 50, arrived, strange)])
+        answers.append(engine.step([asked]).recommendations[0])
+        assert engine.memories.evidence(0).memory.now == asked.events[-1].timestamp
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_a_loaded_model_knows_of_no_items_but_its_own(engine_of: EngineOf, model: Model, tmp_path: Path) -> None:

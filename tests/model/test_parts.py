@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stream_rec.model import counters
 from stream_rec.model.counters import Horizons, Memory
 from stream_rec.model.likeness import Likeness, by_direction
-from stream_rec.model.parts import DECODER, PARTS, Asked, Evidence, Found, Items
+from stream_rec.model.parts import DECODER, PARTS, Evidence, Found, Items
 from stream_rec.model.tokens import UNKNOWN
 
 ROWS = 16
@@ -106,7 +106,7 @@ def ask(world: World, log: list[tuple[int, int, float]], user: int, near: list[i
         held[whose].append(row)
         world.evidence.memory.learn_last(held[whose][-counters.REACH - 1 :], time)
     window = naive.held[user]
-    return naive, window, world.evidence.ask(Asked(window, log[-1][2]), np.array(near, np.int64))
+    return naive, window, world.evidence.ask(window, np.array(near, np.int64))
 
 
 def timed(log: list[tuple[int, int, int]]) -> list[tuple[int, int, float]]:
@@ -154,15 +154,28 @@ def test_an_event_from_long_ago_or_far_ahead_has_finite_parts() -> None:
         evidence = world().evidence
         for at in range(len(log)):
             evidence.memory.learn_last([row for _, row, _ in log[max(0, at - 5) : at + 1]], log[at][2])
+        evidence.memory.learn_last([1, 2, 3], time)
         with np.errstate(over="raise", divide="raise", invalid="raise"):
-            found = evidence.ask(Asked([1, 2, 3], time), np.arange(1, 5)).columns
+            found = evidence.ask([1, 2, 3], np.arange(1, 5)).columns
         assert np.isfinite(found).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(LOGS, st.floats(0, 1e9), st.integers(1, ROWS - 1))
+def test_an_event_that_comes_late_moves_no_column_of_what_it_is_not_about(log, late, row) -> None:
+    """As of now, an event from long ago is next to nothing, and all others are as recent as before."""
+    log = [(user, item, wait + 1e9) for user, item, wait in timed(log)]
+    _, window, before = ask(made := world(), log, log[-1][0], list(range(1, ROWS)))
+    made.evidence.memory.learn_last([row], 1e9 - 60 * HORIZONS.lasting - late)
+    after = made.evidence.ask(window, np.arange(1, ROWS))
+    columns = dict(zip(before.rows.tolist(), before.columns, strict=True))
+    assert all(columns[at] == pytest.approx(after.columns[place], abs=1e-6) for place, at in enumerate(after.rows))
 
 
 def test_asking_again_gives_the_same() -> None:
     log = [(0, row, float(row)) for row in range(1, ROWS)]
     made = world()
     _, window, first = ask(made, log, 0, [3, 4])
-    again = made.evidence.ask(Asked(window, log[-1][2]), np.array([3, 4]))
+    again = made.evidence.ask(window, np.array([3, 4]))
     assert np.array_equal(first.rows, again.rows)
     assert np.array_equal(first.columns, again.columns)

@@ -56,6 +56,7 @@ def test_a_memory_goes_on_where_it_was_whatever_rows_items_have(
     assert followers(memory, NAMES) == pytest.approx(followers(restored, others))
     assert counts(memory, NAMES) == pytest.approx(counts(restored, others))
     assert list(memory.known.items()) == list(restored.known.items())
+    assert memory.now == restored.now
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(NAMES)), max_size=90))

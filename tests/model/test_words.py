@@ -113,7 +113,9 @@ def log_to_windows(log: list[tuple[int, int]]) -> list[Window]:
     made = []
     for offset, (user, item) in enumerate(log):
         event = Event(f"u{user}", "view" if item % 3 else "cart", 1_000.0 + offset, f"i{item}")
-        held[user] = append(held.get(user), event, offset=offset, arrived=0.0, capacity=CAPACITY, stride=STRIDE)
+        held[user] = append(
+            held.get(user), event, offset=offset, arrived=event.timestamp, capacity=CAPACITY, stride=STRIDE
+        )
         made.append(held[user])
     return made
 
