@@ -173,6 +173,12 @@ class WorkerMetrics:
             ["event_type"],
             registry=registry,
         )
+        self.too_late = Counter(
+            "stream_rec_too_late_events",
+            "Events that arrived before the prediction for them was committed: not evaluated",
+            ["event_type"],
+            registry=registry,
+        )
         self.hits = Counter(
             "stream_rec_hits",
             "Evaluated events whose item was among the first k",

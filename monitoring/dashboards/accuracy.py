@@ -99,6 +99,23 @@ TREND = Row(
             [Series("{{event_type}}", rate("stream_rec_evaluated_events_total", "event_type"))],
         ),
         Panel(
+            "Predicted too late",
+            "Of the events with an answer to an earlier event of their user, the share where that answer was committed "
+            "only after the event had arrived. The hit rates leave these events out.",
+            "it grows with lag and latency: see the Overview. With none of either, compare the clocks of the event's "
+            "producers with the workers'.",
+            "percentunit",
+            [
+                Series(
+                    "too late",
+                    f"({rate('stream_rec_too_late_events_total')} or vector(0)) "
+                    f"/ (({rate('stream_rec_too_late_events_total')} or vector(0)) "
+                    f"+ ({rate('stream_rec_evaluated_events_total')} or vector(0)))",
+                )
+            ],
+            interval=RARE,
+        ),
+        Panel(
             "Drift",
             "How unlike those that the model was validated on the events of late are: population stability indices of "
             "their items, their types and the scores. 0 is alike.",
@@ -163,6 +180,6 @@ CATALOGUE = Row(
 ACCURACY = Dashboard(
     "accuracy",
     "Accuracy",
-    "Events are compared with the newest prediction made before them, and only then learned from.",
+    "Events are compared with the newest prediction committed before them, and only then learned from.",
     [HIT_RATES, TREND, CATALOGUE],
 )

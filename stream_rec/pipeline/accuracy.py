@@ -1,18 +1,18 @@
 """Prequential accuracy: an event is compared with the newest answer given before it, and only then taken into account.
 
 Test first, then learn: Dawid, "Statistical theory: the prequential approach" (1984); for streams, Gama, Sebastião and
-Rodrigues (2013). Nothing here knows Kafka: partitions, offsets and times are passed in. The arithmetic of one rank is
-shared by the worker's live metrics and by the report that reads the topics.
+Rodrigues (2013). Nothing here knows Kafka: partitions, offsets and times are passed in. `Prequential` joins the topics
+for the report and for the console; `in_time` and the arithmetic of one rank are the worker's live metrics' too.
 """
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log2
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from stream_rec.messages import ERASE, Recommendation
-from stream_rec.pipeline.floors import FloorRanks, Floors
+from stream_rec.pipeline.floors import FloorRanks
 
 
 def rank_of(item: str, ranked: Sequence[str]) -> int | None:
@@ -37,6 +37,15 @@ def gain(rank: int | None, k: int) -> float:
 def reciprocal(rank: int | None) -> float:
     """Reciprocal rank, 0 when the item is not in the list."""
     return 0.0 if rank is None else 1 / rank
+
+
+def in_time(predicted_s: float, arrived_s: float) -> bool:
+    """Whether a prediction of the time `predicted_s` was there before the event that arrived at `arrived_s`, seconds.
+
+    Kafka's timestamps are whole milliseconds. Which of two records of the same millisecond came first is unknown, so
+    the prediction counts as too late.
+    """
+    return predicted_s < arrived_s
 
 
 class Tally:
@@ -67,11 +76,39 @@ class Outcome(NamedTuple):
     latency_s: float
     """From Kafka's timestamp of the event to that of the recommendation that covers it, seconds."""
     evaluated: bool
-    """False when no earlier answer was held for this user: such an event is a first one and has no rank."""
+    """Whether the answer to an earlier event was there when this event arrived. Otherwise the event has no rank."""
     rank: int | None
-    """Place of the event's item in the answer held before, 1 for the first; None if it was not in the list."""
+    """Place of the event's item in that answer, 1 for the first; None if it was not in the list."""
     floors: FloorRanks
     """Places of the same item in the lists of the floors, at the same moment."""
+    too_late: bool
+    """Whether there is an answer to an earlier event, which came only after this event. Where there is none at all, the
+    event is a first one: neither evaluated nor too late."""
+    offset: int
+    """Of the event."""
+    before: tuple[str, ...]
+    """The items of the answer to an earlier event, in time or too late, the best first."""
+
+
+class Ranker(Protocol):
+    """The floors that events are compared with: `Floors`, or a bounded variant."""
+
+    def observe(self, user: str, item: str) -> FloorRanks:
+        """Ranks an event's item, then learns from the event."""
+
+    def forget(self, user: str) -> None:
+        """Drops the last item of an erased user."""
+
+
+class Bounds(NamedTuple):
+    """Limits of what `Prequential` keeps. Beyond a limit the oldest entry is dropped and not counted."""
+
+    users: int
+    """Users with an answer or with events, the latest active ones."""
+    events: int
+    """Events of a user that wait for an answer, and answers of a user that wait for their event."""
+    places: int
+    """Offsets of uncovered records, and offsets of dead letters."""
 
 
 class _Pending(NamedTuple):
@@ -84,7 +121,9 @@ class _Pending(NamedTuple):
     floors: FloorRanks
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
+    """A recommendation: the offset of the event that it answers, its items and its Kafka timestamp in seconds."""
+
     offset: int
     items: tuple[str, ...]
     time_s: float
@@ -92,11 +131,11 @@ class _Answer(NamedTuple):
 
 @dataclass(slots=True)
 class _User:
-    held: _Answer | None = None
+    held: Answer | None = None
     answered: int = -1
     """Newest offset that an answer covers: an answer up to here is a repeat."""
     pending: deque[_Pending] = field(default_factory=deque)
-    waiting: deque[_Answer] = field(default_factory=deque)
+    waiting: deque[Answer] = field(default_factory=deque)
     """Answers whose event has not been read yet: the topics are read at different speeds."""
 
 
@@ -105,22 +144,25 @@ class Prequential:
 
     Within one partition events must come in offset order and recommendations in theirs; how the topics interleave
     makes no difference. A recommendation covers all events of its user up to its offset (several after a burst), and is
-    compared with the events that come after it. An erasure excuses the user's earlier events and drops the held answer.
-    The one limit: a dead letter that is told after its event was read does not take back what the event did by then (it
-    was shown to the floors, compared if a recommendation covered it, or erased the user); so tell dead letters first.
+    compared with the events that come after it. Those that arrived before its timestamp are too late (`in_time`). An
+    erasure excuses the user's earlier events and drops the held answer. The one limit: a dead letter that is told after
+    its event was read does not take back what the event did by then (it was shown to the floors, compared if a
+    recommendation covered it, or erased the user); so tell dead letters first.
 
     `start` is the first offset of each partition that takes part (default 0): answers to earlier events are ignored.
-    Memory: a user's pending events and one held list, and one offset for each dead letter.
+    Memory: a user's pending events and one held list, and one offset for each dead letter; limited by `bounds`.
     """
 
-    def __init__(self, floors: Floors, start: Mapping[int, int] | None = None) -> None:
+    def __init__(self, floors: Ranker, start: Mapping[int, int] | None = None, bounds: Bounds | None = None) -> None:
         self._floors = floors
         self._start = dict(start or {})
+        self._bounds = bounds
         self._read = {partition: offset - 1 for partition, offset in self._start.items()}
-        self._users: defaultdict[tuple[int, str], _User] = defaultdict(_User)
-        self._uncovered: dict[tuple[int, int], _User | None] = {}
-        self._dead: set[tuple[int, int]] = set()
+        self._users: OrderedDict[tuple[int, str], _User] = OrderedDict()
+        self._uncovered: OrderedDict[tuple[int, int], _User | None] = OrderedDict()
+        self._dead: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._records = 0
+        self.dead_letters = 0
         self.recommendations = 0
         """Recommendations that answer an event from `start` on."""
         self.repeated = 0
@@ -130,11 +172,7 @@ class Prequential:
     @property
     def events(self) -> int:
         """Accepted events: records read, less dead letters."""
-        return self._records - len(self._dead)
-
-    @property
-    def dead_letters(self) -> int:
-        return len(self._dead)
+        return self._records - self.dead_letters
 
     @property
     def updates_per_s(self) -> float:
@@ -153,7 +191,7 @@ class Prequential:
         """One record of the events topic, with Kafka's timestamp in seconds; one that was read before is ignored."""
         if not self._advance(partition, offset):
             return []
-        state = self._users[partition, user]
+        state = self._user(partition, user)
         if event_type == ERASE:
             self._floors.forget(user)
             for pending in state.pending:
@@ -164,9 +202,10 @@ class Prequential:
                 state.pending.append(_Pending(offset, None, event_type, time_s, FloorRanks()))
         elif item is not None:
             state.pending.append(_Pending(offset, item, event_type, time_s, self._floors.observe(user, item)))
-            self._uncovered[partition, offset] = state
+            self._await_answer(partition, offset, state)
+            self._limit_pending(partition, state)
         else:
-            self._uncovered[partition, offset] = None
+            self._await_answer(partition, offset, None)
         outcomes: list[Outcome] = []
         while state.waiting and state.waiting[0].offset <= offset:
             outcomes += self._cover(partition, state, state.waiting.popleft())
@@ -175,7 +214,14 @@ class Prequential:
     def unreadable(self, partition: int, offset: int) -> None:
         """A record of the events topic that is no event: lost, unless a dead letter tells of it."""
         if self._advance(partition, offset):
-            self._uncovered[partition, offset] = None
+            self._await_answer(partition, offset, None)
+
+    def held(self, partition: int, user: str) -> Answer | None:
+        """The answer that the next event of `user` will be compared with, as far as the topics are read."""
+        state = self._users.get((partition, user))
+        if state is None or any(pending.item is None for pending in state.pending):
+            return None
+        return state.held
 
     def recommendation(self, partition: int, recommendation: Recommendation, time_s: float) -> list[Outcome]:
         """One record of the recommendations topic; returns the outcomes of the events that it covers."""
@@ -185,10 +231,12 @@ class Prequential:
         self.recommendations += 1
         first, last = self._span_s or (time_s, time_s)
         self._span_s = (min(first, time_s), max(last, time_s))
-        state = self._users[partition, recommendation.user_id]
-        answer = _Answer(offset, tuple(ranked.item_id for ranked in recommendation.items), time_s)
+        state = self._user(partition, recommendation.user_id)
+        answer = Answer(offset, tuple(ranked.item_id for ranked in recommendation.items), time_s)
         if offset > self._read.get(partition, -1):
             state.waiting.append(answer)
+            if self._bounds is not None and len(state.waiting) > self._bounds.events:
+                state.waiting.popleft()
             return []
         return self._cover(partition, state, answer)
 
@@ -196,10 +244,41 @@ class Prequential:
         """The record of the events topic at `offset` was refused; told twice, it counts once."""
         if offset < self._start.get(partition, 0):
             return
-        self._dead.add((partition, offset))
+        if (partition, offset) in self._dead:
+            return
+        self.dead_letters += 1
+        self._dead[partition, offset] = None
+        if self._bounds is not None and len(self._dead) > self._bounds.places:
+            self._dead.popitem(last=False)
         state = self._uncovered.pop((partition, offset), None)
         if state is not None:
             state.pending.remove(next(pending for pending in state.pending if pending.offset == offset))
+
+    def _user(self, partition: int, user: str) -> _User:
+        """The user's state, now the latest active one."""
+        state = self._users.get((partition, user))
+        if state is None:
+            state = self._users[partition, user] = _User()
+        if self._bounds is not None:
+            self._users.move_to_end((partition, user))
+            if len(self._users) > self._bounds.users:
+                (oldest, _), idle = self._users.popitem(last=False)
+                for pending in idle.pending:
+                    self._uncovered.pop((oldest, pending.offset), None)
+        return state
+
+    def _await_answer(self, partition: int, offset: int, state: _User | None) -> None:
+        """The record at `offset` is not covered yet; `state` is of the user whose event it is, if it is an event."""
+        self._uncovered[partition, offset] = state
+        if self._bounds is not None and len(self._uncovered) > self._bounds.places:
+            self._uncovered.popitem(last=False)
+
+    def _limit_pending(self, partition: int, state: _User) -> None:
+        if self._bounds is not None and len(state.pending) > self._bounds.events:
+            dropped = state.pending.popleft()
+            self._uncovered.pop((partition, dropped.offset), None)
+            if dropped.item is None:
+                state.held = None
 
     def _advance(self, partition: int, offset: int) -> bool:
         """Whether the record at `offset` is new and not known to be refused."""
@@ -209,7 +288,7 @@ class Prequential:
         self._records += 1
         return (partition, offset) not in self._dead
 
-    def _cover(self, partition: int, state: _User, answer: _Answer) -> list[Outcome]:
+    def _cover(self, partition: int, state: _User, answer: Answer) -> list[Outcome]:
         if answer.offset <= state.answered:
             self.repeated += 1
             return []
@@ -226,6 +305,16 @@ class Prequential:
         return outcomes
 
 
-def _outcome(pending: _Pending, item: str, held: _Answer | None, answer: _Answer) -> Outcome:
-    rank = None if held is None else rank_of(item, held.items)
-    return Outcome(pending.event_type, answer.time_s - pending.time_s, held is not None, rank, pending.floors)
+def _outcome(pending: _Pending, item: str, held: Answer | None, answer: Answer) -> Outcome:
+    evaluated = held is not None and in_time(held.time_s, pending.time_s)
+    before = () if held is None else held.items
+    return Outcome(
+        event_type=pending.event_type,
+        latency_s=answer.time_s - pending.time_s,
+        evaluated=evaluated,
+        rank=rank_of(item, before) if evaluated else None,
+        floors=pending.floors,
+        too_late=held is not None and not evaluated,
+        offset=pending.offset,
+        before=before,
+    )

@@ -16,7 +16,7 @@ from stream_rec.messages import (
     read_window,
 )
 from stream_rec.pipeline import dead_letters
-from stream_rec.pipeline.live import LiveAccuracy
+from stream_rec.pipeline.live import LiveAccuracy, Prediction
 from stream_rec.pipeline.transactions import Reply
 from stream_rec.telemetry import WorkerMetrics
 
@@ -64,6 +64,8 @@ class Answer(NamedTuple):
     partition: int
     reply: Reply
     arrived: float | None
+    prediction: Prediction | None = None
+    """What the user's next event is compared with, once the reply is committed."""
 
 
 class Erasure(NamedTuple):
@@ -131,6 +133,9 @@ class Answerer:
     def _answer_windows(self, model: Model, waiting: Sequence[tuple[Record, Window]]) -> list[Answer]:
         if self._settings.coalesce:
             newest = {window.user_id: (record, window) for record, window in waiting}
+            for _, window in waiting:
+                if window is not newest[window.user_id][1]:
+                    self._live.happened(window)
             self._metrics.coalesced.inc(len(waiting) - len(newest))
             waiting = list(newest.values())
         return self._compute(model, waiting) if waiting else []
@@ -154,9 +159,9 @@ class Answerer:
 
     def _publish(self, record: Record, window: Window, told: Told) -> Answer:
         self._live.happened(window, told.floors)
-        self._live.predicted(told.recommendation)
+        prediction = self._live.predicted(told.recommendation)
         reply = Reply(self._settings.recommendations_topic, record.key, encode(told.recommendation))
-        return Answer(record.partition, reply, window.arrived)
+        return Answer(record.partition, reply, window.arrived, prediction)
 
     def _erase(self, model: Model, record: Record, user_id: str) -> Answer:
         model.forget(user_id)

@@ -12,14 +12,19 @@ from stream_rec.telemetry import CUTOFFS
 
 
 class Scores:
-    """Ranks of the same events by the predictor and by each floor."""
+    """Ranks of the same events by the predictor and by each floor; events whose prediction was too late are counted."""
 
     def __init__(self) -> None:
+        self.too_late = 0
+        """Events that arrived before the answer to an earlier event of their user did."""
         self.predictor = Tally()
         self.popularity = Tally()
         self.markov = Tally()
 
     def add(self, outcome: Outcome) -> None:
+        if outcome.too_late:
+            self.too_late += 1
+            return
         self.predictor.add(outcome.rank)
         self.popularity.add(outcome.floors.popularity)
         self.markov.add(outcome.floors.markov)
@@ -27,6 +32,7 @@ class Scores:
     def as_dict(self) -> dict[str, Any]:
         return {
             "evaluated": self.predictor.n,
+            "too_late": self.too_late,
             **{f"hit_rate_at_{k}": self.predictor.hit_rate(k) for k in CUTOFFS},
             "ndcg_at_10": self.predictor.ndcg(10),
             "mrr": self.predictor.mrr(),
@@ -41,13 +47,13 @@ class Report:
         self.overall = Scores()
         self.by_event_type: dict[str, Scores] = {}
         self.first_events = 0
-        """Covered events of users for whom no earlier answer was held: not evaluated."""
+        """Covered events without an answer to an earlier event of their user: neither evaluated nor too late."""
         self._milliseconds: Counter[int] = Counter()
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
             self._milliseconds[round(1_000 * outcome.latency_s)] += 1
-            if outcome.evaluated:
+            if outcome.evaluated or outcome.too_late:
                 self.overall.add(outcome)
                 self.by_event_type.setdefault(outcome.event_type, Scores()).add(outcome)
             else:
@@ -63,7 +69,8 @@ class Report:
         return None
 
     def summary(self, prequential: Prequential) -> dict[str, Any]:
-        """The report for JSON. Rates are shares of the evaluated events; a measure of no events is None."""
+        """The report for JSON. Rates are shares of the evaluated events, which leave out `too_late` and
+        `first_events`; a measure of no events is None."""
         return {
             "events": prequential.events,
             "recommendations": prequential.recommendations,
@@ -97,7 +104,7 @@ def table(summary: dict[str, Any], uncovered: str = "lost") -> Table:
         ),
     )
     view.add_column("event type")
-    headings = ("events", *(f"hit@{k}" for k in CUTOFFS), "NDCG@10", "MRR", "popular", "Markov")
+    headings = ("compared", "too late", *(f"hit@{k}" for k in CUTOFFS), "NDCG@10", "MRR", "popular", "Markov")
     for heading in headings:
         view.add_column(heading, justify="right")
     for name, scores in summary["by_event_type"].items():
@@ -111,7 +118,8 @@ def _cells(scores: dict[str, Any]) -> list[str]:
     rates = [scores[f"hit_rate_at_{k}"] for k in CUTOFFS]
     floors = scores["floors"]
     shares = (*rates, scores["ndcg_at_10"], scores["mrr"], floors["popularity"], floors["markov"])
-    return [f"{scores['evaluated']:,}", *("-" if share is None else f"{share:.3f}" for share in shares)]
+    counts = (f"{scores['evaluated']:,}", f"{scores['too_late']:,}")
+    return [*counts, *("-" if share is None else f"{share:.3f}" for share in shares)]
 
 
 def _number(value: int | None) -> str:

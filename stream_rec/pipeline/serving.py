@@ -288,6 +288,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         self._metrics.recommendations.labels(self.host.engine.version).inc(len(arrivals))
         for arrived in arrivals:
             self._metrics.latency.observe(max(0.0, now - arrived))
+        for answer in answers:
+            if answer.prediction is not None:
+                answer.prediction.committed_s = now
         self.host.learning.learned |= ends
 
     async def _published(self) -> None:

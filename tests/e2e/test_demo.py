@@ -53,7 +53,7 @@ def test_the_demo_shows_that_nothing_is_lost_and_leaves_no_process(tmp_path: Pat
     shown = json.loads(output.splitlines()[-1])
     assert shown["events"] == shown["recommendations"] > 100
     assert (shown["lost"], shown["dead_letters"], shown["repeated"]) == (0, 0, 0)
-    assert shown["evaluated"] + shown["first_events"] == shown["events"]
+    assert shown["evaluated"] + shown["too_late"] + shown["first_events"] == shown["events"]
     assert 0 < shown["latency_ms"]["p50"] <= shown["latency_ms"]["p99"]
     assert shown["updates_per_s"] > 0
     assert shown["training_s"] > 0

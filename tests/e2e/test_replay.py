@@ -12,10 +12,10 @@ from stream_rec.messages import ERASE, Event, RankedItem, Recommendation, Reject
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.feed import at_once, faster, feed
 from stream_rec.pipeline.floors import Floors
-from stream_rec.pipeline.follow import following
+from stream_rec.pipeline.follow import Follower, following
 from stream_rec.pipeline.publish import Publisher
 from stream_rec.pipeline.replay import replay
-from tests.e2e.kafka import read_topic
+from tests.e2e.kafka import read_topic, until
 
 pytestmark = pytest.mark.e2e
 
@@ -190,11 +190,32 @@ async def test_the_report_is_measured_from_the_topics(settings: Settings) -> Non
     assert summary["events"] == 600
     assert summary["recommendations"] == len(answers)
     assert (summary["lost"], summary["dead_letters"], summary["repeated"]) == (0, 0, 0)
-    assert summary["evaluated"] + summary["first_events"] == 600
+    assert summary["evaluated"] + summary["too_late"] + summary["first_events"] == 600
     assert summary["first_events"] >= 20
-    assert summary["hit_rate_at_5"] == 1.0  # three items, all of them in each answer
-    assert summary["floors"] == {"popularity": 1.0, "markov": 1.0}
     assert 0 <= summary["latency_ms"]["p50"] <= summary["latency_ms"]["p99"]
+
+
+async def test_only_an_answer_that_was_there_before_the_event_predicted_it(settings: Settings) -> None:
+    log = log_of(users=20, rounds=11)
+    floors = Floors((f"user {user}", item) for user in range(20) for item in ITEMS)
+    async with following(settings, floors) as follower:
+        await feed(log[:200], settings)
+        async with worker(settings):  # it begins when all of them have arrived
+            await until(lambda: _covers(follower, 200))
+            late = follower.summary()
+            await feed(log[200:], settings)
+            await follower.drain()
+    assert late["too_late"] + late["first_events"] == 200
+    assert late["too_late"] >= 120  # it takes at most 40 events at a time, and each time answers 20 users at most
+    assert (late["evaluated"], late["hit_rate_at_5"]) == (0, None)
+    summary = follower.summary()
+    assert (summary["too_late"], summary["first_events"]) == (late["too_late"], late["first_events"])
+    assert (summary["evaluated"], summary["hit_rate_at_5"]) == (20, 1.0)  # three items, all of them in each answer
+    assert summary["floors"] == {"popularity": 1.0, "markov": 1.0}
+
+
+async def _covers(follower: Follower, events: int) -> bool:
+    return follower.prequential.events == events and not follower.prequential.lost()
 
 
 async def test_dead_letters_are_no_events_and_an_erasure_is_no_loss(settings: Settings) -> None:
@@ -229,7 +250,8 @@ async def test_reading_the_topics_again_from_the_beginning_gives_the_same_report
         await live.drain()
     async with following(settings, Floors(), since="beginning") as again:
         await again.drain()
-    same = ("events", "recommendations", "lost", "evaluated", "first_events", "latency_ms", "hit_rate_at_1", "mrr")
+    counts = ("events", "recommendations", "lost", "evaluated", "too_late", "first_events")
+    same = (*counts, "latency_ms", "hit_rate_at_1", "mrr")
     assert {name: live.summary()[name] for name in same} == {name: again.summary()[name] for name in same}
     assert live.newest is not None
 

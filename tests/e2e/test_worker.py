@@ -1,13 +1,16 @@
 import asyncio
 import os
 import signal
+import time
 from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from socket import socket
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from aiokafka import ConsumerRecord
 from msgspec.structs import replace
@@ -20,7 +23,7 @@ from stream_rec.pipeline import topics
 from stream_rec.pipeline.publish import publish_items
 from tests.e2e.kafka import BOMB, Sent, alter, produce, read_topic, settings_for, until
 from tests.e2e.process import COMMAND, Part
-from tests.e2e.windows import all_done, answers, windows, write
+from tests.e2e.windows import all_done, answers, stream, windows, write
 from tests.tiny import CAPACITY, STRIDE, TEXT_DIM, items, tiny_model, window
 
 pytestmark = pytest.mark.e2e
@@ -97,8 +100,18 @@ async def test_every_window_has_one_answer_and_it_is_the_engines(
     assert metrics["stream_rec_audited_windows_total"] == len(made)
     assert metrics["stream_rec_audit_changed_total"] == 0
     assert 0 < metrics["stream_rec_audit_largest_difference"] < 1e-4
-    evaluated = sum(value for name, value in metrics.items() if name.startswith("stream_rec_evaluated_events_total"))
-    assert evaluated == len(made) - 7
+
+    def compared() -> tuple[float, float]:
+        """Events that were compared with a prediction, and those that it was too late for."""
+        names = ("stream_rec_evaluated_events_total{", "stream_rec_too_late_events_total{")
+        evaluated, too_late = (sum(n for key, n in part.metrics().items() if key.startswith(name)) for name in names)
+        return evaluated, too_late
+
+    assert compared() == (0, len(made) - 7)  # all of them had arrived before the worker began
+    last = islice(stream(users=7), len(made), len(made) + 7)
+    await write(settings, [msgspec.structs.replace(window, arrived=time.time() + 60) for window in last])
+    await all_done(settings)
+    assert compared() == (7, len(made) - 7)
     assert part.stop() == 0
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from stream_rec.messages import ERASE, RankedItem, Recommendation
-from stream_rec.pipeline.accuracy import Outcome, Prequential, Tally, gain, hit, rank_of, reciprocal
+from stream_rec.pipeline.accuracy import Bounds, Outcome, Prequential, Tally, gain, hit, in_time, rank_of, reciprocal
 from stream_rec.pipeline.floors import FloorRanks, Floors
 from stream_rec.pipeline.report import Report, table
 
@@ -59,10 +59,34 @@ def test_one_answer_to_a_burst_covers_all_of_it() -> None:
     join.event(0, 0, "u", "a", "view", 1.0)
     join.recommendation(0, answer("u", 0, "x", "y", "z"), 1.0)
     for offset, item in enumerate("zyw", start=1):
-        join.event(0, offset, "u", item, "view", float(offset))
-    outcomes = join.recommendation(0, answer("u", 3, "w"), 4.0)
+        join.event(0, offset, "u", item, "view", 1.0 + offset)
+    outcomes = join.recommendation(0, answer("u", 3, "w"), 5.0)
     assert [(one.rank, one.latency_s) for one in outcomes] == [(3, 3.0), (2, 2.0), (None, 1.0)]
     assert join.lost() == 0
+
+
+def test_an_answer_that_comes_after_the_next_event_predicted_nothing() -> None:
+    """200 events of 19 users within 5 s, each answered 35 s later: none of the 181 that follow one was predicted."""
+    join, report = prequential(), Report()
+    for offset in range(200):
+        report.add(join.event(0, offset, f"u{offset % 19}", "a", "view", offset / 40))
+    for offset in range(200):
+        report.add(join.recommendation(0, answer(f"u{offset % 19}", offset, "a"), 35 + offset / 40))
+    summary = report.summary(join)
+    assert (summary["first_events"], summary["too_late"], summary["evaluated"]) == (19, 181, 0)
+    assert summary["hit_rate_at_10"] is summary["floors"]["popularity"] is None
+    assert summary["by_event_type"]["view"]["too_late"] == 181
+    assert summary["latency_ms"]["p50"] == 35_000
+
+
+def test_of_one_millisecond_nobody_knows_what_came_first() -> None:
+    assert in_time(1.000, 1.001)
+    assert not in_time(1.001, 1.001)
+    join = prequential()
+    for offset, (arrived, answered) in enumerate([(1.0, 2.0), (2.0, 2.5), (2.501, 2.6)]):
+        join.event(0, offset, "u", "a", "view", arrived)
+        (one,) = join.recommendation(0, answer("u", offset, "b", "a"), answered)
+        assert (one.too_late, one.evaluated, one.rank) == (offset == 1, offset == 2, 2 if offset == 2 else None)
 
 
 def test_an_erasure_forgets_the_answer_and_excuses_what_came_before() -> None:
@@ -116,6 +140,8 @@ def test_answers_to_events_before_the_start_do_not_count() -> None:
 
 
 class Record(NamedTuple):
+    """An event of the time of its offset, in seconds, and whether and when it is answered."""
+
     partition: int
     offset: int
     user: str
@@ -123,6 +149,7 @@ class Record(NamedTuple):
     event_type: str
     refused: bool
     answered: bool
+    answered_at: float
 
 
 PARTITION = {"u": 0, "v": 0, "w": 1}
@@ -130,18 +157,23 @@ happenings = st.tuples(
     st.sampled_from(sorted(PARTITION)),
     st.sampled_from("abc"),
     st.sampled_from(["view", "view", "view", "cart", ERASE, "refused", "refused erase"]),
-    st.sampled_from([True, True, False]),
+    st.sampled_from([0.5, 0.5, 1.0, 3.5, 100.0, None]),
 )
+Drawn = list[tuple[str, str, str, float | None]]
 
 
-def log_of(drawn: list[tuple[str, str, str, bool]]) -> list[Record]:
+def log_of(drawn: Drawn) -> list[Record]:
     ends: Counter[int] = Counter()
     log = []
-    for user, item, what, answered in drawn:
+    for user, item, what, latency_s in drawn:
         partition, refused, erases = PARTITION[user], what.startswith("refused"), what.endswith(ERASE)
         event_type = ERASE if erases else what
-        answered = answered and not refused and not erases
-        log.append(Record(partition, ends[partition], user, None if erases else item, event_type, refused, answered))
+        offset = ends[partition]
+        answered = latency_s is not None and not refused and not erases
+        answered_at = offset + (latency_s or 0.0)
+        log.append(
+            Record(partition, offset, user, None if erases else item, event_type, refused, answered, answered_at)
+        )
         ends[partition] += 1
     return log
 
@@ -171,22 +203,22 @@ def offline(log: list[Record]) -> tuple[Counter[tuple[Any, ...]], int]:
             while any(one.event_type == ERASE for one in since):
                 since.pop(0)
             held = next((one for one in reversed(since) if one.answered), None)
-            ranked = [one.item_id for one in answer_to(held).items] if held else []
+            predicted = held is not None and held.answered_at < record.offset
+            ranked = [one.item_id for one in answer_to(held).items] if held and predicted else []
             rank = ranked.index(record.item) + 1 if record.item in ranked else None
-            outcomes[record.event_type, 100.0 + cover.offset - record.offset, held is not None, rank] += 1
+            too_late = held is not None and not predicted
+            outcomes[
+                record.event_type, cover.answered_at - record.offset, predicted, rank, too_late, record.offset
+            ] += 1
     return outcomes, lost
 
 
-@given(st.lists(happenings, min_size=3, max_size=25), st.data())
-def test_any_interleaving_of_the_topics_gives_the_offline_join(
-    drawn: list[tuple[str, str, str, bool]], data: st.DataObject
-) -> None:
-    log = log_of(drawn)
+def drawn_join(log: list[Record], join: Prequential, data: st.DataObject) -> tuple[list[Outcome], int]:
+    """Tells `join` of the log's topics in some order, some records twice; the outcomes, and the answers told again."""
     sources: dict[str, list[Record]] = {f"events {p}": [one for one in log if one.partition == p] for p in (0, 1)}
     sources |= {f"answers to {user}": [one for one in log if one.user == user and one.answered] for user in PARTITION}
     schedule = data.draw(st.permutations([name for name, records in sources.items() for _ in records]))
     steps = {name: iter(records) for name, records in sources.items()}
-    join = prequential()
     seen: list[Outcome] = []
     repeats = 0
     for name in schedule:
@@ -195,7 +227,7 @@ def test_any_interleaving_of_the_topics_gives_the_offline_join(
         repeats += (times - 1) * name.startswith("answers")
         for _ in range(times):
             if name.startswith("answers"):
-                seen += join.recommendation(record.partition, answer_to(record), 100.0 + record.offset)
+                seen += join.recommendation(record.partition, answer_to(record), record.answered_at)
                 continue
             told_first = record.event_type == ERASE or data.draw(st.booleans(), label="dead letter first")
             if record.refused and told_first:
@@ -204,11 +236,38 @@ def test_any_interleaving_of_the_topics_gives_the_offline_join(
                                float(record.offset))  # fmt: skip
             if record.refused and not told_first:
                 join.dead_letter(record.partition, record.offset)
+    return seen, repeats
+
+
+@given(st.lists(happenings, min_size=3, max_size=25), st.data())
+def test_any_interleaving_of_the_topics_gives_the_offline_join(drawn: Drawn, data: st.DataObject) -> None:
+    log, join = log_of(drawn), prequential()
+    seen, repeats = drawn_join(log, join, data)
     outcomes, lost = offline(log)
-    assert Counter(one[:4] for one in seen) == outcomes
+    assert Counter((*one[:4], one.too_late, one.offset) for one in seen) == outcomes
     assert (join.lost(), join.repeated) == (lost, repeats)
     assert join.events == sum(not one.refused for one in log)
     assert join.dead_letters == sum(one.refused for one in log)
+
+
+@given(st.lists(happenings, min_size=3, max_size=25), st.data())
+def test_bounds_that_are_never_reached_change_nothing(drawn: Drawn, data: st.DataObject) -> None:
+    log, join = log_of(drawn), Prequential(Floors(), bounds=Bounds(users=3, events=25, places=25))
+    seen, _ = drawn_join(log, join, data)
+    outcomes, lost = offline(log)
+    assert Counter((*one[:4], one.too_late, one.offset) for one in seen) == outcomes
+    assert join.lost() == lost
+
+
+@given(st.lists(happenings, max_size=60), st.data())
+def test_memory_is_bounded(drawn: Drawn, data: st.DataObject) -> None:
+    bounds = Bounds(users=2, events=3, places=4)
+    log, join = log_of(drawn), Prequential(Floors(), bounds=bounds)
+    drawn_join(log, join, data)
+    assert len(join._users) <= bounds.users
+    assert max(len(join._uncovered), len(join._dead)) <= bounds.places
+    for state in join._users.values():
+        assert max(len(state.pending), len(state.waiting)) <= bounds.events + 1  # and the mark of an erasure
 
 
 def brute_force(history: list[tuple[str, str]], user: str, item: str, depth: int) -> FloorRanks:
@@ -257,6 +316,12 @@ def test_an_erasure_reaches_the_floors() -> None:
     assert only.floors.markov == 3
 
 
+def outcome(
+    event_type: str, latency_s: float, evaluated: bool, rank: int | None, floors: FloorRanks, *, too_late: bool = False
+) -> Outcome:
+    return Outcome(event_type, latency_s, evaluated, rank, floors, too_late, 0, ())
+
+
 def reported(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     report = Report()
     report.add(outcomes)
@@ -266,13 +331,16 @@ def reported(outcomes: Iterable[Outcome]) -> dict[str, Any]:
 def test_the_report_counts_by_event_type_and_leaves_first_events_out() -> None:
     summary = reported(
         [
-            Outcome("view", 0.010, False, None, FloorRanks(1, 1)),
-            Outcome("view", 0.020, True, 1, FloorRanks(None, 12)),
-            Outcome("view", 0.030, True, None, FloorRanks(10, None)),
-            Outcome("cart", 0.040, True, 10, FloorRanks(None, 1)),
+            outcome("view", 0.010, False, None, FloorRanks(1, 1)),
+            outcome("view", 0.020, True, 1, FloorRanks(None, 12)),
+            outcome("view", 0.030, True, None, FloorRanks(10, None)),
+            outcome("cart", 0.040, True, 10, FloorRanks(None, 1)),
+            outcome("cart", 0.010, False, None, FloorRanks(1, 1), too_late=True),
         ]
     )
     assert summary["first_events"] == 1
+    assert summary["too_late"] == summary["by_event_type"]["cart"]["too_late"] == 1
+    assert summary["by_event_type"]["view"]["too_late"] == 0
     assert summary["evaluated"] == 3
     assert summary["hit_rate_at_10"] == pytest.approx(2 / 3)
     assert summary["floors"] == pytest.approx({"popularity": 1 / 3, "markov": 1 / 3})
@@ -284,7 +352,7 @@ def test_the_report_counts_by_event_type_and_leaves_first_events_out() -> None:
 @given(st.lists(st.integers(0, 50), min_size=1))
 def test_percentiles_are_the_nearest_ranks(milliseconds: list[int]) -> None:
     report = Report()
-    report.add(Outcome("view", ms / 1_000, False, None, FloorRanks()) for ms in milliseconds)
+    report.add(outcome("view", ms / 1_000, False, None, FloorRanks()) for ms in milliseconds)
     ordered = sorted(milliseconds)
     assert report.latency_ms(0.5) == ordered[(len(ordered) + 1) // 2 - 1]
     assert report.latency_ms(1.0) == ordered[-1]
@@ -300,8 +368,10 @@ def test_an_empty_report_is_json_and_a_table() -> None:
 def test_the_table_shows_each_event_type() -> None:
     console = Console(width=160)
     with console.capture() as capture:
-        console.print(table(reported([Outcome("wishlist", 0.02, True, 2, FloorRanks(3, None))])))
+        late = outcome("wishlist", 0.02, False, None, FloorRanks(), too_late=True)
+        console.print(table(reported([outcome("wishlist", 0.02, True, 2, FloorRanks(3, None)), *[late] * 77])))
     assert "wishlist" in capture.get()
+    assert "77" in capture.get()
     assert "1.000" in capture.get()
 
 

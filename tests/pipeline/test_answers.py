@@ -117,6 +117,23 @@ def test_a_burst_is_answered_by_its_newest_window_within_what_a_step_can_afford(
     assert all(tokens <= BUDGET for tokens, _ in model.steps)
 
 
+def test_of_a_burst_each_event_is_compared_with_the_answer_before_the_burst(model: Accounts) -> None:
+    registry = CollectorRegistry()
+    answerer = Answerer(Settings(coalesce=True), WorkerMetrics(registry))
+    records = log_of("aaaa")
+    (first,) = answerer.answer(model, records[:1]).answers
+    assert first.prediction is not None
+
+    def counted(name: str) -> float:
+        return registry.get_sample_value(f"stream_rec_{name}_events_total", {"event_type": "view"}) or 0.0
+
+    first.prediction.committed_s = 0.9  # they arrive at 1.0
+    answerer.answer(model, records[1:3])
+    assert (counted("evaluated"), counted("too_late")) == (2, 0)
+    answerer.answer(model, records[3:])  # nothing says that the answer to the burst is committed
+    assert (counted("evaluated"), counted("too_late")) == (2, 1)
+
+
 def test_erasures_and_bad_records_keep_their_place_among_the_windows(model: Accounts) -> None:
     plan = "ab?aA?aab" * CAPACITY
     answers = answer_all(model, log_of(plan))
