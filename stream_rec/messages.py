@@ -32,7 +32,8 @@ infinite."""
 class Rejected(Exception):  # noqa: N818 - it is the outcome's name on the wire and in the metric
     """An event that may not enter a window. `reason` is a short, bounded phrase: it becomes a metric label.
 
-    >>> raise Rejected("unknown event type", "'share'")
+    >>> str(Rejected("unknown event type", "'share'"))
+    "unknown event type: 'share'"
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
