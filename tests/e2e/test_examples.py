@@ -14,12 +14,13 @@ from aiokafka import AIOKafkaProducer
 from stream_rec.config import Settings
 from stream_rec.messages import RankedItem, Recommendation, TombstoneHeaders, as_headers, encode
 from stream_rec.pipeline import topics
-from stream_rec.pipeline.java import CONSOLE, KAFKA_VERSION, java_command
+from stream_rec.pipeline.java import CONSOLE, KAFKA_VERSION, java_command, pinned
 
 pytestmark = pytest.mark.e2e
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 JAVA = f"org.apache.kafka:kafka-clients:{KAFKA_VERSION}+org.eclipse.jdt:ecj:3.44.0"
+CHECKSUMS = pinned() | {"ecj-3.44.0.jar": "14c46ddc2e511c46c998da728f6a80f13a689c920f3832402f7ad150f6a6188d"}
 """The client, and a compiler in a jar: the tests' Java is a runtime alone."""
 
 
@@ -112,9 +113,16 @@ async def test_shell(settings: Settings, run: Callable[..., Awaitable[Example]],
 
 
 async def test_java(settings: Settings, run: Callable[..., Awaitable[Example]], tmp_path: Path) -> None:
-    compiler = java_command("org.eclipse.jdt.internal.compiler.batch.Main", artifact=JAVA)
+    compiler = java_command("org.eclipse.jdt.internal.compiler.batch.Main", artifact=JAVA, checksums=CHECKSUMS)
     assert await (await run(*compiler, "-17", "-d", tmp_path, EXAMPLES / "Consumer.java")).code() == 0
-    java = java_command("Consumer", settings.bootstrap_servers, settings.recommendations_topic, "java", artifact=JAVA)
+    java = java_command(
+        "Consumer",
+        settings.bootstrap_servers,
+        settings.recommendations_topic,
+        "java",
+        artifact=JAVA,
+        checksums=CHECKSUMS,
+    )
     at = java.index("-cp") + 1
     java[at] += f":{tmp_path}"
     consumer = await run(*java)

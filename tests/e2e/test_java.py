@@ -6,18 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from stream_rec.errors import UserError
+from stream_rec.pipeline.java import java_command
+
 pytestmark = pytest.mark.e2e
 
-ASK = """
+SMALL = "org.slf4j:slf4j-api:1.7.36"
+ASK = f"""
 from stream_rec.pipeline.java import java_command
-command = java_command("Main", artifact="org.slf4j:slf4j-jdk-platform-logging:2.0.17", notify=print)
+command = java_command("Main", artifact={SMALL!r}, notify=print)
 print(command[command.index("-cp") + 1])
 """
 DIE = """
 import os, pathlib, signal
 pathlib.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # all is fetched, nothing is in its place
 """
-JARS = ["slf4j-api-2.0.17.jar", "slf4j-jdk-platform-logging-2.0.17.jar", "slf4j-simple-1.7.36.jar"]
+JARS = ["slf4j-api-1.7.36.jar", "slf4j-simple-1.7.36.jar"]
 
 
 @pytest.fixture
@@ -57,6 +61,14 @@ def test_what_a_killed_process_left_is_not_used(run: Callable[[str], subprocess.
 def test_the_jars_are_fetched_once(run: Callable[[str], subprocess.Popen[str]]) -> None:
     assert "fetching" in run(ASK).communicate()[0]
     assert "fetching" not in run(ASK).communicate()[0]
+
+
+def test_a_fetched_jar_with_another_checksum_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JGO_CACHE_DIR", str(tmp_path))
+    for checksums in ({}, dict.fromkeys(JARS, "0" * 64)):
+        with pytest.raises(UserError, match="is not run"):
+            java_command("Main", artifact=SMALL, checksums=checksums)
+        assert [path.name for path in (tmp_path / "stream-rec").glob("*slf4j*")] == []
 
 
 def test_without_a_network_it_says_so_in_one_line(tmp_path: Path) -> None:
