@@ -98,8 +98,7 @@ class Feed:
         return [row]
 
     def _answer(self, record: ConsumerRecord) -> list[Row]:
-        if not record.value:
-            self._live.forget((record.key or b"").decode(errors="replace"))
+        if not record.value:  # the tombstone of an erased user, whose erasure is an event too
             return []
         try:
             answer = read_recommendation(record.value)

@@ -96,6 +96,7 @@ class Following:
             "refused": live.refused,
             "unreadable": self._feed.unreadable,
             "judged": live.judged,
+            "too_late": live.too_late,
             "model": self._feed.model,
             "ailing": self.ailing,
         }

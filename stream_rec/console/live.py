@@ -1,39 +1,28 @@
 """The live stream: each event beside what was predicted for it before, in bounded memory.
 
-An event is compared with the newest answer of its user that was given to an earlier event, and counts once a committed
-answer covers it. Nothing here knows Kafka: partitions, offsets and times are passed in.
+The join is the report's (`accuracy.Prequential`): an event counts once a committed answer covers it. Until then its row
+shows the comparison with what was read so far. Nothing here knows Kafka: partitions, offsets and times are passed in.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple, TypeVar
 
 from msgspec import Struct
 
 from stream_rec.console.floors import RecentFloors
-from stream_rec.messages import ERASE, Event, Recommendation
-from stream_rec.pipeline.accuracy import Tally, rank_of
-from stream_rec.pipeline.floors import FloorRanks
+from stream_rec.messages import Event, Recommendation
+from stream_rec.pipeline.accuracy import Bounds, Outcome, Prequential, Tally, in_time, rank_of
 
 ROWS = 2_000
 """Events that are remembered, and that the live accuracy is about."""
-USERS = 10_000
-"""Users whose last answers are held, the latest active ones."""
-ANSWERS = 3
-"""Answers that are held of a user: an event that is read late still finds the one before it.
-
-With 20 items an answer that is 600,000 ids at most, 55 MB where they are short."""
-WAITING = 16
-"""Events of a user that may wait for their answer: at most 160,000 in all, 90 MB with short ids."""
+BOUNDS = Bounds(users=10_000, events=16, answers=2, places=100_000)
+"""With the answer that is held, at most three a user: 600,000 ids where an answer has 20 items, 55 MB of short ones."""
 POINTS = 300
 """Of the charts, one a second."""
 SHOWN = 5
 """Predicted items that a row names."""
 CUTOFF = 10
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class Row(Struct):
@@ -48,14 +37,15 @@ class Row(Struct):
     arrived: float
     """Kafka's, seconds."""
     evaluated: bool
-    """False where no earlier answer is known."""
+    """Whether the answer to an earlier event was there when this event arrived."""
+    too_late: bool
+    """Whether there is one that came only after this event."""
     rank: int | None
-    """Place of the item in the earlier answer, 1 for the first."""
+    """Place of the item in the earlier answer, 1 for the first; None if it is not evaluated."""
     listed: int
     """Items in that answer."""
     predicted: tuple[str, ...]
     """Its first ones."""
-    floors: FloorRanks
     partition: int
     offset: int
     latency_s: float | None = None
@@ -74,27 +64,23 @@ class Point(Struct, frozen=True):
     """Of the answers of this second, seconds."""
     p99: float | None
     hit_rate: float | None
-    """At 10, of the last `ROWS` events that were answered and had a prediction."""
+    """At 10, of the evaluated ones of the last `ROWS` events that were answered and follow an answer to their user."""
     popularity: float | None
     markov: float | None
 
 
-class _Answer(NamedTuple):
-    partition: int
-    offset: int
-    time_s: float
-    items: tuple[str, ...]
-
-
 class Live:
-    """Joins events, answers and dead letters as they are read."""
+    """Shows events, answers and dead letters as they are read."""
 
-    def __init__(self, floors: RecentFloors) -> None:
+    def __init__(self, floors: RecentFloors, bounds: Bounds = BOUNDS) -> None:
         self._floors = floors
-        self._answers: OrderedDict[str, deque[_Answer]] = OrderedDict()
-        self._waiting: OrderedDict[str, deque[Row]] = OrderedDict()
+        self._bounds = bounds
+        self._join = Prequential(floors, bounds=bounds)
+        self._read: dict[int, int] = {}
+        """The newest offset of each partition of the events topic."""
         self._places: OrderedDict[tuple[int, int], Row] = OrderedDict()
-        self._judged: deque[tuple[int | None, FloorRanks]] = deque(maxlen=ROWS)
+        self._outcomes: deque[Outcome] = deque(maxlen=ROWS)
+        """Of events that follow an answer to their user: evaluated, or too late."""
         self._latencies: list[float] = []
         self._since_point = [0, 0]
         self.rows: deque[Row] = deque(maxlen=ROWS)
@@ -104,16 +90,18 @@ class Live:
     def event(self, partition: int, offset: int, event: Event, arrived: float) -> Row | None:
         """One record of the events topic; None for an erasure."""
         user, item = event.user_id, event.item_id
-        if event.event_type == ERASE:
-            self._floors.forget(user)
-            self.forget(user)
-            return None
+        if offset <= self._read.get(partition, -1):  # the topic was deleted and made again
+            self._join = Prequential(self._floors, bounds=self._bounds)
+            self._read.clear()
+        self._read[partition] = offset
+        outcomes = self._join.event(partition, offset, user, item, event.event_type, arrived)
         if item is None:
             return None
         self.events += 1
         self._since_point[0] += 1
-        held = self._before(user, partition, offset)
-        predicted = held.items if held else ()
+        held = self._join.held(partition, user)
+        before = held.items if held else ()
+        evaluated = held is not None and in_time(held.time_s, arrived)
         row = Row(
             number=self.events,
             user=user,
@@ -121,57 +109,35 @@ class Live:
             event_type=event.event_type,
             timestamp=event.timestamp,
             arrived=arrived,
-            evaluated=held is not None,
-            rank=rank_of(item, predicted),
-            listed=len(predicted),
-            predicted=predicted[:SHOWN],
-            floors=self._floors.observe(user, item),
+            evaluated=evaluated,
+            too_late=held is not None and not evaluated,
+            rank=rank_of(item, before) if evaluated else None,
+            listed=len(before),
+            predicted=before[:SHOWN],
             partition=partition,
             offset=offset,
         )
         self.rows.append(row)
-        _remember(self._places, (partition, offset), row, ROWS)
-        for answer in self._answers.get(user, ()):
-            if answer.partition == partition and answer.offset >= offset:  # the topics are read at different speeds
-                self._cover(row, answer)
-                return row
-        waiting = self._waiting.pop(user, None) or deque(maxlen=WAITING)
-        waiting.append(row)
-        _remember(self._waiting, user, waiting, USERS)
+        self._places[partition, offset] = row
+        if len(self._places) > ROWS:
+            self._places.popitem(last=False)
+        self._settle(partition, outcomes)
         return row
 
     def answer(self, partition: int, answer: Recommendation, time_s: float) -> list[Row]:
         """One record of the recommendations topic; the rows that it answers."""
         self.answers += 1
         self._since_point[1] += 1
-        user = answer.user_id
-        given = _Answer(partition, answer.offset, time_s, tuple(ranked.item_id for ranked in answer.items))
-        mine = self._answers.pop(user, None) or deque(maxlen=ANSWERS)
-        mine.append(given)
-        _remember(self._answers, user, mine, USERS)
-        waiting = self._waiting.get(user, deque())
-        covered: list[Row] = []
-        while waiting and waiting[0].partition == partition and waiting[0].offset <= answer.offset:
-            row = waiting.popleft()
-            if row.refused is None:
-                self._cover(row, given)
-                covered.append(row)
-        if not waiting:
-            self._waiting.pop(user, None)
-        return covered
+        return self._settle(partition, self._join.recommendation(partition, answer, time_s))
 
     def dead_letter(self, partition: int, offset: int, reason: str) -> Row | None:
         """The event there was refused."""
+        self._join.dead_letter(partition, offset)
         row = self.find(partition, offset)
         if row is not None:
             self.refused += 1
             row.refused = reason
         return row
-
-    def forget(self, user: str) -> None:
-        """The user was erased."""
-        self._answers.pop(user, None)
-        self._waiting.pop(user, None)
 
     def find(self, partition: int, offset: int) -> Row | None:
         """A remembered row by its event's place."""
@@ -189,17 +155,18 @@ class Live:
     def tick(self, now: float) -> Point:
         """Closes a second of the charts."""
         ours, popular, markov = Tally(), Tally(), Tally()
-        for rank, floors in self._judged:
-            ours.add(rank)
-            popular.add(floors.popularity)
-            markov.add(floors.markov)
-        late = sorted(self._latencies)
+        for outcome in self._outcomes:
+            if outcome.evaluated:
+                ours.add(outcome.rank)
+                popular.add(outcome.floors.popularity)
+                markov.add(outcome.floors.markov)
+        latencies = sorted(self._latencies)
         point = Point(
             at=now,
             events=self._since_point[0],
             answers=self._since_point[1],
-            p50=_nearest_rank(late, 0.5),
-            p99=_nearest_rank(late, 0.99),
+            p50=_nearest_rank(latencies, 0.5),
+            p99=_nearest_rank(latencies, 0.99),
             hit_rate=ours.hit_rate(CUTOFF),
             popularity=popular.hit_rate(CUTOFF),
             markov=markov.hit_rate(CUTOFF),
@@ -211,25 +178,28 @@ class Live:
     @property
     def judged(self) -> int:
         """Events that the live accuracy is about."""
-        return len(self._judged)
+        return sum(outcome.evaluated for outcome in self._outcomes)
 
-    def _before(self, user: str, partition: int, offset: int) -> _Answer | None:
-        """The newest answer to an event before this one."""
-        mine = self._answers.get(user, ())
-        return next((one for one in reversed(mine) if one.partition == partition and one.offset < offset), None)
+    @property
+    def too_late(self) -> int:
+        """Events of the same time that no prediction preceded, because it came too late."""
+        return sum(outcome.too_late for outcome in self._outcomes)
 
-    def _cover(self, row: Row, answer: _Answer) -> None:
-        row.latency_s = max(0.0, answer.time_s - row.arrived)
-        self._latencies.append(row.latency_s)
-        if row.evaluated:
-            self._judged.append((row.rank, row.floors))
-
-
-def _remember(held: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """As the latest; the first goes where there are more than `most`."""
-    held[key] = value
-    if len(held) > most:
-        held.popitem(last=False)
+    def _settle(self, partition: int, outcomes: Iterable[Outcome]) -> list[Row]:
+        """Counts what became of events; returns their rows, as far as these are remembered."""
+        rows = []
+        for outcome in outcomes:
+            latency_s = max(0.0, outcome.latency_s)
+            self._latencies.append(latency_s)
+            if outcome.evaluated or outcome.too_late:
+                self._outcomes.append(outcome)
+            row = self.find(partition, outcome.offset)
+            if row is not None:
+                row.latency_s = latency_s
+                row.evaluated, row.too_late, row.rank = outcome.evaluated, outcome.too_late, outcome.rank
+                row.listed, row.predicted = len(outcome.before), outcome.before[:SHOWN]
+                rows.append(row)
+        return rows
 
 
 def _nearest_rank(ordered: list[float], share: float) -> float | None:

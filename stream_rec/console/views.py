@@ -33,6 +33,7 @@ def _row(row: Row, items: Mapping[str, Item]) -> Data:
         "type": row.event_type,
         "arrived": row.arrived,
         "evaluated": row.evaluated,
+        "too_late": row.too_late,
         "rank": row.rank,
         "listed": row.listed,
         "predicted": [_named(item, items) for item in row.predicted],

@@ -106,7 +106,9 @@ class Bounds(NamedTuple):
     users: int
     """Users with an answer or with events, the latest active ones."""
     events: int
-    """Events of a user that wait for an answer, and answers of a user that wait for their event."""
+    """Events of a user that wait for an answer."""
+    answers: int
+    """Answers of a user that wait for their event, because the topics are read at different speeds."""
     places: int
     """Offsets of uncovered records, and offsets of dead letters."""
 
@@ -192,6 +194,7 @@ class Prequential:
         if not self._advance(partition, offset):
             return []
         state = self._user(partition, user)
+        outcomes = self._cover_waiting(partition, state, offset - 1)  # answers to events that were never read
         if event_type == ERASE:
             self._floors.forget(user)
             for pending in state.pending:
@@ -206,10 +209,7 @@ class Prequential:
             self._limit_pending(partition, state)
         else:
             self._await_answer(partition, offset, None)
-        outcomes: list[Outcome] = []
-        while state.waiting and state.waiting[0].offset <= offset:
-            outcomes += self._cover(partition, state, state.waiting.popleft())
-        return outcomes
+        return outcomes + self._cover_waiting(partition, state, offset)
 
     def unreadable(self, partition: int, offset: int) -> None:
         """A record of the events topic that is no event: lost, unless a dead letter tells of it."""
@@ -235,7 +235,7 @@ class Prequential:
         answer = Answer(offset, tuple(ranked.item_id for ranked in recommendation.items), time_s)
         if offset > self._read.get(partition, -1):
             state.waiting.append(answer)
-            if self._bounds is not None and len(state.waiting) > self._bounds.events:
+            if self._bounds is not None and len(state.waiting) > self._bounds.answers:
                 state.waiting.popleft()
             return []
         return self._cover(partition, state, answer)
@@ -287,6 +287,13 @@ class Prequential:
         self._read[partition] = offset
         self._records += 1
         return (partition, offset) not in self._dead
+
+    def _cover_waiting(self, partition: int, state: _User, offset: int) -> list[Outcome]:
+        """What the answers up to `offset` cover that were read before their events."""
+        outcomes: list[Outcome] = []
+        while state.waiting and state.waiting[0].offset <= offset:
+            outcomes += self._cover(partition, state, state.waiting.popleft())
+        return outcomes
 
     def _cover(self, partition: int, state: _User, answer: Answer) -> list[Outcome]:
         if answer.offset <= state.answered:

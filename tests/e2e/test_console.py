@@ -177,6 +177,17 @@ async def test_a_sent_event_its_answer_and_why(page: Page) -> None:
 
 
 @browsing
+async def test_an_event_that_arrived_before_the_prediction_is_too_late(page: Page, running: Running) -> None:
+    """Two events of a user in one batch: the answer to the first one can't be there before the second one is."""
+    await produce(running.settings, [sent("u0", "i11"), sent("u0", "i12")])
+    newest = page.locator("#rows tr").first
+    await expect(newest).to_contain_text("item 12")
+    await expect(newest.locator(".badge")).to_have_text("too late")
+    await expect(newest).to_contain_text("came after the event:")
+    await expect(page.locator("#accuracy")).to_contain_text("predicted too late")
+
+
+@browsing
 async def test_what_comes_from_topics_stays_text(page: Page, running: Running) -> None:
     await expect(page.locator("#rows")).to_contain_text("<script>document.title='owned'</script>")
     await expect(page.locator("#rows .refused")).to_have_count(1)

@@ -252,7 +252,7 @@ def test_any_interleaving_of_the_topics_gives_the_offline_join(drawn: Drawn, dat
 
 @given(st.lists(happenings, min_size=3, max_size=25), st.data())
 def test_bounds_that_are_never_reached_change_nothing(drawn: Drawn, data: st.DataObject) -> None:
-    log, join = log_of(drawn), Prequential(Floors(), bounds=Bounds(users=3, events=25, places=25))
+    log, join = log_of(drawn), Prequential(Floors(), bounds=Bounds(users=3, events=25, answers=25, places=25))
     seen, _ = drawn_join(log, join, data)
     outcomes, lost = offline(log)
     assert Counter((*one[:4], one.too_late, one.offset) for one in seen) == outcomes
@@ -261,13 +261,14 @@ def test_bounds_that_are_never_reached_change_nothing(drawn: Drawn, data: st.Dat
 
 @given(st.lists(happenings, max_size=60), st.data())
 def test_memory_is_bounded(drawn: Drawn, data: st.DataObject) -> None:
-    bounds = Bounds(users=2, events=3, places=4)
+    bounds = Bounds(users=2, events=3, answers=2, places=4)
     log, join = log_of(drawn), Prequential(Floors(), bounds=bounds)
     drawn_join(log, join, data)
     assert len(join._users) <= bounds.users
     assert max(len(join._uncovered), len(join._dead)) <= bounds.places
     for state in join._users.values():
-        assert max(len(state.pending), len(state.waiting)) <= bounds.events + 1  # and the mark of an erasure
+        assert len(state.pending) <= bounds.events + 1  # and the mark of an erasure
+        assert len(state.waiting) <= bounds.answers
 
 
 def brute_force(history: list[tuple[str, str]], user: str, item: str, depth: int) -> FloorRanks:
