@@ -1,5 +1,10 @@
 """The one exception that a person's mistake raises."""
 
+import logging
+import os
+import sys
+from typing import NoReturn
+
 
 class UserError(Exception):
     """What a person can put right: a bad path, a wrong setting, a busy port, a broker that is down.
@@ -10,3 +15,13 @@ class UserError(Exception):
 
 class NoBrokerError(UserError):
     """No Kafka broker answers; it may yet."""
+
+
+def end_process(error: UserError) -> NoReturn:
+    """Ends the process at once as the command line does: one line and exit code 2.
+
+    For a process that can't stop in order, because its tasks wait for something that never comes.
+    """
+    print(f"stream-rec: {error}", file=sys.stderr)  # noqa: T201 - the command's output
+    logging.shutdown()
+    os._exit(2)

@@ -80,6 +80,9 @@ class Window(Struct, frozen=True, gc=False):
     """Kafka's own timestamp of that event, in seconds: where end-to-end latency is measured from."""
     events: Annotated[tuple[WindowEvent, ...], Meta(min_length=1)]
     """Never empty: a user without events has no window."""
+    topic_id: str = ""
+    """Kafka's id of the events topic that `offset` is in: a topic that was deleted and created again has another one.
+    Empty where it is not known."""
 
     def __post_init__(self) -> None:
         if not 0 < len(self.events) == self.n - self.start:
@@ -136,6 +139,8 @@ class Recommendation(Struct, frozen=True, gc=False):
     """The strongest first."""
     model: str
     """Version of the model that answered: the head of a hash over its files."""
+    topic_id: str = ""
+    """`Window.topic_id` of that window."""
 
 
 class TombstoneHeaders(Struct, frozen=True, omit_defaults=True):

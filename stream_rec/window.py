@@ -28,20 +28,30 @@ def stride_of(capacity: int, wanted: int | None) -> int:
     return max(1, capacity // 2) if wanted is None else min(wanted, capacity)
 
 
-def append(window: Window | None, event: Event, *, offset: int, arrived: float, capacity: int, stride: int) -> Window:
+def append(
+    window: Window | None,
+    event: Event,
+    *,
+    offset: int,
+    arrived: float,
+    capacity: int,
+    stride: int,
+    topic_id: str = "",
+) -> Window:
     """The window after one more event; `window` None is a user never seen, or erased.
 
-    `offset` is the event's offset in its partition and `arrived` Kafka's timestamp of it, in seconds.
+    `offset` is the event's offset in its partition of the topic `topic_id`, and `arrived` Kafka's timestamp of it, in
+    seconds.
     Raises `Rejected` for an event_id that the window already holds.
     """
     if event.item_id is None:
         raise Rejected("invalid field", "item_id is required")
     new = WindowEvent(event.item_id, event.event_type, event.timestamp, event.event_id)
     if window is None:
-        return Window(event.user_id, 1, 0, offset, arrived, (new,))
+        return Window(event.user_id, 1, 0, offset, arrived, (new,), topic_id)
     if event.event_id is not None and any(held.event_id == event.event_id for held in window.events):
         raise Rejected("duplicate event_id")
-    longer = Window(window.user_id, window.n + 1, window.start, offset, arrived, (*window.events, new))
+    longer = Window(window.user_id, window.n + 1, window.start, offset, arrived, (*window.events, new), topic_id)
     return fit(longer, capacity, stride)
 
 

@@ -57,6 +57,7 @@ def recommendations(
                 if (name := names.categories[at])
             ),
             model=names.model,
+            topic_id=window.topic_id,
         )
         for window, count, rows, scores, probabilities, goals, labels, weights, next_types in zip(
             windows, *(column.tolist() for column in columns), strict=True

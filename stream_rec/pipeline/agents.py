@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
-from stream_rec.errors import UserError
+from stream_rec.errors import UserError, end_process
 from stream_rec.health import MOVING, Health, serve
 from stream_rec.pipeline import (
     faust_kafka,
@@ -36,11 +37,12 @@ from stream_rec.pipeline import (
 )
 from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.granted import Topic, describe
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pipeline.lag import Lag
 from stream_rec.pipeline.patience import patiently
 from stream_rec.pipeline.scratch import own_folder
+from stream_rec.pipeline.topic_guard import TopicGuard, state_of
 from stream_rec.pseudonyms import naming
 from stream_rec.telemetry import AgentMetrics
 
@@ -57,9 +59,14 @@ ROCKSDB = {"driver": "rocksdict", "block_cache_size": 64 << 20, "write_buffer_si
 """Bytes, for each partition; faust's defaults are 2 GiB and 64 MiB."""
 
 
-def build(settings: Settings, metrics: AgentMetrics, health: Health, folder: Path) -> faust.App:
-    """The faust app, not started; `folder` is this process's own, for RocksDB."""
+def build(
+    settings: Settings, metrics: AgentMetrics, health: Health, folder: Path, topics: Mapping[str, Topic]
+) -> faust.App:
+    """The faust app, not started; `folder` is this process's own, for RocksDB. `topics` are those of `_fit`."""
     app = _app(settings, folder)
+    app.topic_guard = TopicGuard(access(settings), topics, health)
+    events = topics[settings.events_topic]
+    app.committed_for = state_of(events, topics[settings.windows_topic])
     app.flow_control = faust_queues.FlowControl()
     app.tables._changelog_queue = faust_queues.ChangelogQueue(
         maxsize=app.conf.stream_buffer_maxsize, flow_control=app.flow_control, clear_on_resume=True
@@ -79,7 +86,7 @@ def build(settings: Settings, metrics: AgentMetrics, health: Health, folder: Pat
         options=dict(ROCKSDB) if settings.store == "rocksdb" else {},
     )
     graveyard = app.topic(settings.dead_letter_topic, **raw)
-    keeper = Keeper(settings, metrics, table, graveyard, naming(settings.pseudonym_key_file))
+    keeper = Keeper(settings, metrics, table, graveyard, naming(settings.pseudonym_key_file), events.id)
 
     async def take(stream: Any) -> None:
         done, left = app.consumer.done, app.consumer.left
@@ -102,7 +109,7 @@ def build(settings: Settings, metrics: AgentMetrics, health: Health, folder: Pat
         while not app.should_stop:
             await app.producer.confirmed()  # dead letters of this process's own may be on their way
             try:
-                keeper.recall(await buried(settings, mine))
+                keeper.recall(await buried(settings, mine, app.committed_for))
                 break
             except (KafkaError, UserError) as error:
                 log.warning("the dead letters can't be read (%s): trying again", type(error).__name__)
@@ -131,51 +138,59 @@ def run(settings: Settings) -> int:
     """Runs one agent process until SIGTERM or Ctrl-C; returns 0 once everything done is committed.
 
     What can't end in order (a crash, or Kafka is away) ends the process with code 1; no event is lost by that.
-    Raises `UserError` when no broker answers, a topic is missing, or the metrics port is taken.
+    Raises `UserError` when no broker answers, a topic is missing or changes (`topic_guard`), or the metrics port is
+    taken.
     """
     _log(settings.log_level)
     registry = CollectorRegistry()
     metrics, health = AgentMetrics(registry), Health(settings.ready_lag)
-    if not loop.run(_begin(settings)):
+    topics = loop.run(_begin(settings))
+    if topics is None:
         return 0
     port = serve(registry, health, settings.metrics_host, settings.agents_metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
     with own_folder(settings.cache_dir / "agents") as folder:
-        loop.run(_serve(settings, metrics, health, folder))
+        loop.run(_serve(settings, metrics, health, folder, topics))
     return 0
 
 
-async def _begin(settings: Settings) -> bool:
-    """Waits for a broker and looks at the topics; False: told to end meanwhile. Raises `UserError`."""
+async def _begin(settings: Settings) -> dict[str, Topic] | None:
+    """Waits for a broker and looks at the topics; None: told to end meanwhile. Raises `UserError`."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return await patiently(partial(_fit, settings), stop, fail_fast=settings.fail_fast) is not None
+    return await patiently(partial(_fit, settings), stop, fail_fast=settings.fail_fast)
 
 
-async def _fit(settings: Settings) -> int:
-    """Partitions of the topics; warns of what is odd. Raises `UserError` where the agents could not do their work."""
-    counts = await require(access(settings), *rights.agents(settings))
-    for problem in await topics.check(settings, *counts):
+async def _fit(settings: Settings) -> dict[str, Topic]:
+    """The events and windows topics; warns of what is odd. Raises `UserError` where agents could not do their work."""
+    found = await describe(access(settings), *rights.agents(settings))
+    for problem in await topics.check(settings, *found):
         log.warning("%s", problem)
-    events, windows = counts[settings.events_topic], counts[settings.windows_topic]
+    names = settings.events_topic, settings.windows_topic
+    events, windows = (found[name].partitions for name in names)
     if events != windows:
         raise UserError(
             f"topic {settings.events_topic} has {events} partitions and {settings.windows_topic} {windows}: "
             f"give {settings.windows_topic} as many"
         )
-    return events
+    return {name: found[name] for name in names}
 
 
-async def _serve(settings: Settings, metrics: AgentMetrics, health: Health, folder: Path) -> None:
-    app = build(settings, metrics, health, folder)
+async def _serve(
+    settings: Settings, metrics: AgentMetrics, health: Health, folder: Path, topics: Mapping[str, Topic]
+) -> None:
+    app = build(settings, metrics, health, folder, topics)
     watching = asyncio.create_task(health.watch())
+    guarding = asyncio.create_task(app.topic_guard.watch())
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     started = asyncio.ensure_future(app.start())
-    ends = [asyncio.ensure_future(told.wait()), asyncio.ensure_future(app.wait_until_stopped())]
+    ends = [asyncio.ensure_future(told.wait()), asyncio.ensure_future(app.wait_until_stopped()), guarding]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if guarding.done():
+        end_process(guarding.result())
     force = threading.Timer(CRASHED_S if app.crashed else STOP_S, _end)  # faust waits for a thread in the event loop's
     force.daemon = True
     force.start()

@@ -15,6 +15,7 @@ from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.group import heed_errors
 from stream_rec.pipeline.rights import on
 from stream_rec.pipeline.spans import Span, read, since
+from stream_rec.pipeline.topic_guard import valid
 from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 
 MARGIN_MS = 60_000
@@ -22,8 +23,10 @@ MARGIN_MS = 60_000
 READ = 1_000
 
 
-async def buried(settings: Settings, partitions: Collection[int]) -> set[tuple[int, int]]:
-    """Of the events of `partitions` that the agents have not committed, those with a dead letter: partition and offset.
+async def buried(settings: Settings, partitions: Collection[int], committed_for: str) -> set[Place]:
+    """Of the events of `partitions` that the agents have not committed, those with a dead letter.
+
+    `committed_for` is what a commit must be valid for, see `topic_guard`.
 
     A dead letter is younger than its event, and both times are Kafka's: what is older than the oldest of those events
     is not read. Raises `KafkaError`, and `UserError` when no broker answers.
@@ -40,7 +43,8 @@ async def buried(settings: Settings, partitions: Collection[int]) -> set[tuple[i
     )
     async with reader:
         heed_errors(reader._coordinator)
-        open_ = await _uncommitted(reader, [TopicPartition(settings.events_topic, number) for number in partitions])
+        events = [TopicPartition(settings.events_topic, number) for number in partitions]
+        open_ = await _uncommitted(reader, events, committed_for)
         times = [time for one, span in open_.items() if (time := await _time_of(reader, one, span)) is not None]
         if not times:
             return set()
@@ -49,16 +53,20 @@ async def buried(settings: Settings, partitions: Collection[int]) -> set[tuple[i
         async for _, records, _ in read(reader, letters, READ):
             found.update(place for record in records if (place := place_of(record.headers)) is not None)
     return {
-        (place.partition, place.offset)
+        place
         for place in found
         if (span := open_.get(TopicPartition(place.topic, place.partition))) and place.offset >= span.begin
     }
 
 
-async def _uncommitted(reader: AIOKafkaConsumer, partitions: Collection[TopicPartition]) -> dict[TopicPartition, Span]:
+async def _uncommitted(
+    reader: AIOKafkaConsumer, partitions: Collection[TopicPartition], committed_for: str
+) -> dict[TopicPartition, Span]:
     begins, ends = await reader.beginning_offsets(partitions), await reader.end_offsets(partitions)
     reader.assign(partitions)
-    spans = {one: Span(max(begins[one], await reader.committed(one) or 0), ends[one]) for one in partitions}
+    committed = await reader._coordinator.fetch_committed_offsets(list(partitions))
+    done = {one: offset for one, (offset, made_for) in committed.items() if valid(made_for, committed_for)}
+    spans = {one: Span(max(begins[one], done.get(one, 0)), ends[one]) for one in partitions}
     return {one: span for one, span in spans.items() if span.begin < span.end}
 
 

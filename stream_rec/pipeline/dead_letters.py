@@ -42,6 +42,13 @@ class Place(NamedTuple):
     topic: str
     partition: int
     offset: int
+    time: str
+    """Kafka's timestamp of it, as `time_of` writes it: tells it from one in a topic that was deleted."""
+
+
+def time_of(time_s: float) -> str:
+    """Kafka's timestamp of a record (seconds) as it stands in the headers."""
+    return f"{time_s:.3f}"
 
 
 class DeadLetter(NamedTuple):
@@ -76,7 +83,7 @@ def to_dead_letter(record: Any, reason: str, error: str, *, time_s: float, max_b
         record.topic,
         str(record.partition),
         str(record.offset),
-        f"{time_s:.3f}",
+        time_of(time_s),
         truncated,
     )
     return DeadLetter(key, b"" if key is None and value is None else value, as_headers(headers))
@@ -90,7 +97,9 @@ def place_of(headers: Iterable[tuple[str, bytes]]) -> Place | None:
     """Where the record that a dead letter holds came from; None where the headers don't say."""
     said = dict(headers)
     try:
-        return Place(said["topic"].decode(), int(said["partition"]), int(said["offset"]))
+        return Place(
+            said["topic"].decode(), int(said["partition"]), int(said["offset"]), said.get("time", b"").decode()
+        )
     except (KeyError, ValueError):
         return None
 

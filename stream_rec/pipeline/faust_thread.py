@@ -1,22 +1,27 @@
 """The thread on which faust reads from Kafka, with what it does there put right, see `faust_kafka`."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from stream_rec.pipeline.group import await_topics, heed_errors, unhurried
+from stream_rec.pipeline.topic_guard import valid
 
 SESSION_S = 10.0
 """How long the group waits for a silent process before the others get its partitions, seconds."""
 
 GOODBYE_S = 3.0
 """How long leaving the group may take, seconds; whom Kafka does not hear leave, it misses after `SESSION_S`."""
+
+log = logging.getLogger(__name__)
 
 ASK_S = 1.0
 """How long to look for the group's coordinator and hear its answer, seconds, before another try."""
@@ -41,6 +46,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     async def on_start(self) -> None:
         await super().on_start()
         unhurried(self._consumer._client)
+        self.app.topic_guard.protect(self._consumer)
+        self._consumer.commit = partial(self._commit_for, self._consumer.commit)
         coordinator = self._consumer._coordinator
         heed_errors(coordinator)
         await_topics(coordinator)
@@ -66,12 +73,27 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return offsets
 
     async def _seek_back(self, consumer: Any) -> Mapping[TP, int]:
-        offsets: Mapping[TP, int] = await consumer.seek_to_committed()
-        changelogs = self.app.tables.changelog_topics
+        assigned = consumer.assignment()
+        committed = await consumer._coordinator.fetch_committed_offsets(list(assigned))
+        changelogs, offsets = self.app.tables.changelog_topics, dict.fromkeys(assigned, 0)
+        for tp, (offset, committed_for) in committed.items():
+            if valid(committed_for, self.app.committed_for):
+                offsets[tp] = offset
+            else:
+                log.warning("%s[%d] is read from its beginning: the last commit is for topics that are no more", *tp)
         fresh = [tp for tp, offset in offsets.items() if not offset and tp.topic not in changelogs]
+        for tp, offset in offsets.items():
+            if offset:
+                consumer.seek(tp, offset)
         if fresh:
             await consumer.seek_to_beginning(*fresh)
         return offsets
+
+    async def _commit_for(
+        self, commit: Callable[[Mapping[TP, Any]], Awaitable[None]], offsets: Mapping[TP, OffsetAndMetadata]
+    ) -> None:
+        """Commits with what the offsets are valid for: Kafka keeps a commit that comes after a topic was made anew."""
+        await commit({tp: OffsetAndMetadata(offset, self.app.committed_for) for tp, (offset, _) in offsets.items()})
 
     async def _heartbeat(self, beat: Callable[[], Awaitable[bool]]) -> bool:
         asked = time.monotonic()

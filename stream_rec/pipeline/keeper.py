@@ -13,6 +13,7 @@ from stream_rec import messages, window
 from stream_rec.config import Settings
 from stream_rec.messages import ERASE, UNREADABLE, Rejected, Window
 from stream_rec.pipeline import dead_letters
+from stream_rec.pipeline.dead_letters import Place
 from stream_rec.pseudonyms import Naming
 from stream_rec.telemetry import AgentMetrics
 
@@ -39,20 +40,25 @@ class Keeper:
     """Applies one event after the other to the table. No asyncio: nothing can come between reading and writing.
 
     `table` maps a user's key, what `name` makes of the id, to the bytes of the window; `graveyard` is the topic of what
-    can't be applied.
+    can't be applied; `topic_id` is Kafka's id of the events topic, which windows and dead letters may be older than.
     """
 
-    def __init__(self, settings: Settings, metrics: AgentMetrics, table: Any, graveyard: Any, name: Naming) -> None:
+    def __init__(
+        self, settings: Settings, metrics: AgentMetrics, table: Any, graveyard: Any, name: Naming, topic_id: str = ""
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._table = table
         self._graveyard = graveyard
         self._name = name
+        self._topic_id = topic_id
         self._event_types = frozenset(settings.event_types)
-        self._buried: set[tuple[int, int]] = set()
+        self._buried: set[Place] = set()
+        self._continued: set[int] = set()
+        """Partitions with a window from an events topic that is no more."""
 
-    def recall(self, buried: Set[tuple[int, int]]) -> None:
-        """Events, by partition and offset, that are dead letters although their agent did not come to commit them."""
+    def recall(self, buried: Set[Place]) -> None:
+        """Events that are dead letters although their agent did not come to commit them."""
         self._buried |= buried
 
     def erases(self, message: Any) -> bool:
@@ -97,7 +103,7 @@ class Keeper:
             raise Rejected("reserved key")
         held = self._table.get(key)
         before = None if held is None else self._read(held, message, event.user_id)
-        if before is not None and message.offset <= before.offset:
+        if before is not None and message.offset <= before.offset and self._same_topic(before, message):
             return None
         if event.event_type == ERASE:
             return Change(key, ERASE, None, 0 if held is None else -1)
@@ -108,6 +114,7 @@ class Keeper:
             arrived=message.timestamp,
             capacity=settings.capacity,
             stride=settings.move,
+            topic_id=self._topic_id,
         )
         value = messages.encode(after)
         if len(key) + len(value) + ENVELOPE > settings.max_message_bytes:
@@ -124,6 +131,19 @@ class Keeper:
         log.warning("the window before %s can't be read: its user starts anew", _place(message))
         return None
 
+    def _same_topic(self, before: Window, message: Any) -> bool:
+        """Whether the window's last event was in the topic that is read now: a window of version 1 does not say.
+
+        Offsets of another topic of the same name, which was deleted, say nothing about this one's.
+        """
+        if not before.topic_id or not self._topic_id or before.topic_id == self._topic_id:
+            return True
+        if message.partition not in self._continued:
+            self._continued.add(message.partition)
+            place = f"{message.topic}[{message.partition}]"
+            log.warning("windows of %s are of a topic that is no more: all events of this one are new", place)
+        return False
+
     def _apply(self, message: Any, change: Change) -> None:
         metrics = self._metrics
         if change.value is None:
@@ -137,7 +157,7 @@ class Keeper:
         metrics.users.inc(change.users)
 
     def _bury(self, message: Any, reason: str, error: str) -> None:
-        place = message.partition, message.offset
+        place = Place(message.topic, message.partition, message.offset, dead_letters.time_of(message.timestamp))
         if place in self._buried:
             self._buried.remove(place)
             self._metrics.repeats.inc()

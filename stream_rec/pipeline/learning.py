@@ -23,8 +23,9 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, read_window
 from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.granted import cluster_of
+from stream_rec.pipeline.granted import cluster_of, describe
 from stream_rec.pipeline.recent import Recent
+from stream_rec.pipeline.rights import on
 from stream_rec.pipeline.snapshot import About, SnapshotFile, holds
 from stream_rec.pipeline.spans import Span, read
 from stream_rec.telemetry import WorkerMetrics
@@ -101,17 +102,19 @@ class Learning:
         """Leaves a snapshot for the next start."""
         if self._settings.memory == "own" or not self.learned:
             return
+        kafka, name = access(self._settings), self._settings.windows_topic
         try:
-            cluster = await cluster_of(access(self._settings), KEEP_S)
+            cluster = await cluster_of(kafka, KEEP_S)
+            topic = (await describe(kafka, *on("Read", name), timeout_s=KEEP_S))[name]
         except (KafkaError, UserError) as error:
             log.warning("no snapshot of the memory: %s", error)
             return
-        await self._call(self._write, cluster)
+        await self._call(self._write, cluster, topic.id)
 
-    def _write(self, cluster: str) -> None:
+    def _write(self, cluster: str, topic_id: str) -> None:
         """On the engine's thread, as `forget` is: an erasure comes before the file or removes it."""
         offsets = {partition.partition: offset for partition, offset in self.learned.items()}
-        about = About(self._engine.version, cluster, self._settings.windows_topic, time.time(), offsets)
+        about = About(self._engine.version, cluster, self._settings.windows_topic, time.time(), offsets, topic_id)
         self._file.write(self._engine.memories.pack(0, msgspec.json.encode(about)))
 
     def forget(self, user_id: str) -> None:

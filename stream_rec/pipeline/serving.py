@@ -29,6 +29,7 @@ from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.lag import Lag
 from stream_rec.pipeline.patience import started, unless_told
 from stream_rec.pipeline.spans import Span
+from stream_rec.pipeline.topic_guard import TopicGuard, state_of
 from stream_rec.pipeline.transactions import Done, Outlet, Reply
 from stream_rec.telemetry import WorkerMetrics
 
@@ -54,8 +55,11 @@ T = TypeVar("T")
 class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is partly typed
     """Serves the partitions that Kafka assigns to it until it is told to stop, with the model of `host`."""
 
-    def __init__(self, settings: Settings, host: Host, metrics: WorkerMetrics, health: Health) -> None:
+    def __init__(
+        self, settings: Settings, host: Host, metrics: WorkerMetrics, health: Health, guard: TopicGuard
+    ) -> None:
         self._settings = settings
+        self._guard = guard
         self._metrics = metrics
         self._health = health
         self.host = host
@@ -80,6 +84,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             return
         self._consumer = consumer
         self._joined.set()
+        self._guard.protect(self._consumer)
         heed_errors(self._consumer._coordinator)
         await_topics(self._consumer._coordinator)
         beside = [asyncio.create_task(self._measure()), asyncio.create_task(self._interrupt_at(stop))]
@@ -202,7 +207,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         """Serves the assigned partitions from now on, each from where its last owner committed."""
         if self._served != self._assigned:
             await self._let_go()
-            outlet = await Outlet.open(self._settings)
+            names = self._settings.windows_topic, self._settings.recommendations_topic
+            outlet = await Outlet.open(self._settings, state_of(*(self._guard.topics[name] for name in names)))
             try:
                 learned = await self._go_on(outlet, sorted(self._assigned))
             except BaseException:
@@ -224,6 +230,10 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         learned = 0
         for one, begin in sorted(begins.items()):
             position = await outlet.take_over(one, begin, self._consumer._coordinator.fetch_committed_offsets)
+            end = (await self._consumer.end_offsets([one]))[one]
+            if position > end:
+                log.warning("Kafka has lost windows of %s[%d]: answers go on at its end", *one)
+                position = end
             learned += await self.host.learning.remember({one: Span(begin, position)})
             self._consumer.seek(one, position)
         return learned

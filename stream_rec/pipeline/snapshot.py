@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from stream_rec.config import Settings
 from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.granted import cluster_of
+from stream_rec.pipeline.granted import cluster_of, describe
 from stream_rec.pipeline.group import heed_errors
+from stream_rec.pipeline.rights import on
 
 PART = "memory.part-"
 """How the names of files begin that are being written; a process's number follows."""
@@ -34,6 +35,8 @@ class About(Struct, frozen=True):
     """Seconds since 1970."""
     offsets: dict[int, int]
     """The next one to learn in each partition."""
+    topic_id: str = ""
+    """Kafka's id of the topic; empty where the brokers give topics none."""
 
 
 class SnapshotFile:
@@ -75,13 +78,15 @@ class SnapshotFile:
 async def holds(about: About, settings: Settings, version: str) -> bool:
     """Whether a snapshot tells of the windows topic as it is, and of nothing that the group has yet to answer.
 
-    A topic of the same name that was made anew holds what is younger than the snapshot below its offsets. Raises
-    `KafkaError`, and `UserError` when no broker answers.
+    A topic of the same name that was made anew has another id; where brokers give none, it holds what is younger than
+    the snapshot below its offsets. Raises `KafkaError`, and `UserError` when no broker answers.
     """
     fresh = about.taken > time.time() - settings.retention_hours * 3_600 / 2
     if not fresh or (about.version, about.topic) != (version, settings.windows_topic):
         return False
     if about.cluster != await cluster_of(access(settings)):
+        return False
+    if about.topic_id != (await describe(access(settings), *on("Read", about.topic)))[about.topic].id:
         return False
     learned = {TopicPartition(about.topic, number): offset for number, offset in about.offsets.items()}
     after = int((about.taken + MARGIN_S) * 1_000)

@@ -26,6 +26,7 @@ from stream_rec.config import Settings
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.producer import TransactionalProducer
 from stream_rec.pipeline.rights import transactions
+from stream_rec.pipeline.topic_guard import valid
 from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 
 log = logging.getLogger(__name__)
@@ -61,16 +62,23 @@ class Outlet:
         self._producer = producer
         self._mark = mark
         self._settings = settings
+        self._topics = _topics(mark, settings)
         self.partitions: set[TopicPartition] = set()
 
     @classmethod
-    async def open(cls, settings: Settings) -> "Outlet":
-        """One that nobody has barred yet, without a partition; raises `KafkaError` when Kafka refuses."""
+    async def open(cls, settings: Settings, topics: str = "") -> "Outlet":
+        """One that nobody has barred yet, without a partition; raises `KafkaError` when Kafka refuses.
+
+        `topics` is what its commits are valid for, see `topic_guard`: it becomes a part of the id.
+        """
         mark = f"{transactions(settings)}{uuid4().hex}"
+        mark += f".{topics}" if topics else ""
         return cls(await _start(mark, settings), mark, settings)
 
     async def take_over(self, partition: TopicPartition, begin: int, committed: Committed) -> int:
-        """Bars the former owner of `partition`; returns the next offset to read, `begin` if none was ever committed.
+        """Bars the former owner of `partition`; returns the next offset to read.
+
+        That is `begin` where nothing was ever committed for the topics that there are now.
 
         Raises `KafkaError` when Kafka refuses, or somebody else takes it over meanwhile.
         """
@@ -81,6 +89,9 @@ class Outlet:
                 await _close(await _start(former.metadata, self._settings))
                 former = (await committed([partition])).get(partition)
             position = begin if former is None else former.offset
+            if former is not None and not valid(_topics(former.metadata, self._settings), self._topics):
+                log.warning("%s[%d]: answers begin anew, the last commit is for topics that are no more", *partition)
+                position = begin
             async with gate.transaction():
                 await self._commit(gate, {partition: position})
         finally:
@@ -121,6 +132,12 @@ class Outlet:
     async def close(self) -> None:
         """Gives the partitions up. An open transaction is left to its time-out or to the next owner of one of them."""
         await _close(self._producer)
+
+
+def _topics(mark: str, settings: Settings) -> str:
+    """What a commit with this metadata is valid for: empty where it does not say."""
+    own = mark.removeprefix(transactions(settings))
+    return "" if own == mark else own.partition(".")[2]
 
 
 async def _start(transactional_id: str, settings: Settings) -> TransactionalProducer:

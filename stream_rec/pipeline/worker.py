@@ -11,13 +11,15 @@ from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.cores import share_cores
+from stream_rec.errors import UserError, end_process
 from stream_rec.health import Health, serve
 from stream_rec.pipeline import loop, rights
 from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.granted import Topic, describe
 from stream_rec.pipeline.patience import patiently, unless_told
 from stream_rec.pipeline.serving import Worker
 from stream_rec.pipeline.swap import Swaps
+from stream_rec.pipeline.topic_guard import TopicGuard
 from stream_rec.telemetry import WorkerMetrics
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ STOP_S = 8.0
 def run(settings: Settings) -> int:
     """Runs a worker until SIGTERM or Ctrl-C; returns the exit code: 0 after a clean end. SIGHUP: look for a new model.
 
-    Raises `UserError` for a bad model folder, a missing topic, a broker that doesn't answer, a busy metrics port.
+    Raises `UserError` for a bad model folder, a topic that is missing or changes (`topic_guard`), a broker that doesn't
+    answer, a busy metrics port.
     """
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings.log_level != "debug":
@@ -45,8 +48,8 @@ async def _run(settings: Settings) -> int:
     stop, look = asyncio.Event(), asyncio.Event()
     for number, event in ((signal.SIGINT, stop), (signal.SIGTERM, stop), (signal.SIGHUP, look)):
         asyncio.get_running_loop().add_signal_handler(number, event.set)
-    needed = partial(require, access(settings), *rights.worker(settings))
-    if await patiently(needed, stop, fail_fast=settings.fail_fast) is None:
+    topics = await patiently(partial(_fit, settings), stop, fail_fast=settings.fail_fast)
+    if topics is None:
         return 0
     registry = CollectorRegistry()
     metrics, health = WorkerMetrics(registry), Health(settings.ready_lag)
@@ -55,26 +58,50 @@ async def _run(settings: Settings) -> int:
     told = asyncio.create_task(stop.wait())
     watching = asyncio.create_task(health.watch())
     swaps = Swaps(settings, metrics, load, look)
-    serving = asyncio.create_task(_serve(settings, metrics, health, swaps, stop))
-    await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
+    guard = TopicGuard(access(settings), topics, health)
+    guarding = asyncio.create_task(guard.watch())
+    serving = asyncio.create_task(_serve(settings, metrics, health, swaps, guard, stop))
+    await asyncio.wait({told, serving, guarding}, return_when=asyncio.FIRST_COMPLETED)
+    if guarding.done():
+        end_process(guarding.result())
     ended, _ = await asyncio.wait({serving}, timeout=STOP_S)
     if not ended:
         log.error("the worker could not end in order; what was not committed is computed again")
         logging.shutdown()
         os._exit(1)
-    told.cancel()
-    watching.cancel()
+    for task in (told, watching, guarding):
+        task.cancel()
     await serving
     log.info("worker ended")
     return 0
 
 
-async def _serve(settings: Settings, metrics: WorkerMetrics, health: Health, swaps: Swaps, stop: asyncio.Event) -> None:
+async def _fit(settings: Settings) -> dict[str, Topic]:
+    """The topics that a worker depends on. Raises `UserError` where it could not do its work."""
+    found = await describe(access(settings), *rights.worker(settings))
+    names = settings.windows_topic, settings.recommendations_topic
+    windows, recommendations = (found[name].partitions for name in names)
+    if recommendations < windows:
+        raise UserError(
+            f"topic {settings.windows_topic} has {windows} partitions and {settings.recommendations_topic} "
+            f"{recommendations}: give {settings.recommendations_topic} as many"
+        )
+    return {name: found[name] for name in (*names, settings.items_topic)}
+
+
+async def _serve(
+    settings: Settings,
+    metrics: WorkerMetrics,
+    health: Health,
+    swaps: Swaps,
+    guard: TopicGuard,
+    stop: asyncio.Event,
+) -> None:
     """Serves with the model that is there and then with each new one, until `stop` is set."""
     host = await unless_told(swaps.first(), stop)
     if host is None:
         return
-    worker = Worker(settings, host, metrics, health)
+    worker = Worker(settings, host, metrics, health, guard)
     watching, serving = asyncio.create_task(swaps.watch(worker)), asyncio.create_task(worker.run(stop))
     try:
         done, _ = await asyncio.wait({watching, serving}, return_when=asyncio.FIRST_COMPLETED)

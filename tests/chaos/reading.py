@@ -20,6 +20,8 @@ class Rules(NamedTuple):
     stride: int
     max_event_bytes: int
     max_future_s: float
+    topic_id: str = ""
+    """Of the events topic."""
 
 
 class Record(Protocol):
@@ -92,6 +94,7 @@ def _grown(history: list[list[Any]], event: Json, record: Record, rules: Rules) 
         "offset": record.offset,
         "arrived": record.timestamp / 1_000,
         "events": history[start:],
+        "topic_id": rules.topic_id,
     }
 
 

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from stream_rec.config import Settings
 from stream_rec.pipeline import topics
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import describe
+from stream_rec.pipeline.rights import on
 from tests.chaos import models
 from tests.chaos.judge import Found, judge
 from tests.chaos.log import Log, endless, spoiled
@@ -83,11 +86,13 @@ async def run(
             recovery = longest_recovery(stage.times, traffic)
         say(f"recovered, {recovery:.1f} s at the longest", 1, 1)
         events = await read_topic(settings, settings.events_topic)
+        topic = (await describe(access(settings), *on("Read", settings.events_topic)))[settings.events_topic]
         found = await _found(settings)
         calm = await _calm(settings, made, home / "calm", say)
     finally:
         kafka.stop()
-    rules = Rules(frozenset(log.event_types), CAPACITY, STRIDE, settings.max_event_bytes, settings.max_future_s)
+    limits = settings.max_event_bytes, settings.max_future_s
+    rules = Rules(frozenset(log.event_types), CAPACITY, STRIDE, *limits, topic.id)
     reading = read(events, rules)
     faults = judge(reading, events, found, calm)
     say(f"verdict, {faults}", 1, 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin import NewPartitions
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
@@ -120,6 +121,23 @@ async def alter(settings: Settings, topic: str, **configs: str) -> None:
             return {entry[0]: entry[1] for entry in answer[4]} == resource.configs
 
         await until(shown)
+
+
+async def delete(settings: Settings, *topics: str) -> None:
+    """Deletes topics; returns when the broker has forgotten them."""
+    async with connect(access(settings)) as admin:
+        await admin.delete_topics(list(topics))
+
+        async def gone() -> bool:
+            return not set(topics) & set(await admin.list_topics())
+
+        await until(gone)
+
+
+async def add_partitions(settings: Settings, count: int, *topics: str) -> None:
+    """Gives topics more partitions, so that each has `count`."""
+    async with connect(access(settings)) as admin:
+        await admin.create_partitions({topic: NewPartitions(count) for topic in topics})
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

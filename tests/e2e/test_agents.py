@@ -14,6 +14,9 @@ from stream_rec.config import Settings
 from stream_rec.messages import ERASE, Rejected, Window, WindowEvent, encode, read_event, read_window
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.broker import Broker
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import describe
+from stream_rec.pipeline.rights import on
 from tests.e2e.kafka import (
     BOMB,
     Sent,
@@ -44,7 +47,7 @@ async def all_done(settings: Settings) -> None:
     await until(done)
 
 
-def expected(records: list[ConsumerRecord], settings: Settings) -> dict[str, Window | None]:
+def expected(records: list[ConsumerRecord], settings: Settings, topic_id: str) -> dict[str, Window | None]:
     """The windows that a plain reading of the log gives."""
     windows: dict[str, Window | None] = {}
     for record in records:
@@ -64,7 +67,13 @@ def expected(records: list[ConsumerRecord], settings: Settings) -> dict[str, Win
                     windows[event.user_id] = None
                 continue
             windows[event.user_id] = window.append(
-                held, event, offset=record.offset, arrived=now, capacity=settings.capacity, stride=settings.move
+                held,
+                event,
+                offset=record.offset,
+                arrived=now,
+                capacity=settings.capacity,
+                stride=settings.move,
+                topic_id=topic_id,
             )
         except Rejected:
             continue
@@ -248,7 +257,8 @@ async def shop(settings: Settings, rounds: int, users: int = 40) -> None:
 async def assert_windows_follow_from_the_log(settings: Settings) -> None:
     await all_done(settings)
     events = await read_topic(settings, settings.events_topic)
-    assert await windows_in(settings) == expected(events, settings)
+    topic = (await describe(access(settings), *on("Read", settings.events_topic)))[settings.events_topic]
+    assert await windows_in(settings) == expected(events, settings, topic.id)
 
 
 async def test_neither_a_killed_agent_nor_one_that_stood_still_loses_or_doubles_an_event(

@@ -34,7 +34,8 @@ async def test_what_was_set_aside_before_a_first_commit_is_read_again(make_setti
     ) as consumer:
         for _ in range(5):
             await consumer.getone()
-        thread = SimpleNamespace(app=SimpleNamespace(tables=SimpleNamespace(changelog_topics={settings.windows_topic})))
+        tables = SimpleNamespace(changelog_topics={settings.windows_topic})
+        thread = SimpleNamespace(app=SimpleNamespace(tables=tables, committed_for=""))
         await ConsumerThread._seek_back(thread, consumer)
         assert await consumer.position(events) == 0
         await consumer.commit({events: 3})
@@ -98,7 +99,8 @@ async def test_nothing_is_read_while_kafka_is_slow_to_tell_what_is_committed(
     monkeypatch.setattr(ConsumerThread, "_seek_back", slow)
     await produce(settings, [Sent(b"u", b"{") for _ in range(5)])
     registry = CollectorRegistry()
-    app = agents.build(settings, AgentMetrics(registry), Health(settings.ready_lag), tmp_path / "agents")
+    found = await agents._fit(settings)
+    app = agents.build(settings, AgentMetrics(registry), Health(settings.ready_lag), tmp_path / "agents", found)
     running = asyncio.ensure_future(app.start())
     await asked.wait()
     await produce(settings, [Sent(b"u", b"{") for _ in range(5)])

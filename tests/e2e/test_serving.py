@@ -13,10 +13,12 @@ from stream_rec.config import Settings
 from stream_rec.health import Health
 from stream_rec.model import folder
 from stream_rec.pipeline import learning, serving, topics
+from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.serving import Worker
 from stream_rec.pipeline.spans import Span
-from stream_rec.pipeline.worker import load
+from stream_rec.pipeline.topic_guard import TopicGuard
+from stream_rec.pipeline.worker import _fit, load
 from stream_rec.telemetry import WorkerMetrics
 from tests.e2e.kafka import until
 from tests.e2e.windows import all_done, answers, windows, write
@@ -60,7 +62,8 @@ async def worker_of(settings: Settings) -> Worker:
     metrics = WorkerMetrics(CollectorRegistry())
     host = await Host.open(settings, metrics, load)
     await host.follow()
-    return Worker(settings, host, metrics, Health(most_waiting=1_000))
+    health = Health(most_waiting=1_000)
+    return Worker(settings, host, metrics, health, TopicGuard(access(settings), await _fit(settings), health))
 
 
 @asynccontextmanager

@@ -13,9 +13,10 @@ from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.granted import cluster_of
+from stream_rec.pipeline.granted import cluster_of, describe
 from stream_rec.pipeline.learning import Learning
 from stream_rec.pipeline.recent import Recent
+from stream_rec.pipeline.rights import on
 from stream_rec.pipeline.snapshot import MARGIN_S, About, holds
 from stream_rec.pipeline.spans import Span
 from stream_rec.telemetry import WorkerMetrics
@@ -82,11 +83,14 @@ async def test_each_partition_s_own_memory_leaves_none(settings: Settings) -> No
 
 async def test_a_snapshot_holds_for_its_model_and_topic_while_tombstones_do(settings: Settings) -> None:
     now, day = time.time(), 86_400.0
-    about = About("m", await cluster_of(access(settings)), settings.windows_topic, now, {0: len(MADE)})
+    topic = (await describe(access(settings), *on("Read", settings.windows_topic)))[settings.windows_topic]
+    assert topic.id
+    about = About("m", await cluster_of(access(settings)), settings.windows_topic, now, {0: len(MADE)}, topic.id)
     others = {
         "another model": {"version": "n"},
         "another topic": {"topic": settings.events_topic},
         "another cluster": {"cluster": "c"},
+        "of a topic that was made anew": {"topic_id": "t"},
         "old": {"taken": now - settings.retention_hours * 3_600},
         "of a topic that was made anew and is shorter": {"offsets": {0: len(MADE) + 1}},
         "of a topic that was made anew and is as long": {"taken": now - 2 * MARGIN_S},

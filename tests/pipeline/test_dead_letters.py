@@ -33,7 +33,7 @@ def test_a_dead_letter_is_never_larger_than_its_topic_takes(
     batch.append(0, 2**62, letter.key, letter.value, letter.headers)
     assert len(batch.build()) <= int(layouts(settings)[settings.dead_letter_topic]["max.message.bytes"])
     assert (letter.key, letter.value) != (None, None)  # aiokafka writes no such record
-    assert place_of(letter.headers) == Place("t" * 249, 2**31 - 1, 2**62)
+    assert place_of(letter.headers) == Place("t" * 249, 2**31 - 1, 2**62, "10000000000.000")
 
 
 @pytest.mark.parametrize(

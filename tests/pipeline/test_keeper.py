@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.messages import ERASE, Event, Window, encode, read_window
+from stream_rec.pipeline.dead_letters import Place
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pseudonyms import Naming
 from stream_rec.telemetry import AgentMetrics
@@ -37,12 +38,14 @@ class Graveyard:
 class Bench:
     """A keeper with a dictionary for a table."""
 
-    def __init__(self, table: dict[bytes, bytes] | None = None, name: Naming = str, **settings: Any) -> None:
+    def __init__(
+        self, table: dict[bytes, bytes] | None = None, name: Naming = str, topic_id: str = "", **settings: Any
+    ) -> None:
         self.registry = CollectorRegistry()
         self.table = {} if table is None else table
         self.graveyard = Graveyard()
         made = Settings(**{"capacity": 4, **settings})
-        self.keeper = Keeper(made, AgentMetrics(self.registry), self.table, self.graveyard, name)
+        self.keeper = Keeper(made, AgentMetrics(self.registry), self.table, self.graveyard, name, topic_id)
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"stream_rec_{name}", labels) or 0.0
@@ -198,7 +201,7 @@ def test_the_clock_that_counts_is_kafkas(timestamp: float) -> None:
 
 def test_what_is_a_dead_letter_already_is_not_buried_twice() -> None:
     bench = Bench()
-    bench.keeper.recall({(0, 3), (1, 4)})
+    bench.keeper.recall({Place("events", 0, 3, "1000.000"), Place("events", 1, 4, "1000.000")})
     for offset in (3, 4):
         bench.keeper.take(bad(offset, "u"))
     assert [headers["offset"] for _, _, headers in bench.graveyard.letters] == ["4"]
@@ -213,3 +216,31 @@ def test_only_the_erasure_of_a_window_that_is_there_erases() -> None:
     assert not bench.keeper.erases(record(3))
     bench.keeper.take(record(4, event_type=ERASE))
     assert not bench.keeper.erases(record(5, event_type=ERASE))
+
+
+def test_events_of_a_topic_that_was_made_anew_are_no_repeats() -> None:
+    former = Bench(topic_id="former")
+    for offset in range(3):
+        former.keeper.take(record(offset))
+    bench = Bench(former.table, topic_id="new")
+    for offset in (0, 1, 1):
+        bench.keeper.take(record(offset))
+    assert (bench.window("u").n, bench.window("u").topic_id) == (5, "new")
+    assert bench.count("events_read_again_total") == 1
+
+
+def test_a_window_that_does_not_say_its_topic_is_of_the_one_that_is_read() -> None:
+    first = Bench()
+    first.keeper.take(record(0))
+    bench = Bench(first.table, topic_id="new")
+    bench.keeper.take(record(0))
+    assert bench.window("u").n == 1
+    bench.keeper.take(record(1))
+    assert bench.window("u").topic_id == "new"
+
+
+def test_a_dead_letter_of_a_topic_that_was_deleted_stands_for_no_event_of_the_new_one() -> None:
+    bench = Bench()
+    bench.keeper.recall({Place("events", 0, 3, "999.000")})
+    bench.keeper.take(bad(3, "u"))
+    assert len(bench.graveyard.letters) == 1
