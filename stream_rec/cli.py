@@ -6,9 +6,12 @@ and the TOML file there.
 
 import logging
 import math
+import os
 import sys
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -56,10 +59,10 @@ def version() -> None:
 @cli.command(cls=Command, settings=EVERYWHERE)
 def settings(settings: "Settings") -> None:
     """List every setting: its value now, its environment name, what it means."""
-    from rich.console import Console
     from rich.table import Table
 
     from stream_rec.config import environment_name
+    from stream_rec.terminal import Terminal
 
     table = Table(box=None, pad_edge=False)
     for heading in ("setting", "value", "environment", "meaning"):
@@ -68,7 +71,7 @@ def settings(settings: "Settings") -> None:
         value = getattr(settings, name)
         text = ",".join(value) if isinstance(value, tuple) else str(value)
         table.add_row(name, text, environment_name(name), field.description)
-    Console().print(table)
+    Terminal().print(table)
 
 
 @cli.command()
@@ -206,17 +209,38 @@ for command in (*COMMANDS, train, evaluate, bench, console, explain):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry point: a person's mistake is one line and exit code 2."""
     logging.getLogger("aiokafka").setLevel(logging.ERROR)  # it warns of each retry
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal of few characters can't show
     try:
         code = cli.main(args=arguments, prog_name="stream-rec", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except UserError as error:
-        click.echo(f"stream-rec: {error}", err=True)
-        code = 2
+        code = _refused(str(error))
+    except OSError as error:
+        if error.errno is None or error.strerror is None:  # a time-out, or what some library makes of one: a defect
+            raise
+        code = _refused(f"{error.filename or 'what is printed can not be written'}: {error.strerror}")
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refused(why: str) -> int:
+    """Says in one line why the command ends, where that can be said; returns the exit code."""
+    from stream_rec.terminal import as_line
+
+    with suppress(OSError):
+        click.echo(f"stream-rec: {as_line(why)}", err=True)
+    try:
+        sys.stdout.flush()
+    except (OSError, AttributeError):  # else the interpreter tries again when it ends, with a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 2
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def _option(name: str, command: str) -> click.Option:
 
 def shown(items: Iterable[T], total: int, what: str) -> Iterable[T]:
     """`items`, with a progress bar on stderr."""
-    from rich.console import Console
     from rich.progress import track
 
-    return track(items, what, total, console=Console(stderr=True), transient=True)
+    from stream_rec.terminal import Terminal
+
+    return track(items, what, total, console=Terminal(stderr=True), transient=True)

@@ -167,6 +167,16 @@ class DeadLetterHeaders(Struct, frozen=True, omit_defaults=True):
     """How long key and value were, where they had to be cut."""
 
 
+def without_fraction(item_id: str) -> str:
+    """The whole number that some tool has made a float, as text; any other id as it is.
+
+    >>> without_fraction("12.0"), without_fraction("1.10"), without_fraction("v1.0")
+    ('12', '1.10', 'v1.0')
+    """
+    whole = item_id.removesuffix(".0")
+    return whole if whole.removeprefix("-").isdecimal() else item_id
+
+
 _event = msgspec.json.Decoder(Event)
 _window = msgspec.json.Decoder(Window)
 _item = msgspec.json.Decoder(Item)

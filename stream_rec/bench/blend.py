@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from stream_rec.model.folder import Model
 from stream_rec.model.nearest import NEAREST, Everything, Near
 from stream_rec.model.scorer import BARRED, ItemSide, Scored, Table, score
 from stream_rec.model.text import TextEncoder
+from stream_rec.terminal import Terminal
 from stream_rec.window import stride_of
 
 TOP = 20
@@ -65,7 +65,7 @@ class World(NamedTuple):
 def show(plan: Plan, stride: int | None, cache: Path, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad model or log."""
     torch.set_num_threads(plan.threads)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=Terminal(stderr=True), transient=True) as bar:
         task = bar.add_task("answers", total=plan.runs + 1)
         world = open_world(plan, stride, cache)
         times, counts = [], []

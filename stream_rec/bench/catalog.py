@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
@@ -24,6 +23,7 @@ from stream_rec.model.parts import PARTS, TRANSITIONS, Found
 from stream_rec.model.ranker import Ask, Choice, Ranker
 from stream_rec.model.scorer import Blend, ItemSide
 from stream_rec.model.tokens import Numbers
+from stream_rec.terminal import Terminal
 
 SCALE = 14.0
 """What a trained model multiplies its cosines with: that of the README's is 13.8."""
@@ -57,7 +57,7 @@ class World(NamedTuple):
 def show(plan: Plan, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures."""
     torch.set_num_threads(plan.threads)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=Terminal(stderr=True), transient=True) as bar:
         task = bar.add_task("catalogues", total=STEPS * len(plan.items))
         sizes = [measure(count, plan, lambda: bar.advance(task)) for count in plan.items]
     view = Table(box=None, show_header=False)

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
@@ -40,6 +39,7 @@ from stream_rec.model.reader import Events, ItemReader, Reader
 from stream_rec.model.scorer import Ranked
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import Tokens, event_type_numbers
+from stream_rec.terminal import Terminal
 
 DIFFERENT = 512
 """Windows that are compared, state by state, with their full encoding."""
@@ -89,7 +89,7 @@ class Stage(NamedTuple):
 def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad log."""
     frame = logs.read_events(events, logs.parse_columns(columns)).frame if events else simulated(2 * plan.events)
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress(console=Terminal(stderr=True)) as bar:
         task = bar.add_task("runs", total=2 * plan.runs)
         figures = run(frame, plan, lambda done: bar.update(task, completed=done))
     show_figures(listed(figures), figures, as_json)

@@ -1,11 +1,11 @@
 """What a benchmark prints: a table for a person, and at will JSON as the last line for a program."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from stream_rec.terminal import Terminal, print_json
 
 
 def listed(figures: Mapping[str, Any]) -> Table:
@@ -19,6 +19,6 @@ def listed(figures: Mapping[str, Any]) -> Table:
 
 def show(view: Table, figures: Mapping[str, Any], as_json: bool) -> None:
     """Prints `view`, and as JSON the `figures` that it shows."""
-    Console().print(view)
+    Terminal().print(view)
     if as_json:
-        print(json.dumps(figures))  # noqa: T201 - the command's output
+        print_json(figures)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import msgspec
 import polars as pl
 import torch
-from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
@@ -30,6 +29,7 @@ from stream_rec.model.pretrained import Base, load_base, load_tokenizer
 from stream_rec.model.reader import reader_of
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.words import Words
+from stream_rec.terminal import Terminal
 
 PLAN = Plan(capacity=32, events=400, sample=32, batch=32)
 """Its defaults: a language model is a thousand times the work of a small decoder."""
@@ -51,7 +51,7 @@ def show(events: Path | None, columns: str, language: Language, plan: Plan, as_j
     log = logs.read_events(events, given) if events else None
     frame = log.frame if log else ours.simulated(2 * plan.events)
     items = logs.read_items(language.titles, like=log.columns.item if log else None) if language.titles else []
-    with Console(stderr=True).status("loading the language model") as status:
+    with Terminal(stderr=True).status("loading the language model") as status:
         base = load_base(language.base, language.layers, plan.capacity * Words().limit)
         tokenizer = load_tokenizer(language.base)
         figures = run(frame, items, base, tokenizer, plan, status.update)

@@ -18,7 +18,6 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from msgspec import structs
-from rich.console import Console
 from rich.progress import Progress
 
 from stream_rec.bench.figures import listed
@@ -32,6 +31,7 @@ from stream_rec.messages import Event, encode, read_recommendation, read_window
 from stream_rec.pipeline.connection import access, connect
 from stream_rec.pipeline.publish import Publisher
 from stream_rec.pipeline.search import Search
+from stream_rec.terminal import Terminal
 
 LOOK_S = 1.0
 """Between two looks at lag and memory."""
@@ -87,7 +87,7 @@ def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_j
         if events
         else simulated(plan.items, plan.users, plan.history, plan.fed)
     )
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress(console=Terminal(stderr=True)) as bar:
         task = bar.add_task("starting", total=plan.seconds)
         with staged(
             settings, traffic, Shape(plan.width, plan.layers, plan.agents), coalesce=settings.coalesce

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
@@ -31,6 +30,7 @@ from stream_rec.bench import engine as ours
 from stream_rec.bench.engine import Asked, Plan, Stage
 from stream_rec.bench.figures import show as show_figures
 from stream_rec.learn import logs
+from stream_rec.terminal import Terminal
 
 TOP = 20
 HOW_TO_INSTALL = (
@@ -53,7 +53,7 @@ class Side(NamedTuple):
 def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad log."""
     frame = logs.read_events(events, logs.parse_columns(columns)).frame if events else ours.simulated(2 * plan.events)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with Progress(console=console) as bar:
         task = bar.add_task("runs", total=plan.runs)
         figures = run(frame, plan, lambda done: bar.update(task, completed=done))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from stream_rec.bench.figures import listed
@@ -25,6 +24,7 @@ from stream_rec.bench.traffic import Traffic, logged, simulated
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import encode
+from stream_rec.terminal import Terminal
 
 WAITING = 2_048
 """Events that are unanswered at full load: eight steps' worth."""
@@ -80,7 +80,7 @@ Progressed = Callable[[str, float], None]
 def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress(console=Terminal(stderr=True)) as bar:
         task = bar.add_task("the log", total=1)
         figures = run(
             settings,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from aiokafka.errors import KafkaError
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -23,8 +23,8 @@ from stream_rec.console.lookup import Held, held
 from stream_rec.console.reading import Batch, read
 from stream_rec.console.reasons import difference, gathered
 from stream_rec.errors import UserError
-from stream_rec.messages import UNREADABLE, Item, Recommendation, Window, encode, read_window
-from stream_rec.terminal import printable
+from stream_rec.messages import UNREADABLE, Item, Recommendation, Window, read_window
+from stream_rec.terminal import Terminal, print_json, printable
 
 if TYPE_CHECKING:
     from stream_rec.model.explanation import Explanation
@@ -65,7 +65,7 @@ def run(settings: Settings, plan: Plan) -> int:
         raise UserError("give a USER or --window, not both")
     if settings.log_level != "debug":
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what matters of it is said here, in a line
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     writer = None if plan.llm is None else _writer(plan.llm, console)
     told = asyncio.run(
         _live(settings, plan.user, console) if plan.user is not None else _offline(settings, _read(plan.window))
@@ -79,13 +79,13 @@ def run(settings: Settings, plan: Plan) -> int:
                 summary=writer.write(profile.tell(profile.facts(told.window, told.answer, told.items)))
             )
     if plan.as_json:
-        print(encode(as_dict(told)).decode())  # noqa: T201
+        print_json(as_dict(told))
     else:
-        Console().print(shown(told))
+        Terminal().print(shown(told))
     return 0
 
 
-def _writer(name: str, console: Console) -> "Writer":
+def _writer(name: str, console: Terminal) -> "Writer":
     """Before anything is read: a wrong name is told at once."""
     with console.status("loading the language model"):
         from stream_rec.model.writer import Writer  # torch and transformers: only where it is asked for
@@ -113,7 +113,7 @@ async def _offline(settings: Settings, window: Window) -> Told:
         await aside.close()
 
 
-async def _live(settings: Settings, user: str, console: Console) -> Told | None:
+async def _live(settings: Settings, user: str, console: Terminal) -> Told | None:
     """The newest window of `user`, explained by what the topics had taught when it was written."""
     found = await held(user, settings)
     if found.window is None:
@@ -185,7 +185,7 @@ def shown(told: Told) -> Group:
         events.add_column(heading, justify=side)  # type: ignore[arg-type]
     for event in sorted(explanation.events, key=lambda event: -event.moved)[:TELLING]:
         best = max(range(len(event.gains)), key=event.gains.__getitem__, default=None)
-        gains = "" if best is None else f"{title(explanation.items[best].item_id)} {event.gains[best]:+.1%}"
+        gains = Text() if best is None else title(explanation.items[best].item_id).append(f" {event.gains[best]:+.1%}")
         when = datetime.fromtimestamp(event.timestamp, UTC).strftime("%Y-%m-%d %H:%M")
         events.add_row(printable(event.event_type), title(event.item_id), when, f"{event.moved:.1%}", gains)
     words = [printable(" ".join(profile.tell(known)))]
@@ -194,5 +194,5 @@ def shown(told: Told) -> Group:
     return Group(*words, scores, events)
 
 
-def _titled(items: Mapping[str, Item]) -> Callable[[str], Any]:
+def _titled(items: Mapping[str, Item]) -> Callable[[str], Text]:
     return lambda item_id: printable(profile.title(item_id, items))

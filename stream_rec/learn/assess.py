@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
-import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.learn import logs
+from stream_rec.learn import ids, logs
 from stream_rec.learn.metrics import QUALITIES, qualities
 from stream_rec.learn.progress import bars
 from stream_rec.learn.protocol import Protocol
+from stream_rec.terminal import Terminal, print_json, printable
 
 CHOICES = {"auto": None, "filter": True, "keep": False, "yes": True, "no": False}
 SHOWN = ("hr_at_10", "ndcg_at_10", "mrr")
@@ -40,7 +38,7 @@ def run(settings: Settings, plan: Plan) -> int:
     """Evaluates each model; returns the exit code. Raises `UserError` for what a person can put right."""
     if not 0 <= plan.after < 1:
         raise UserError(f"--after is {plan.after}: give a share of the log, 0 or more and below 1")
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with console.status("loading torch"):
         import torch
 
@@ -51,19 +49,28 @@ def run(settings: Settings, plan: Plan) -> int:
     torch.set_num_threads(plan.threads or torch.get_num_threads())
     device = devices.find(settings.device)
     log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
+    for note in (*logs.losses(log, str(plan.events)), f"{plan.events}: {log.period}"):
+        console.print(printable(note))
     how = evaluation.Plan(plan.protocol, settings.stride, CHOICES[plan.seen], CHOICES[plan.baskets], plan.after)
     found: list[dict[str, Any]] = []
     for path in plan.models:
         model = folder.load(path)
+        if model.config.has_time != log.has_time:
+            without, having = (f"the log {plan.events}", f"the model in {path}")[:: 1 if model.config.has_time else -1]
+            raise UserError(f"{without} has no times and {having} goes by them: see --columns time=...")
+        known = [item.item_id for item in model.items]
+        frame = log.frame.with_columns(ids.joined(log.frame["item"], known))
+        for line in ids.coverage(frame["item"], known):
+            console.print(printable(f"{path}: {line}"))
         texts = TextEncoder(model.config.text_encoder, settings.cache_dir, str(device))
         with bars(console, stay=False, before=f"{path.name}: ") as progress:
-            found.append(evaluation.run(model, log.frame, how, texts, progress, device))
+            found.append(evaluation.run(model, frame, how, texts, progress, device))
     if plan.as_json:
         means = {name: round(statistics.mean(one[name] for one in found), 4) for name in ("hr_at_10", "ndcg_at_10")}
         first = found[0] | means | {"seeds": len(found), "protocol": plan.protocol}
         if len(found) > 1:
             first["each"] = [{name: one[name] for name in (*means, "probabilities")} for one in found]
-        click.echo(msgspec.json.encode(first))
+        print_json(first)
     else:
         for path, one in zip(plan.models, found, strict=True):
             _show(path, one)
@@ -92,7 +99,7 @@ def _diversity(found: dict[str, Any]) -> Table:
 
 
 def _show(path: Path, found: dict[str, Any]) -> None:
-    console = Console()
+    console = Terminal()
     view = Table(title=f"{path}: {found['predictions']:,} predictions for {found['users']:,} users")
     for heading in ("", "HR@10", "NDCG@10", "MRR"):
         view.add_column(heading, justify="right" if heading else "left")

@@ -9,8 +9,9 @@ from stream_rec.learn.interest import Scaling
 from stream_rec.learn.metrics import QUALITIES, qualities
 from stream_rec.learn.protocol import ABOUT as PROTOCOL
 from stream_rec.learn.protocol import Protocol
+from stream_rec.learn.times import DAY
 from stream_rec.learn.tune import ABOUT, Tune
-from stream_rec.model.folder import Model
+from stream_rec.model.folder import Model, ModelConfig
 from stream_rec.model.parts import PARTS
 from stream_rec.model.words import Words
 
@@ -26,6 +27,7 @@ Predicts the next item of a user from the user's recent events. Version `{versio
 | item texts | {text_encoder} |
 | catalogue | {items:,} items |
 | training log | {log}: {events:,} events of {users:,} users, types {event_types} |
+| times | {times} |
 | window | {capacity} events |
 | blend | {blend} |
 
@@ -72,6 +74,8 @@ predictions, {goals} of them a {goal}.
 | | {headings} |
 |---|---|---|---|
 {rows}"""
+TIMES = "counts lose half of their weight in {lasting:,.1f} days, recent ones in {recent:,.1f}"
+NO_TIMES = "the log had none: counts never decay, and neither gaps between events nor recency count"
 NO_INTEREST = "It tells no interest: no goal was learned."
 
 
@@ -152,6 +156,7 @@ def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, origi
         log=origin.log,
         plot=f"\n![Loss and held-out figures by epoch, parts, calibration]({origin.plot})\n" if origin.plot else "",
         continues=f", {origin.continues} trained further" if origin.continues else "",
+        times=_times(model.config),
         events=origin.events,
         users=origin.users,
         event_types=", ".join(model.config.event_types),
@@ -171,6 +176,12 @@ def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, origi
 def _interest(measured: MeasuredInterest) -> str:
     rows = "\n".join(f"| {name} | {' | '.join(qualities(found))} |" for name, found in measured.figures.items())
     return INTEREST.format(headings=" | ".join(QUALITIES), goal=measured.goal, goals=measured.goals, rows=rows)
+
+
+def _times(config: ModelConfig) -> str:
+    if not config.has_time:
+        return NO_TIMES
+    return TIMES.format(lasting=config.horizons.lasting / DAY, recent=config.horizons.recent / DAY)
 
 
 def _reads(words: Words | None) -> str:

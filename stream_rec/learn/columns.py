@@ -36,8 +36,12 @@ ITEM_ROLES: Mapping[str, tuple[str, ...]] = {
 }
 """The same of a catalogue."""
 
-ROLES = tuple(dict.fromkeys((*EVENT_ROLES, "title", "category", "brand")))
+ROLES = tuple(dict.fromkeys((*EVENT_ROLES, *ITEM_ROLES)))
 """What `--columns` may name."""
+
+
+NONE = "none"
+"""In place of the column of the time: the log has no times."""
 
 
 class Columns(NamedTuple):
@@ -79,10 +83,13 @@ def recognise(
 ) -> dict[str, list[str]]:
     """The columns among `found` that can play each role, the likeliest first; a given one stands alone.
 
-    Raises `UserError` for a given column that the file at `path` lacks.
+    Raises `UserError` for a given column that the file at `path` lacks, and for one that plays no role in such a file.
     """
     for role, name in given.items():
-        if role in roles and name not in found:
+        if role not in roles:
+            kind = "log of events" if roles is EVENT_ROLES else "catalogue"
+            raise UserError(f"--columns {role}={name}: a {kind} has no {role}, and {path} is read as one")
+        if name not in found:
             raise UserError(f"{path}: no column {name!r} to be the {role}; {listing(found)}")
     free = [name for name in found if name not in given.values()]
     return {role: [given[role]] if role in given else _named(free, names) for role, names in roles.items()}

@@ -13,7 +13,11 @@ from stream_rec.learn.heap import keep_freed
 if TYPE_CHECKING:
     from stream_rec.config import Settings
 
-COLUMNS = click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
+COLUMNS = click.option(
+    "--columns",
+    default="",
+    help="the files' columns, such as user=customer,time=when,title=name; time=none: the log has no times",
+)
 PROTOCOL = click.option(
     "--protocol",
     type=click.Choice(["prequential", "global-time", "leave-one-out"]),

@@ -9,10 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
 import msgspec
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from stream_rec.config import Settings
@@ -23,7 +21,7 @@ from stream_rec.learn.metrics import CUT
 from stream_rec.learn.progress import bars
 from stream_rec.learn.source import Period, ReadTopic, Source, from_files
 from stream_rec.messages import Item, Rejected
-from stream_rec.terminal import printable
+from stream_rec.terminal import Terminal, print_json, printable
 
 if TYPE_CHECKING:
     from stream_rec.model.engine import Engine
@@ -61,7 +59,7 @@ class Told(NamedTuple):
 def run(settings: Settings, plan: Plan, read_topic: ReadTopic, load: Load) -> None:
     """Compares the two models; the figures go to stdout. Raises `UserError` for what a person can put right."""
     period = check(plan)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     source = _read(plan, period, read_topic, console)
     for note in source.notes:
         console.print(note, highlight=False)
@@ -69,7 +67,7 @@ def run(settings: Settings, plan: Plan, read_topic: ReadTopic, load: Load) -> No
         first, second = (_opened(settings, path, source.items, load) for path in plan.models)
     told = _compare(settings, plan, source, period.since, (first, second), console)
     if plan.as_json:
-        click.echo(msgspec.json.encode(_object(plan, told)))
+        print_json(_object(plan, told))
     else:
         _show(plan, told)
 
@@ -88,15 +86,15 @@ def check(plan: Plan) -> Period:
     return Period.span(plan.range or "")
 
 
-def _read(plan: Plan, period: Period, read_topic: ReadTopic, console: Console) -> Source:
+def _read(plan: Plan, period: Period, read_topic: ReadTopic, console: Terminal) -> Source:
     """All events before the range's end: those before its begin fill the windows."""
     until = Period(until=period.until)
     if plan.events is None:
         with bars(console, stay=False) as progress:
             return read_topic(str(plan.from_topic), until, None, progress)
     source = from_files(plan.events, None, plan.columns, until)
-    if plan.range and not source.log.has_time:
-        raise UserError(f"{plan.events}: it has no times, so leave out --range")
+    if not source.log.has_time:
+        raise UserError(f"{plan.events}: it has no times, and --diff compares what is newer than both models")
     return source
 
 
@@ -116,7 +114,7 @@ def _opened(settings: Settings, path: Path, items: Sequence[Item], load: Load) -
 
 
 def _compare(
-    settings: Settings, plan: Plan, source: Source, since: float | None, models: Pair, console: Console
+    settings: Settings, plan: Plan, source: Source, since: float | None, models: Pair, console: Terminal
 ) -> Told:
     seen, times = max(model.trained_until for model in models), source.log.frame["time"]
     begin = -math.inf if since is None else since
@@ -143,7 +141,7 @@ def _object(plan: Plan, told: Told) -> dict[str, Any]:
 
 
 def _show(plan: Plan, told: Told) -> None:
-    found, console = told.found, Console()
+    found, console = told.found, Terminal()
     period = f"{_when(told.begin)} to {_when(told.end)} UTC"
     view = Table(title=f"{found.predictions:,} predictions for {found.users:,} users, {period}")
     view.add_column()

@@ -5,16 +5,18 @@ A log is read once and only the columns that are used, into one table; ids stay 
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 import polars as pl
 
 from stream_rec.errors import UserError
-from stream_rec.learn import tables
-from stream_rec.learn.columns import EVENT_ROLES, ITEM_ROLES, Columns, listing, parse_columns, recognise
+from stream_rec.learn import ids, tables, times
+from stream_rec.learn.columns import EVENT_ROLES, ITEM_ROLES, NONE, Columns, listing, parse_columns, recognise
 from stream_rec.messages import Event, Id, Item, Label, Text
 
 __all__ = (
@@ -32,6 +34,9 @@ __all__ = (
 OPTIONAL = ("event_id", "price", "quantity")
 LONGEST_ID, LONGEST_LABEL, LONGEST_TEXT = (get_args(kind)[1].max_length for kind in (Id, Label, Text))
 
+MOST_UNREADABLE = 0.9
+"""Share of the rows: where more have no readable time, another column or form is meant."""
+
 JSON = (str, int, float, list, dict)
 
 T = TypeVar("T")
@@ -48,33 +53,85 @@ class Log(NamedTuple):
     has_time: bool
     """False: `time` counts rows."""
     dropped: int
-    """Rows left out: without a user, an item, an event or a time, or with one longer than the wire takes."""
+    """Rows left out."""
+    refused: Mapping[str, int] = MappingProxyType({})
+    """How many of them for which reason."""
+
+    @property
+    def period(self) -> str:
+        """The events, and from when to when they are, for the terminal."""
+        frame = self.frame
+        told = f"{len(frame):,} events of {frame['user'].n_unique():,} users and {frame['item'].n_unique():,} items"
+        if not self.has_time:
+            return f"{told}, without times"
+        begin, end = (times.shown(at) for at in (frame["time"][0], frame["time"][-1]))
+        return f"{told}, from {begin} to {end} UTC"
 
 
 def read_events(path: Path, columns: Mapping[str, str] | None = None) -> Log:
     """The log at `path`; `columns` (see `parse_columns`) goes before what the names of its columns say.
 
-    Without an event column everything is a `view`. Times are seconds, milli-, micro- or nanoseconds since 1970 (told
-    apart by their median) or ISO 8601, without a zone UTC. Raises `UserError`.
+    Without an event column everything is a `view`. Times are what `times.seconds` reads. Rows that lack something, or
+    whose time is not believed, are left out and counted. Raises `UserError`; also where no column is known to be the
+    time, and one looks like it.
     """
     with tables.one_line(path):
-        table = tables.scan(path, OPTIONAL)
-        found = table.collect_schema().names()
-        roles = recognise(found, EVENT_ROLES, columns or {}, path)
+        found = tables.names(path, OPTIONAL)
+        given = dict(columns or {})
+        untimed = given.get("time") == NONE and NONE not in found
+        if untimed:
+            del given["time"]
+        roles = recognise(found, EVENT_ROLES, given, path)
         for role in ("user", "item"):
             if not roles[role]:
                 raise UserError(
                     f"{path}: which column is the {role}? Say it with --columns {role}=...; {listing(found)}"
                 )
-        used = {role: names[0] for role, names in roles.items() if names}
-        raw = table.select(pl.col(name).alias(role) for role, name in used.items()).collect()
+        used = {role: names[0] for role, names in roles.items() if names and not (role == "time" and untimed)}
+        table = tables.read(path, list(dict.fromkeys(used.values())))
+        if not (untimed or "time" in used):
+            _check_untimed(path, found, used)
+        raw = table.select(pl.col(name).alias(role) for role, name in used.items())
         used = {role: name for role, name in used.items() if role not in OPTIONAL or raw[role].null_count() < len(raw)}
-        frame = _ordered(_clean(raw.select(list(used))))
+        frame, why = _clean(raw.select(list(used)), used, path)
+    refused = {reason: int(count) for reason, count in why.drop_nulls().value_counts(sort=True).iter_rows()}
+    unreadable = refused.get(times.UNREADABLE, 0)
+    if unreadable > MOST_UNREADABLE * len(raw):
+        example = raw["time"].filter(why == times.UNREADABLE).drop_nulls().cast(pl.String).head(1).to_list()
+        raise UserError(
+            f"{path}: {unreadable:,} of {len(raw):,} rows have no readable time in column {used['time']!r}"
+            f"{f', such as {example[0][:40]!r}' if example else ''}: times are ISO 8601, or counted since 1970; name "
+            f"another column with --columns time=...; {listing(found)}"
+        )
     if frame.is_empty():
         lacking = "has a user, an item, an event and a time (ISO 8601, or counted since 1970)"
-        why = f"none of its {len(raw)} rows {lacking}" if len(raw) else "it holds no event"
-        raise UserError(f"{path}: {why}; {listing(found)}")
-    return Log(frame, Columns(**used), has_time="time" in used, dropped=len(raw) - len(frame))
+        reasons = f" ({counted(refused)})" if refused else ""
+        why_empty = f"none of its {len(raw)} rows {lacking}{reasons}" if len(raw) else "it holds no event"
+        raise UserError(f"{path}: {why_empty}; {listing(found)}")
+    return Log(_ordered(frame), Columns(**used), "time" in used, len(raw) - len(frame), refused)
+
+
+def counted(refused: Mapping[str, int]) -> str:
+    """Reasons and how often each was given, the most frequent first."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(refused.items(), key=lambda one: -one[1]))
+
+
+def losses(log: Log, place: str) -> list[str]:
+    """What of `place` was left out of the log, as lines for the terminal: none where nothing was."""
+    return [f"{log.dropped:,} rows of {place} are left out: {counted(log.refused)}"] if log.dropped else []
+
+
+def untimed(log: Log) -> Log:
+    """The log without its times: in the order that it has."""
+    rows = pl.int_range(pl.len()).cast(pl.Float64).alias("time")
+    return log._replace(frame=log.frame.with_columns(rows), columns=log.columns._replace(time=None), has_time=False)
+
+
+def believed(log: Log) -> Log:
+    """The log without the events whose time is not believed, which are counted."""
+    why = times.doubts(log.frame["time"])
+    refused = Counter(log.refused) + Counter(why.drop_nulls().to_list())
+    return log._replace(frame=log.frame.filter(why.is_null()), dropped=log.dropped + why.count(), refused=refused)
 
 
 def split(log: Log, share: float) -> tuple[Log, Log]:
@@ -110,20 +167,46 @@ def read_items(path: Path, columns: Mapping[str, str] | None = None, like: str |
     """
     with tables.one_line(path):
         rows = tables.rows(path)
-    if not rows:
-        raise UserError(f"{path}: it holds no row")
-    found = list(dict.fromkeys(name for row in rows for name in row))
-    given = {**({"item": like} if like in found else {}), **(columns or {})}
-    roles = recognise(found, ITEM_ROLES, given, path)
-    if not roles["item"]:
-        raise UserError(f"{path}: which column is the item's id? Say it with --columns item=...; {listing(found)}")
-    id_column = roles.pop("item")[0]
-    items = [item for row in rows if (item := _item(row, id_column, roles)) is not None]
+        if not rows:
+            raise UserError(f"{path}: it holds no row")
+        found = list(dict.fromkeys(name for row in rows for name in row))
+        given = {**({"item": like} if like in found else {}), **(columns or {})}
+        roles = recognise(found, ITEM_ROLES, given, path)
+        if not roles["item"]:
+            raise UserError(f"{path}: which column is the item's id? Say it with --columns item=...; {listing(found)}")
+        id_column = roles.pop("item")[0]
+        named = ids.as_text(tables.read(path, [id_column])[id_column], path)
+    for row in rows:
+        row.pop(id_column, None)
+    pairs = zip(named.to_list(), rows, strict=True)
+    items = [_item(item_id, row, roles) for item_id, row in pairs if item_id and len(item_id) <= LONGEST_ID]
     if not items:
         raise UserError(f"{path}: no row has an id in its column {id_column!r}; {listing(found)}")
     if len(items) < len(rows):
         _logger.warning("%s: left out %d items without a usable id", path, len(rows) - len(items))
     return list({item.item_id: item for item in items}.values())
+
+
+def read_both(events: Path, items: Path | None, columns: str) -> tuple[Log, list[Item]]:
+    """A log and its catalogue, where there is one, by the value of `--columns`.
+
+    A column that both may have, such as the item's, is that of each file that has it. Raises `UserError`.
+    """
+    given = parse_columns(columns)
+    if items is None:
+        return read_events(events, given), []
+    with tables.one_line(events):
+        of_log = tables.names(events, OPTIONAL)
+    with tables.one_line(items):
+        of_items = tables.names(items)
+
+    shared = {role: name for role, name in given.items() if role in EVENT_ROLES and role in ITEM_ROLES}
+    not_of_log = {role for role, name in shared.items() if name in of_items and name not in of_log}
+    not_of_items = {role for role, name in shared.items() if name in of_log and name not in of_items}
+    for_log = {role: given[role] for role in given if role in EVENT_ROLES and role not in not_of_log}
+    for_items = {role: given[role] for role in given if role in ITEM_ROLES and role not in not_of_items}
+    log = read_events(events, for_log)
+    return log, read_items(items, for_items, like=log.columns.item)
 
 
 def write_events(events: Iterable[Event], path: Path) -> int:
@@ -139,20 +222,48 @@ def write_items(items: Iterable[Item], path: Path) -> int:
     return tables.write(items, path, Item.__struct_fields__)
 
 
-def _clean(raw: pl.DataFrame) -> pl.DataFrame:
-    """Ids and event names as text, numbers as numbers, times as seconds, without the rows that lack one of these."""
-    texts = [_text(raw[role]) for role in ("user", "item", "event", "event_id") if role in raw.columns]
+def _clean(raw: pl.DataFrame, used: Mapping[str, str], path: Path) -> tuple[pl.DataFrame, pl.Series]:
+    """Ids and event names as text, numbers as numbers, times as seconds, without the rows that lack one of these; and
+    of each row of `raw` why it was left out, null where it wasn't.
+
+    `used` names the file's columns by their roles.
+    """
+    texts = [
+        ids.as_text(raw[role].alias(used[role]), path).alias(role)
+        for role in ("user", "item", "event", "event_id")
+        if role in raw.columns
+    ]
     numbers = [_numbers(raw[role]) for role in ("position", "price", "quantity") if role in raw.columns]
     frame = pl.DataFrame([*texts, *numbers])
-    if "time" in raw.columns:
-        frame = frame.with_columns(_seconds(raw["time"]).alias("time"))
     if "event_id" in frame.columns:
         frame = frame.with_columns(pl.when(_fits("event_id", LONGEST_ID)).then("event_id").alias("event_id"))
     event = pl.col("event").str.to_lowercase() if "event" in frame.columns else pl.lit("view").alias("event")
-    kept = [_fits("user", LONGEST_ID), _fits("item", LONGEST_ID), _fits("event", LONGEST_LABEL)]
-    if "time" in frame.columns:
-        kept.append(pl.col("time").is_finite())
-    return frame.with_columns(event).filter(*kept)
+    frame = frame.with_columns(event)
+    why = pl.lit(None, pl.String)
+    if "time" in raw.columns:
+        at = times.seconds(raw["time"]).alias("time")
+        frame = frame.with_columns(at, times.doubts(at).alias("why"))
+        why = pl.col("why")
+    for role, longest in (("event", LONGEST_LABEL), ("item", LONGEST_ID), ("user", LONGEST_ID)):
+        length = pl.col(role).str.len_chars()
+        why = pl.when(length.is_null() | (length == 0)).then(pl.lit(f"no {role}")).otherwise(why)
+        why = pl.when(length > longest).then(pl.lit(f"{role} of more than {longest} characters")).otherwise(why)
+    frame = frame.with_columns(why.alias("why"))
+    return frame.filter(pl.col("why").is_null()).drop("why"), frame["why"]
+
+
+def _check_untimed(path: Path, found: Sequence[str], used: Mapping[str, str]) -> None:
+    """Raises `UserError` where a column that plays no role looks like the time."""
+    others = [name for name in found if name not in used.values()]
+    if not others:
+        return
+    sample = tables.read(path, others).head(times.LOOKED_AT)
+    if likely := times.likely(sample):
+        name = likely[0] if likely[0].isprintable() else repr(likely[0])
+        raise UserError(
+            f"{path}: no column is known to be the time, and {name!r} looks like it: say --columns time={name}, or "
+            f"--columns time={NONE} if the log has no times; {listing(found)}"
+        )
 
 
 def _ordered(frame: pl.DataFrame) -> pl.DataFrame:
@@ -164,14 +275,6 @@ def _ordered(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.select("user", "item", "event", "time", *(name for name in OPTIONAL if name in frame.columns))
 
 
-def _text(column: pl.Series) -> pl.Series:
-    """Stripped; whole floats, which other tools make of whole numbers with gaps, as whole numbers."""
-    if column.dtype.is_float():
-        whole = column.cast(pl.Int64, strict=False)
-        column = whole if (whole == column).all() and whole.null_count() == column.null_count() else column
-    return column.cast(pl.String).str.strip_chars()
-
-
 def _fits(name: str, longest: int) -> pl.Expr:
     return pl.col(name).str.len_chars().is_between(1, longest)
 
@@ -181,39 +284,8 @@ def _numbers(column: pl.Series) -> pl.Series:
     return column.cast(pl.Float64, strict=False)
 
 
-def _seconds(column: pl.Series) -> pl.Series:
-    """Times of any kind as seconds since 1970; null where there is none."""
-    if column.dtype.is_temporal():
-        return column.cast(pl.Datetime("us")).dt.timestamp("us") / 1e6
-    numbers = _numbers(column)
-    if column.dtype == pl.String and numbers.count() < column.count() / 2:
-        return _iso(column)
-    median = numbers.filter(numbers.is_finite()).abs().median()
-    size = median if isinstance(median, float) else 0.0
-    # Seconds reach 1e11 in the year 5138, milliseconds reached it in 1973; and so on by thousands.
-    return numbers / next((unit for least, unit in ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3)) if size > least), 1.0)
-
-
-def _iso(column: pl.Series) -> pl.Series:
-    """ISO 8601 with the usual liberties: a space for the T, `UTC` for the Z, no seconds, no time of day, no zone."""
-    text = (
-        column.str.strip_chars()
-        .str.replace(r"^(\d{4}-\d{2}-\d{2}) +(\d)", "${1}T${2}")
-        .str.replace(r"(?i) *(Z|UTC|GMT)$", "+0000")
-        .str.replace(r"^(\d{4}-\d{2}-\d{2})$", "${1}T00:00")
-        .str.replace(r"(T\d{2}:\d{2})($|[+-])", "${1}:00${2}")
-        .str.replace(r"(T[\d:.]+)$", "${1}+0000")
-    )
-    times = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit="us", time_zone="UTC", strict=False)
-    return times.dt.timestamp("us") / 1e6
-
-
-def _item(row: Mapping[str, Any], id_column: str, roles: Mapping[str, list[str]]) -> Item | None:
-    """None: the row has no id that the wire takes."""
+def _item(item_id: str, row: Mapping[str, Any], roles: Mapping[str, list[str]]) -> Item:
     left = {name: value for name, value in row.items() if _filled(value)}
-    item_id = _words(left.pop(id_column, "")).strip()
-    if not 0 < len(item_id) <= LONGEST_ID:
-        return None
     title, category, brand = (_take(left, roles[role], _words) or "" for role in ("title", "category", "brand"))
     price = _take(left, roles["price"], _reader(Annotated[float, msgspec.Meta(ge=0)]))
     vector = _take(left, roles["vector"], _reader(list[float]))

@@ -101,6 +101,8 @@ def check(plan: Plan) -> None:
 def check_model(settings: Settings, plan: Plan, before: "Model") -> None:
     """Raises `UserError` for what the model that is trained further has settled otherwise."""
     config = before.config
+    if not config.has_time:
+        raise UserError(f"the model in {plan.continues} learned from a log without times, and --continue goes by them")
     if plan.tune and config.encoder.base is None:
         raise UserError(f"--tune is for a pre-trained language model, and the one in {plan.continues} is none")
     for name, settled in (("capacity", config.capacity), ("text_encoder", config.text_encoder)):

@@ -54,7 +54,7 @@ def reopen(model: Model, frame: pl.DataFrame, texts: TextEncoder) -> Prepared:
     catalog = Catalog(model.items, model.vectors, model.features, model.alike, texts)
     row_of = {item.item_id: row for row, item in enumerate(model.items, UNKNOWN + 1)}
     data = dataset.dataset(frame, row_of, event_type_numbers(config.event_types))
-    read = reader_of(catalog, config.event_types, config.encoder.words, model.tokenizer)
+    read = reader_of(catalog, config.event_types, config.encoder.words, model.tokenizer, gaps=config.has_time)
     vectors = torch.from_numpy(catalog.vectors)
     return Prepared(
         data,
@@ -111,7 +111,7 @@ def prepare(
         catalog,
         torch.from_numpy(catalog.vectors),
         event_types,
-        reader_of(catalog, event_types, shape.words, tokenizer),
+        reader_of(catalog, event_types, shape.words, tokenizer, gaps=config.has_time),
         tokenizer,
         base,
     )

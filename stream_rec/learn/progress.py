@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from rich import progress
 from rich.console import Console
 
+from stream_rec.terminal import as_line
+
 Progress = Callable[[str, float, float], None]
 """Called with (what is going on, done, total); what stands before a comma names the stage."""
 
@@ -14,7 +16,7 @@ Progress = Callable[[str, float, float], None]
 def bars(console: Console, *, stay: bool, before: str = "") -> Iterator[Progress]:
     """Draws what it is told. The bars `stay` when all is done, or vanish; `before` stands in front of each."""
     columns = (
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(),
@@ -23,9 +25,9 @@ def bars(console: Console, *, stay: bool, before: str = "") -> Iterator[Progress
         tasks: dict[str, progress.TaskID] = {}
 
         def told(what: str, done: float, total: float) -> None:
-            stage = what.partition(",")[0]
+            stage, shown = what.partition(",")[0], as_line(before + what)
             if stage not in tasks:
-                tasks[stage] = drawn.add_task(before + what, total=total)
-            drawn.update(tasks[stage], description=before + what, completed=done, total=total)
+                tasks[stage] = drawn.add_task(shown, total=total)
+            drawn.update(tasks[stage], description=shown, completed=done, total=total)
 
         yield told

@@ -69,6 +69,8 @@ class TrainConfig(Struct, frozen=True):
     """Train once more on the whole log, validation included, with the weights found."""
     protocol: Protocol = "prequential"
     """What the blend's weights and the figures are for; and with leave-one-out each user's last event is never seen."""
+    has_time: bool = True
+    """Whether the log has times; without them nothing decays, and neither gaps nor recency count."""
     goal: str | None = None
     """The event type that interest is the probability of; None: purchase, where the log has it among others."""
     weights: dict[str, float] = {}

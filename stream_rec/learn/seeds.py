@@ -3,7 +3,6 @@
 import statistics
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from stream_rec.errors import UserError
@@ -11,6 +10,7 @@ from stream_rec.learn import checkpoint, single
 from stream_rec.learn.card import Measured
 from stream_rec.learn.plan import Plan
 from stream_rec.learn.single import Given
+from stream_rec.terminal import Terminal
 
 FIGURES = {"hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "mrr": "MRR"}
 
@@ -26,8 +26,8 @@ def run(given: Given, plan: Plan, count: int) -> None:
         own = plan._replace(seed=seed, out=plan.out / f"seed-{seed}")
         given.console.print(f"seed {seed}", highlight=False)
         found[seed] = _finished(given, own) or single.train_one(given, own, single.config_of(given, own)).measured
-    Console().print(table(found))
-    Console().print(f"{len(found)} models in {plan.out}", highlight=False)
+    Terminal().print(table(found))
+    Terminal().print(f"{len(found)} models in {plan.out}", highlight=False)
 
 
 def _finished(given: Given, plan: Plan) -> Measured | None:

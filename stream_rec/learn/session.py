@@ -8,14 +8,13 @@ import math
 import os
 from datetime import UTC, datetime
 
-from rich.console import Console
-
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.learn import logs, plan
 from stream_rec.learn.plan import Plan
 from stream_rec.learn.progress import bars
 from stream_rec.learn.source import Period, ReadTopic, Source, from_files
+from stream_rec.terminal import Terminal
 
 
 def run(settings: Settings, chosen: Plan, read_topic: ReadTopic) -> int:
@@ -24,7 +23,7 @@ def run(settings: Settings, chosen: Plan, read_topic: ReadTopic) -> int:
     for name in ("transformers", "sentence_transformers", "httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     plan.check(chosen)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     source = _read(chosen, read_topic, console)
     more = again(chosen, source)
     if chosen.first < 1:
@@ -55,7 +54,7 @@ def run(settings: Settings, chosen: Plan, read_topic: ReadTopic) -> int:
     return 0
 
 
-def _read(chosen: Plan, read_topic: ReadTopic, console: Console) -> Source:
+def _read(chosen: Plan, read_topic: ReadTopic, console: Terminal) -> Source:
     period = Period.parse(chosen.since, chosen.until)
     if chosen.events is not None:
         source = from_files(chosen.events, chosen.items, chosen.columns, period)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from rich.console import Console
+from msgspec import structs
 from rich.table import Table
 
 from stream_rec.config import Settings
@@ -21,6 +21,7 @@ from stream_rec.model import device as devices
 from stream_rec.model import folder
 from stream_rec.model.folder import Model
 from stream_rec.model.text import TextEncoder
+from stream_rec.terminal import Terminal
 
 
 class Given(NamedTuple):
@@ -30,13 +31,14 @@ class Given(NamedTuple):
     source: Source
     before: Model | None
     """The model that is trained further."""
-    console: Console
+    console: Terminal
     """For what is not the result: stderr."""
 
 
 def config_of(given: Given, chosen: Plan) -> TrainConfig:
     """The settings of a training."""
-    return plan.config_of(given.settings, chosen, len(given.source.log.frame), given.before)
+    log = given.source.log
+    return structs.replace(plan.config_of(given.settings, chosen, len(log.frame), given.before), has_time=log.has_time)
 
 
 def train_one(given: Given, chosen: Plan, config: TrainConfig) -> Trained:
@@ -78,16 +80,16 @@ def fit(given: Given, config: TrainConfig, out: Path, before: str = "") -> Train
 
 def show(trained: Trained, chosen: Plan) -> None:
     """Prints what training measured, and where the model is."""
-    Console().print(_table(trained.measured))
+    Terminal().print(_table(trained.measured))
     if trained.measured.interest is not None:
-        Console().print(_interest(trained.measured.interest))
+        Terminal().print(_interest(trained.measured.interest))
     if (spent := trained.model.config.privacy) is not None:
-        Console().print(
+        Terminal().print(
             f"private: epsilon {spent.epsilon:.2f}, delta {spent.delta:.1e} for each of {spent.users:,} users; of the "
             "encoder's weights, see README.md in the model's folder",
             highlight=False,
         )
-    Console().print(f"model {trained.model.version} in {chosen.out}", highlight=False)
+    Terminal().print(f"model {trained.model.version} in {chosen.out}", highlight=False)
 
 
 def _table(measured: Measured) -> Table:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 import polars as pl
 
 from stream_rec.errors import UserError
-from stream_rec.learn import logs
+from stream_rec.learn import ids, logs, times
 from stream_rec.learn.logs import Log
 from stream_rec.learn.progress import Progress
 from stream_rec.messages import Item
@@ -62,6 +62,27 @@ class Source(NamedTuple):
     notes: Sequence[str] = ()
     """What a person should know of the reading, a line each."""
 
+    @classmethod
+    def of(cls, log: Log, items: Sequence[Item], about: str, notes: Sequence[str] = ()) -> Self:
+        """A log and its catalogue, brought together; what a person should know of both comes after `notes`."""
+        told = list(notes)
+        if log.has_time and log.frame["time"][0] == log.frame["time"][-1]:
+            log = logs.untimed(log)
+            told.append(f"all events of {about} have the same time, so it tells nothing")
+        known = [item.item_id for item in items]
+        log = log._replace(frame=log.frame.with_columns(ids.joined(log.frame["item"], known)))
+        told.append(f"{about}: {log.period}")
+        if not log.has_time:
+            told.append("without times the order of the rows counts: nothing decays, gaps and recency are left out")
+        elif log.frame["time"].median() < times.EARLIEST:  # type: ignore[operator]
+            told.append(
+                "warning: most times lie before 1990. Live events come so much later that what is counted here weighs "
+                "nothing beside them: give seconds since 1970, or --columns time=none"
+            )
+        if items:
+            told += ids.coverage(log.frame["item"], known)
+        return cls(log, items, about, told)
+
 
 ReadTopic = Callable[[str, Period, Path | None, Progress], Source]
 """Reads a topic of events; and the topic of items, if no file of them is given. Raises `UserError`."""
@@ -89,12 +110,11 @@ def moment(option: str, text: str, now: float) -> float:
 
 def from_files(events: Path, items: Path | None, columns: str, period: Period) -> Source:
     """A log and a catalogue from files. Raises `UserError`."""
-    log = logs.read_events(events, logs.parse_columns(columns))
-    notes = [f"{log.dropped:,} rows of {events} can't be used and are left out"] if log.dropped else []
+    log, catalogue = logs.read_both(events, items, columns)
     if period != Period():
         if not log.has_time:
             raise UserError(f"{events}: it has no times, so leave out --since and --until")
         log = log._replace(frame=period.of(log.frame))
         if log.frame.is_empty():
             raise UserError(f"{events}: it holds no event of the time that --since and --until name")
-    return Source(log, logs.read_items(items, like=log.columns.item) if items else [], events.name, notes)
+    return Source.of(log, catalogue, events.name, logs.losses(log, str(events)))

@@ -1,4 +1,7 @@
-"""Files of rows: what kind a file is, as a table not yet read, and written from structs. Knows no roles of columns."""
+"""Files of rows: what kind a file is, its columns as text, its rows as values, and written from structs.
+
+Knows no roles of columns. A column is read as the text that stands in the file, so that an id keeps each of its digits.
+"""
 
 import csv
 import gzip
@@ -23,6 +26,12 @@ WRONG = (
 """What reading a file may raise."""
 HEAD = 10_000
 """Rows of a jsonl file that are looked at for the names of its columns."""
+CHUNK = 32 << 20
+"""Bytes of a jsonl file that are read in one go."""
+BOM = b"\xef\xbb\xbf"
+"""What some editors put before a text in UTF-8."""
+
+NULL = msgspec.Raw(b"null")
 
 
 @contextmanager
@@ -49,32 +58,33 @@ def kind(path: Path) -> str:
     return suffix
 
 
-def scan(path: Path, sparse: Sequence[str] = ()) -> pl.LazyFrame:
-    """The file as a table not yet read, in which everything is text unless the file itself has types.
+def names(path: Path, sparse: Sequence[str] = ()) -> list[str]:
+    """The columns of the file; `sparse` names more that a jsonl file may hold though its head does not."""
+    if _kind_of_file(path) != ".jsonl":
+        return _scan(path).collect_schema().names()
+    found: dict[str, None] = {}
+    for lines in _chunks(path):
+        head = b"\n".join(lines.split(b"\n", HEAD)[:HEAD])
+        for row in msgspec.json.Decoder(dict[str, msgspec.Raw]).decode_lines(head):
+            found |= dict.fromkeys(row)
+        break
+    return list(dict.fromkeys((*found, *sparse)))
 
-    `sparse` names columns that a jsonl file may hold though its head does not.
-    """
-    suffix = kind(path)
-    if not path.is_file():
-        raise UserError(f"no file at {path}: check the path")
-    match suffix:
-        case ".parquet":
-            return pl.scan_parquet(path)
-        case ".jsonl":
-            names = pl.scan_ndjson(path, infer_schema_length=HEAD).collect_schema().names()
-            return pl.scan_ndjson(path, schema=dict.fromkeys((*names, *sparse), pl.String))
-        case ".txt":
-            return _scan_text(path)
-        case _:
-            return pl.scan_csv(path, separator="\t" if suffix == ".tsv" else ",", infer_schema=False)
+
+def read(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+    """These columns of the file, as the text that stands there; only those of a parquet file have types."""
+    if _kind_of_file(path) == ".jsonl":
+        chunks = [_texts(lines, columns) for lines in _chunks(path)]
+        return pl.concat([pl.DataFrame(schema=dict.fromkeys(columns, pl.String)), *chunks])
+    return _scan(path).select(columns).collect()
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """The whole file, with the types of the values where it has some; the numbers of a csv are told from its text."""
-    if kind(path) == ".jsonl" and path.is_file():
+    if _kind_of_file(path) == ".jsonl":
         with _open(path, "rb") as file:
-            return msgspec.json.Decoder(dict[str, Any]).decode_lines(file.read())
-    return pl.DataFrame([_typed(column) for column in scan(path).collect()]).to_dicts()
+            return msgspec.json.Decoder(dict[str, Any]).decode_lines(file.read().removeprefix(BOM))
+    return pl.DataFrame([_typed(column) for column in _scan(path).collect()]).to_dicts()
 
 
 def write(structs: Iterable[msgspec.Struct], path: Path, fields: Sequence[str]) -> int:
@@ -95,6 +105,56 @@ def write(structs: Iterable[msgspec.Struct], path: Path, fields: Sequence[str]) 
                 for count, struct in enumerate(structs, 1):  # noqa: B007
                     writer.writerow([_cell(getattr(struct, field)) for field in fields])
     return count
+
+
+def _kind_of_file(path: Path) -> str:
+    suffix = kind(path)
+    if not path.is_file():
+        raise UserError(f"no file at {path}: check the path")
+    return suffix
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    """A file that is not jsonl, not yet read: everything is text unless the file itself has types."""
+    match kind(path):
+        case ".parquet":
+            return pl.scan_parquet(path)
+        case ".txt":
+            return _scan_text(path)
+        case suffix:
+            return pl.scan_csv(path, separator="\t" if suffix == ".tsv" else ",", infer_schema=False)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The file in pieces of whole lines."""
+    with _open(path, "rb") as file:
+        rest = file.read(len(BOM)).removeprefix(BOM)
+        while piece := file.read(CHUNK):
+            lines, end, rest = (rest + piece).rpartition(b"\n")
+            if end:
+                yield lines
+        if rest.strip():
+            yield rest
+
+
+def _texts(lines: bytes, columns: Sequence[str]) -> pl.DataFrame:
+    """These fields of lines of JSON, each as its text: a number as it is written there."""
+    places = {f"at{place}": name for place, name in enumerate(columns)}
+    fields = [(place, msgspec.Raw, msgspec.field(default=NULL, name=name)) for place, name in places.items()]
+    found = msgspec.json.Decoder(msgspec.defstruct("Row", fields, gc=False)).decode_lines(lines)
+    return pl.DataFrame(
+        {
+            name: pl.Series([_text(getattr(row, place)) for row in found], dtype=pl.String)
+            for place, name in places.items()
+        }
+    )
+
+
+def _text(value: msgspec.Raw) -> str | None:
+    text = bytes(value).decode()
+    if not text.startswith('"'):
+        return None if text == "null" else text
+    return msgspec.json.decode(text, type=str) if "\\" in text else text[1:-1]
 
 
 def _open(path: Path, mode: str) -> IO[Any]:

@@ -28,10 +28,11 @@ from stream_rec.learn.prepare import Prepared, prepare
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.protocol import BASKETS, Split, first_of_basket, same_time
 from stream_rec.learn.recipe import TrainConfig
+from stream_rec.learn.times import span
 from stream_rec.learn.tune import Tune
 from stream_rec.learn.watch import watcher
 from stream_rec.messages import Item
-from stream_rec.model.counters import Horizons, Memory
+from stream_rec.model.counters import FOREVER, Horizons, Memory
 from stream_rec.model.drift import Reference, reference
 from stream_rec.model.encoder import EncoderConfig, UserEncoder
 from stream_rec.model.folder import FORMAT, Model, ModelConfig
@@ -95,7 +96,10 @@ def train(
     validation, whole = splits(data, config, since)
     if len(validation.targets) < 2 or not (validation.known & ~data.firsts).any():
         raise UserError("the log is too short: it needs users who do more than one thing, also in the part held out")
-    horizons = horizons_of(data.times[whole]) if before is None else before.config.horizons
+    if before is not None:
+        horizons = before.config.horizons
+    else:
+        horizons = horizons_of(data.times[whole]) if config.has_time else Horizons(lasting=FOREVER, recent=FOREVER)
     config = structs.replace(config, encoder=for_new_items(config.encoder, data, validation))
 
     def remembered(known: NDArray[np.bool_]) -> Memory:
@@ -133,6 +137,7 @@ def train(
             goal=config.goal,
             reference=validated.reference if privacy is None else None,
             privacy=privacy,
+            has_time=config.has_time,
         ),
         encoder.eval(),
         prepared.features,
@@ -185,8 +190,7 @@ def for_new_items(encoder: EncoderConfig, data: Dataset, validation: Split) -> E
 def horizons_of(times: NDArray[np.float64]) -> Horizons:
     """Half-lives by the log's own pace: its whole span, and the span of its last `RECENT` events."""
     times = np.sort(times)
-    span, recent = times[-1] - times[0], times[-1] - times[int(len(times) * (1 - RECENT))]
-    return Horizons(lasting=max(1.0, float(span)), recent=max(1.0, float(recent)))
+    return Horizons(lasting=max(1.0, span(times)), recent=max(1.0, span(times, 1 - RECENT)))
 
 
 class Validated(NamedTuple):
@@ -216,13 +220,14 @@ def validate(
     truth = find(predicted.table, np.arange(count), data.rows[predicted.places])
     order = np.random.default_rng(config.seed).permutation(count)
     first, second = (Half.of(predicted, truth, np.sort(half)) for half in np.array_split(order, 2))
-    weights = blend.fit(first.table, first.truth)
+    parts = PARTS if config.has_time else tuple(part for part in PARTS if part != "recency")
+    weights = blend.fit(first.table, first.truth, parts)
     users = fit.users_of(encoder, prepared, states, split.targets)
     halves = [(users[half.which], half.places.numpy()) for half in (first, second)]
     left_out = {}
-    for at, part in enumerate(PARTS):
-        progress("leaving out each part", at + 1, len(PARTS))
-        left_out[part] = second.figures(blend.fit(first.table, first.truth, set(PARTS) - {part}, weights))
+    for at, part in enumerate(parts):
+        progress("leaving out each part", at + 1, len(parts))
+        left_out[part] = second.figures(blend.fit(first.table, first.truth, set(parts) - {part}, weights))
     types = torch.from_numpy(data.types)[second.places]
     frequency = np.bincount(data.types[validation.known], minlength=len(prepared.event_types) + 1)
     type_loss = type_log_loss(
@@ -234,7 +239,7 @@ def validate(
     measured = Measured(
         predictions=len(second.places),
         blend=second.figures(weights),
-        alone={part: second.figures(blend.alone(part)) for part in PARTS},
+        alone={part: second.figures(blend.alone(part)) for part in parts},
         left_out=left_out,
         type_log_loss=type_loss[0],
         type_log_loss_of_frequency=type_loss[1],

@@ -19,7 +19,6 @@ from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
 from rich.table import Table
 
 from stream_rec.errors import UserError
@@ -28,6 +27,7 @@ from stream_rec.learn.fit import Diverged
 from stream_rec.learn.plan import Plan, sized
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.single import Given
+from stream_rec.terminal import Terminal
 
 FILE = "trials.log"
 FIGURE = "ndcg_at_10"
@@ -51,7 +51,7 @@ def run(given: Given, plan: Plan, count: int) -> None:
     study = _study(given, plan, recipe)
     while (number := len(finished(study))) < count:
         _try(study, given, plan, recipe, number, count)
-    Console().print(table(finished(study)))
+    Terminal().print(table(finished(study)))
     if all(one.value is None for one in finished(study)):
         raise UserError("every trial diverged: give a lower --learning-rate, and begin anew with --overwrite")
     best = applied(recipe, study.best_params)

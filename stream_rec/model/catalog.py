@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from stream_rec.errors import UserError
-from stream_rec.messages import Item, Rejected, check_vector
+from stream_rec.messages import Item, Rejected, check_vector, without_fraction
 from stream_rec.model.features import ItemFeatures, Vectors, prices_of, unit
 from stream_rec.model.lexicon import Lexicon
 from stream_rec.model.likeness import Alike, by_direction, by_words, replaced
@@ -73,7 +73,12 @@ class Catalog:
         return self._row_of.get(item_id, UNKNOWN)
 
     def rows(self, item_ids: Iterable[str]) -> list[int]:
-        return list(map(self._row_of.get, item_ids, repeat(UNKNOWN)))
+        """The rows of the items of some events; `12.0` is the item `12` where no item has that very id."""
+        rows = list(map(self._row_of.get, ids := tuple(item_ids), repeat(UNKNOWN)))
+        if UNKNOWN in rows:
+            pairs = zip(rows, ids, strict=True)
+            rows = [row if row != UNKNOWN else self.row(without_fraction(item_id)) for row, item_id in pairs]
+        return rows
 
     def item(self, row: int) -> Item:
         return self._items[row]

@@ -33,6 +33,10 @@ Floors = dict[str, int | None]
 State = dict[str, NDArray[np.generic]]
 
 
+FOREVER = 1e30
+"""A half-life in seconds with which nothing decays."""
+
+
 class Horizons(Struct, frozen=True):
     """How long the memory remembers: half-lives in seconds of event time."""
 

@@ -91,9 +91,10 @@ class Engine:
     def __init__(self, model: Model, catalog: Catalog, limits: Limits, device: torch.device) -> None:
         self.version = model.version
         self.capacity = model.config.capacity
-        self.trained_until = model.config.trained_until
+        self.trained_until = model.config.trained_until if model.config.has_time else 0.0
         self.catalog = catalog
-        self.memories = Memories(model.config.horizons, model.memory, model.config.remembers_until, catalog)
+        since = model.config.remembers_until if model.config.has_time else -np.inf  # what is live is newer than rows
+        self.memories = Memories(model.config.horizons, model.memory, since, catalog)
         reference = model.config.reference
         self._drift = (
             None if reference is None else Drift(reference, model.memory["popularity.sums"].astype(np.float64))
@@ -106,7 +107,7 @@ class Engine:
         self._encoder = model.encoder.to(device).eval()
         body = self._encoder.body
         words, types = model.config.encoder.words, model.config.event_types
-        reader = WindowReader(reader_of(catalog, types, words, model.tokenizer), types)
+        reader = WindowReader(reader_of(catalog, types, words, model.tokenizer, gaps=model.config.has_time), types)
         self._preprocessor = Preprocessor(catalog, reader, self.capacity, limits.stride)
         look = look_of(self._encoder.inputs, self._encoder.width, device)
         dtype = devices.dtype_of(limits.dtype, device)

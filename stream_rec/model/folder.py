@@ -98,13 +98,15 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     horizons: Horizons
     """Of the online memory."""
     trained_until: float
-    """Timestamp of the last training event, seconds."""
+    """Timestamp of the last training event, seconds; of a log without times the number of its row."""
     goal: str | None = None
     """The event type that `interest` is the probability of; None: the model tells no interest."""
     reference: Reference | None = None
     """What live events are compared with; None: nothing is said of drift."""
     privacy: Privacy | None = None
     """None: the model was trained without any."""
+    has_time: bool = True
+    """False: the log had no times. Then the online memory never forgets, and the time between events isn't read."""
 
     @property
     def remembers_until(self) -> float:

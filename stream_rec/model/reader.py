@@ -44,14 +44,15 @@ Reader = Callable[[Events], Read]
 
 
 class ItemReader:
-    """Reads an event as one token: its item, its type and the time since the event before."""
+    """Reads an event as one token: its item, its type and the time since the event before, where `gaps` count."""
 
-    def __init__(self, catalog: Catalog, event_types: Sequence[str]) -> None:
+    def __init__(self, catalog: Catalog, event_types: Sequence[str], *, gaps: bool = True) -> None:
         self._catalog = catalog
         self._types = len(event_types) + 1
+        self._gaps = gaps
 
     def __call__(self, events: Events) -> Read:
-        gaps = gap_buckets(events.times, events.begins)
+        gaps = gap_buckets(events.times, events.begins) if self._gaps else np.zeros_like(events.rows)
         tokens = item_tokens(events.rows, events.types, gaps, self._catalog.stamps, self._types)
         return Read(tokens, np.arange(1, len(events.rows) + 1))
 
@@ -121,11 +122,11 @@ class WindowReader:
 
 
 def reader_of(
-    catalog: Catalog, event_types: Sequence[str], words: Words | None, tokenizer: Tokenizer | None
+    catalog: Catalog, event_types: Sequence[str], words: Words | None, tokenizer: Tokenizer | None, *, gaps: bool = True
 ) -> ItemReader | WordReader:
-    """How a model reads: by its words where it has some, and then a tokenizer too."""
+    """How a model reads: by its words where it has some, and then a tokenizer too; else with `gaps` in time or not."""
     if words is None:
-        return ItemReader(catalog, event_types)
+        return ItemReader(catalog, event_types, gaps=gaps)
     if tokenizer is None:
         raise ValueError("a model that reads words needs its tokenizer")
     return WordReader(catalog, event_types, words, tokenizer)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stream_rec.command import EVERYWHERE, KAFKA, Command, shown
+from stream_rec.errors import UserError
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
@@ -19,7 +20,7 @@ TOPICS = ("events_topic", "windows_topic", "items_topic", "recommendations_topic
     "--events", type=click.Path(path_type=Path), help="a log to train on and feed [default: a simulated shop]"
 )
 @click.option("--items", type=click.Path(path_type=Path), help="the log's catalogue")
-@click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
+@click.option("--columns", default="", help="the files' columns, such as user=customer,time=when,title=name")
 @click.option("--first", default=0.8, show_default=True, help="share of the log to train on; the rest is fed")
 @click.option("--seconds", type=float, help="how long to feed, seconds [default: until Ctrl-C or the log's end]")
 @click.option("--rate", default=100.0, show_default=True, help="events a second")
@@ -145,12 +146,24 @@ def worker(settings: "Settings") -> int:
 @click.argument("items", type=click.Path(path_type=Path))
 @click.option("--columns", default="", help="the file's columns, such as item=sku,title=name")
 @click.option("--like", help="name of the item column in the log that the items belong to")
-def items(settings: "Settings", items: Path, columns: str, like: str | None) -> None:
+@click.option(
+    "--events", type=click.Path(path_type=Path), help="that log: how many of its items the catalogue knows is printed"
+)
+def items(settings: "Settings", items: Path, columns: str, like: str | None, events: Path | None) -> None:
     """Write a catalogue file to the items topic: each item is recommendable at once."""
-    from stream_rec.learn import logs
+    from stream_rec.learn import ids, logs
     from stream_rec.pipeline.publish import publish_items
+    from stream_rec.terminal import as_line
 
-    catalogue = logs.read_items(items, logs.parse_columns(columns), like)
+    if events is None:
+        catalogue = logs.read_items(items, logs.parse_columns(columns), like)
+    else:
+        if like is not None:
+            raise UserError("--like names the item column of a log, and --events is one: give one of the two")
+        log, catalogue = logs.read_both(events, items, columns)
+        known = [item.item_id for item in catalogue]
+        for line in ids.coverage(ids.joined(log.frame["item"], known), known):
+            click.echo(as_line(line), err=True)
     count = asyncio.run(publish_items(shown(catalogue, len(catalogue), "items"), settings))
     click.echo(f"{count:,} items written to topic {settings.items_topic}")
 

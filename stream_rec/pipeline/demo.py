@@ -4,7 +4,6 @@ All that the demo shows and prints at the end is read from the topics, by the sa
 """
 
 import asyncio
-import json
 import logging
 import shutil
 import signal
@@ -15,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
@@ -24,6 +23,7 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.learn import logs
 from stream_rec.learn.simulate import Storefront
+from stream_rec.learn.source import Period, from_files
 from stream_rec.messages import Event, Item
 from stream_rec.pipeline import lookup, report, topics
 from stream_rec.pipeline.broker import Broker
@@ -32,6 +32,7 @@ from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.follow import Follower, following
 from stream_rec.pipeline.processes import Processes
 from stream_rec.pipeline.publish import publish_items
+from stream_rec.terminal import Terminal, print_json, printable
 
 SIMULATED_EVENTS = 40_000
 """Of the storefront, to train on; what comes after them is fed live."""
@@ -76,13 +77,15 @@ def run(settings: Settings, plan: Plan) -> int:
     for name, value in (("--rate", plan.rate), ("--seconds", plan.seconds)):
         if value is not None and value <= 0:
             raise UserError(f"{name} is {value}: give more than 0")
-    console = Console(stderr=True)
+    if plan.events is None and (plan.items is not None or plan.columns):
+        raise UserError("--items and --columns are for a log of yours: name it with --events")
+    console = Terminal(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         home = Path(tempfile.mkdtemp(prefix="stream-rec-demo-"))
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         try:
-            shop = _simulated(plan, home) if plan.events is None else _logged(plan, plan.events)
+            shop = _simulated(plan, home) if plan.events is None else _logged(plan, plan.events, console)
             broker = Broker(notify=lambda line: console.print(line, highlight=False)).start()
             stack.callback(broker.stop, BROKER_END_S)
             here = {**broker.settings, "event_types": shop.event_types, "model": home / "model"}
@@ -97,7 +100,7 @@ def run(settings: Settings, plan: Plan) -> int:
             return 0
     console.print(report.table(summary))
     if plan.as_json:
-        print(json.dumps(summary), flush=True)  # noqa: T201 - the command's output
+        print_json(summary)
     return 0
 
 
@@ -111,10 +114,12 @@ def _simulated(plan: Plan, home: Path) -> Shop:
     return Shop(shop.items, past, live, ("view", "cart", "purchase"), (str(events), "--items", str(items)))
 
 
-def _logged(plan: Plan, events: Path) -> Shop:
-    log = logs.read_events(events, logs.parse_columns(plan.columns))
+def _logged(plan: Plan, events: Path, console: Terminal) -> Shop:
+    source = from_files(events, plan.items, plan.columns, Period())
+    for note in source.notes:
+        console.print(printable(note))
+    log, items = source.log, source.items
     past, live = logs.split(log, plan.first)
-    items = logs.read_items(plan.items, like=log.columns.item) if plan.items else []
     training = [str(events), "--first", str(plan.first), "--columns", plan.columns]
     if plan.items:
         training += ["--items", str(plan.items)]
@@ -123,7 +128,7 @@ def _logged(plan: Plan, events: Path) -> Shop:
 
 
 async def _demonstrate(
-    settings: Settings, plan: Plan, shop: Shop, running: Processes, console: Console
+    settings: Settings, plan: Plan, shop: Shop, running: Processes, console: Terminal
 ) -> dict[str, Any]:
     """Starts the processes in their order, feeds until time or events are over or the person says stop; the summary."""
     told, over = asyncio.Event(), asyncio.Event()

@@ -15,7 +15,6 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import RecordMetadata
 from msgspec import Struct
-from rich.console import Console
 
 from stream_rec import messages
 from stream_rec.config import Settings
@@ -26,6 +25,7 @@ from stream_rec.pipeline.connection import access, connect
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.publish import Publisher
 from stream_rec.pipeline.search import newest_of
+from stream_rec.terminal import Terminal, print_json
 
 POLL_S = 0.2
 NEVER_MS = (1 << 63) - 1
@@ -83,7 +83,7 @@ async def run(user: str, settings: Settings, timeout_s: float | None) -> int:
     """
     if timeout_s is not None:
         await require(access(settings), *rights.eraser(settings))
-    said = Console(stderr=True)
+    said = Terminal(stderr=True)
     with said.status("asking for the erasure"):
         asked = await ask(user, settings)
     said.print(f"asked for in {asked.topic}, partition {asked.partition}, offset {asked.offset}", highlight=False)
@@ -95,7 +95,7 @@ async def run(user: str, settings: Settings, timeout_s: float | None) -> int:
     except NotErasedError as error:
         print(f"stream-rec: {error}", file=sys.stderr)  # noqa: T201 - the command's output
         return 1
-    print(msgspec.json.format(messages.encode(receipt)).decode())  # noqa: T201
+    print_json(receipt, indent=2)
     return 0
 
 

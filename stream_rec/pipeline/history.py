@@ -154,10 +154,12 @@ def read(settings: Settings, topic: str, period: Period, items: Path | None, pro
         why = "no event that can be used" if _length(spans) else "no event"
         raise UserError(f"topic {topic} holds {why}{_counted(history.refused)}: see --since, --until and event_types")
     columns = Columns(user="user_id", item="item_id", event="event_type", time="timestamp")
-    log = Log(frame, columns, has_time=True, dropped=history.refused.total())
-    notes = [f"{len(frame):,} events read from topic {topic}"]
-    if history.refused:
-        notes.append(f"{log.dropped:,} records of it can't be used and are left out{_counted(history.refused)}")
+    log = logs.believed(Log(frame, columns, True, history.refused.total(), history.refused))
+    if log.frame.is_empty():
+        raise UserError(f"topic {topic} holds no event that can be used: {logs.counted(log.refused)}")
+    notes = [f"{len(log.frame):,} events read from topic {topic}"]
+    if log.dropped:
+        notes.append(f"{log.dropped:,} records of it can't be used and are left out: {logs.counted(log.refused)}")
     if history.erased[1]:
         notes.append("{:,} users of it were erased: their {:,} events are left out".format(*history.erased))
     if catalogue.refused:
@@ -165,12 +167,20 @@ def read(settings: Settings, topic: str, period: Period, items: Path | None, pro
     if not items and not catalogue.items:
         notes.append(f"topic {settings.items_topic} holds no item: items have no text; name a file with --items")
     places = ", ".join(f"{one.partition}: {begin} to {end}" for one, (begin, end) in spans.items())
-    return Source(
-        log,
-        logs.read_items(items) if items else catalogue.sorted(),
-        f"topic {topic}, offsets by partition {places}",
-        notes,
-    )
+    found = logs.read_items(items) if items else catalogue.sorted()
+    return Source.of(log, found, f"topic {topic}, offsets by partition {places}", notes)
+
+
+async def read_catalogue(settings: Settings) -> "Catalogue":
+    """What the topic of items holds now. Raises `UserError` where it can't be read."""
+    catalogue = Catalogue()
+    counts = await require(access(settings), *on("Read", settings.items_topic))
+    async with AIOKafkaConsumer(
+        **access(settings), isolation_level="read_committed", max_partition_fetch_bytes=settings.max_message_bytes
+    ) as consumer:
+        spans = await _spans(consumer, settings.items_topic, counts[settings.items_topic])
+        await _take(settings.bootstrap_servers, consumer, spans, catalogue.take, lambda _done, _whole: None)
+    return catalogue
 
 
 class Catalogue:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from stream_rec.errors import UserError
+from stream_rec.terminal import Terminal
 
 KAFKA_VERSION = "4.3.1"
 """The same as the image's in docker-compose.yml."""
@@ -131,7 +131,7 @@ def _resolve(artifacts: str, part: Path) -> list[Path]:
 
     shutil.rmtree(part, ignore_errors=True)
     columns = (TextColumn("fetching jars"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
 
         @contextmanager

@@ -3,14 +3,13 @@
 import sys
 from datetime import UTC, datetime
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from stream_rec.config import Settings
-from stream_rec.messages import Item, Recommendation, encode
+from stream_rec.messages import Item, Recommendation
 from stream_rec.pipeline.client import latest, titles
-from stream_rec.terminal import printable
+from stream_rec.terminal import Terminal, print_json, printable
 
 
 async def show(user: str, settings: Settings, as_json: bool) -> int:
@@ -20,10 +19,10 @@ async def show(user: str, settings: Settings, as_json: bool) -> int:
         print("no recommendation for this user", file=sys.stderr)  # noqa: T201 - the command's output
         return 1
     if as_json:
-        print(encode(answer).decode())  # noqa: T201
+        print_json(answer)
     else:
         known = await titles([ranked.item_id for ranked in answer.items], settings)
-        Console().print(table(answer, known))
+        Terminal().print(table(answer, known))
     return 0
 
 

@@ -1,19 +1,17 @@
 """Replaying a log: what it holds goes to the events topic, and a report says what became of it."""
 
 import asyncio
-import json
 import signal
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from stream_rec.config import Settings
-from stream_rec.errors import UserError
-from stream_rec.learn import logs
+from stream_rec.errors import NoBrokerError, UserError
+from stream_rec.learn import ids, logs
 from stream_rec.learn.logs import Log
 from stream_rec.messages import Event
 from stream_rec.pipeline import report
@@ -22,7 +20,9 @@ from stream_rec.pipeline.feed import Fed, Pace, Stamp, feed, keep, now, speed, s
 from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.follow import following
 from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.history import read_catalogue
 from stream_rec.pipeline.rights import on
+from stream_rec.terminal import Terminal, print_json, printable
 
 QUIET_S = 30.0
 """After the last event: how long nothing may be answered before the rest counts as lost, seconds."""
@@ -54,13 +54,29 @@ def run(settings: Settings, log: Log, plan: Plan) -> None:
     pace = steady(plan.rate) if plan.rate is not None else speed(plan.speed)
     floors = Floors((event.user_id, event.item_id) for event in past if event.item_id) if plan.report else None
     stamp = now if plan.shift else keep
+    console = Terminal(stderr=True)
+    for note in (*logs.losses(log, "the log"), log.period, *asyncio.run(_coverage(settings, log))):
+        console.print(printable(note))
     fed, summary = asyncio.run(_interruptible(settings, logs.to_events(log), count, floors, pace, stamp))
     if summary is None:
-        Console(stderr=True).print(f"{fed.events:,} events sent in {fed.seconds:.1f} s", highlight=False)
+        console.print(f"{fed.events:,} events sent in {fed.seconds:.1f} s", highlight=False)
     elif plan.as_json:
-        print(json.dumps(summary))  # noqa: T201 - the command's output
+        print_json(summary)
     else:
-        Console().print(report.table(summary))
+        Terminal().print(report.table(summary))
+
+
+async def _coverage(settings: Settings, log: Log) -> list[str]:
+    """How many of the log's items the topic of items holds; that it can't be told where this user may not read it."""
+    await require(access(settings), *on("Write", settings.events_topic))
+    try:
+        catalogue = await read_catalogue(settings)
+    except NoBrokerError:
+        raise
+    except UserError as error:
+        return [f"how many of the log's items the catalogue knows can't be told: {error}"]
+    known = [item.item_id for item in catalogue.sorted()]
+    return ids.coverage(ids.joined(log.frame["item"], known), known)
 
 
 async def _interruptible(
@@ -93,7 +109,7 @@ async def replay(
     async with AsyncExitStack() as stack:
         follower = await stack.enter_async_context(following(settings, floors)) if floors is not None else None
         columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        with Progress(*columns, console=Terminal(stderr=True)) as bar:
             task = bar.add_task("events", total=count)
             fed = await feed(
                 events,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import LlamaForCausalLM
 
 from stream_rec.config import Settings
@@ -37,3 +38,35 @@ def test_a_summary_stands_below_the_facts_and_says_whose_it_is(
     assert shown.index("3 events in the window") < shown.index("it may be wrong") < shown.index("Why these items")
     assert explain.run(settings, plan._replace(llm=None)) == 0
     assert json.loads(capsys.readouterr().out)["summary"] is None
+
+
+HOSTILE = (
+    "sale [/b] now",
+    "[link=file:///etc]here[/link]",
+    "\x1b]0;owned\x07\x9b2J",
+    "a\u202eb",
+    "two\nlines",
+    ":bomb:",
+)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_titles_are_text_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
+    model = tiny_model()
+    items = [
+        replace(item, title=HOSTILE[at % len(HOSTILE)], category=HOSTILE[at % len(HOSTILE)])
+        for at, item in enumerate(model.items)
+    ]
+    folder.save(model._replace(items=items), tmp_path / "model")
+    asked = tmp_path / "window.json"
+    asked.write_bytes(encode(window("u", 6, [f"i{at}" for at in range(6)])))
+    settings = Settings(model=tmp_path / "model", capacity=CAPACITY, stride=STRIDE, cache_dir=tmp_path, device="cpu")
+    assert explain.run(settings, explain.Plan(None, asked, as_json)) == 0
+    shown = capsys.readouterr().out
+    assert all(character.isprintable() for character in shown.replace("\n", ""))
+    if as_json:
+        assert shown.isascii()
+        assert set(HOSTILE) >= {name for name, _ in json.loads(shown)["facts"]["categories"]}
+    else:
+        assert "[/b]" in shown
+        assert "[link=" in shown

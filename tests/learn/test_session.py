@@ -14,6 +14,8 @@ from stream_rec.errors import UserError
 from stream_rec.learn import convex, logs, plot, single, train, trials
 from stream_rec.learn.card import Measured
 from stream_rec.learn.simulate import Storefront
+from stream_rec.model import folder
+from stream_rec.model.counters import FOREVER, Horizons
 
 SMALL = ("--width", "32", "--layers", "1", "--capacity", "8", "--threads", "1", "--no-refit")
 
@@ -174,3 +176,33 @@ def test_a_log_of_single_events_is_too_short(shop: Path, tmp_path: Path) -> None
     given = (str(tmp_path / "log.csv"), "--items", str(shop / "items.jsonl"), "--out", str(tmp_path / "m"))
     done = CliRunner().invoke(cli, ["train", *given, *SMALL, "--cache-dir", str(tmp_path)])
     assert "the log is too short" in str(done.exception)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_log_without_times_trains_a_model_that_goes_by_none(shop: Path, tmp_path: Path) -> None:
+    events = logs.to_events(logs.read_events(shop / "events.csv"))
+    (tmp_path / "log.csv").write_text("user,item\n" + "".join(f"{one.user_id},{one.item_id}\n" for one in events))
+    (tmp_path / "items.jsonl").symlink_to(shop / "items.jsonl")
+    (tmp_path / "events.csv").symlink_to(tmp_path / "log.csv")
+    done = run(tmp_path, tmp_path / "m")
+    assert done.exit_code == 0, done.output
+    assert "without times" in done.stderr
+    assert "items, 100.0% of its events" in done.stderr
+    config = folder.load(tmp_path / "m").config
+    assert (config.has_time, config.blend.recency) == (False, 0)
+    assert config.horizons == Horizons(FOREVER, FOREVER)
+    assert "| times | the log had none" in (tmp_path / "m" / "README.md").read_text()
+    assert "recency" not in measured(tmp_path / "m").alone
+    command = ("evaluate", str(tmp_path / "m"), str(shop / "events.csv"), "--cache-dir", str(shop))
+    assert "has no times and the log" in str(CliRunner().invoke(cli, command).exception)
+    (tmp_path / "b.csv").write_text((shop / "events.csv").read_text())
+    more = (str(tmp_path / "b.csv"), "--continue", str(tmp_path / "m"), "--out", str(tmp_path / "n"))
+    further = CliRunner().invoke(cli, ["train", *more, "--cache-dir", str(shop)])
+    assert "learned from a log without times" in str(further.exception)
+
+
+def test_a_column_that_the_catalogue_lacks_ends_the_training_before_it_begins(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("id,title\n1,tea\n")
+    given = (str(shop / "events.csv"), "--items", str(tmp_path / "items.csv"), "--columns", "title=no_such")
+    done = CliRunner().invoke(cli, ["train", *given, "--out", str(tmp_path / "m")])
+    assert "no column 'no_such' to be the title" in str(done.exception)

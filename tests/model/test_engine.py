@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from stream_rec.errors import UserError
 from stream_rec.messages import Event, Item, Window, WindowEvent
 from stream_rec.model import folder, ranker
-from stream_rec.model.counters import Memory
+from stream_rec.model.catalog import Catalog
+from stream_rec.model.counters import FOREVER, Horizons, Memory
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.folder import Model
 from stream_rec.model.incremental import Work
+from stream_rec.model.text import TextEncoder
 from stream_rec.window import append
-from tests.tiny import BLEND, CAPACITY, HORIZONS, ITEMS, PER_USER, STRIDE, TEXT_DIM, items, window
+from tests.tiny import BLEND, CAPACITY, HORIZONS, ITEMS, PER_USER, STRIDE, TEXT_DIM, copied, items, window
 
 DAY = 86_400.0
 EngineOf = Callable[..., Engine]
@@ -452,3 +454,23 @@ def test_a_step_tells_what_the_floors_would_have_said(engine_of: EngineOf) -> No
     again = engine.step([window("v", 2, ["i1", "i2"]), window("w", 1, ["i2"])]).floors
     assert again[0] == {"markov": 1, "popularity": 2, "recent": 2}  # before it was learned
     assert again[1] == {"markov": None, "popularity": 1, "recent": 1}  # after the window before it
+
+
+def test_without_times_nothing_is_forgotten_and_live_events_are_learned(model: Model, tmp_path: Path) -> None:
+    """The trained rows are numbered, and live events come a billion seconds after them."""
+    memory = Memory(Horizons(FOREVER, FOREVER))
+    for row in range(2_000):
+        memory.learn_last([1 + row % 3], float(row))
+    config = replace(model.config, has_time=False, horizons=Horizons(FOREVER, FOREVER), trained_until=1e12)
+    model = model._replace(config=config, memory=memory.state())
+    texts = TextEncoder(config.text_encoder, tmp_path)
+    catalog = Catalog(model.items, model.vectors, model.features, copied(model.alike), texts)
+    engine = Engine(model, catalog, Limits(stride=STRIDE, kv_cache_bytes=100 * PER_USER), torch.device("cpu"))
+    assert engine.trained_until == 0
+    soon = window("u", 2, ["i5", "i7"])
+    late = replace(soon, events=tuple(replace(one, timestamp=1.7e9 * at) for at, one in enumerate(soon.events, 1)))
+    assert torch.equal(engine.full([soon]), engine.full([late]))
+    engine.learn(late)
+    popularity = engine.memories.evidence(0).memory.popularity
+    now = popularity.sums / popularity.decay.weight(4e9)
+    assert now[[1, 2, 3, *catalog.rows(["i5", "i7"])]].tolist() == [667, 667, 666, 1, 1]
