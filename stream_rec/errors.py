@@ -17,6 +17,10 @@ class NoBrokerError(UserError):
     """No Kafka broker answers; it may yet."""
 
 
+class ModelError(UserError):
+    """A model that gives no answers: what it computes are not numbers, or not the same with cached keys and values."""
+
+
 def end_process(error: UserError) -> NoReturn:
     """Ends the process at once as the command line does: one line and exit code 2.
 

@@ -98,7 +98,10 @@ class WorkerMetrics:
             "stream_rec_cache_bytes_per_user", "Bytes of keys and values a user", registry=registry
         )
         self.model_loads = Counter(
-            "stream_rec_model_loads", "Models taken into service, and those refused", ["outcome"], registry=registry
+            "stream_rec_model_loads",
+            "Models taken into service, refused, and given up for the one before",
+            ["outcome"],
+            registry=registry,
         )
         self.model_loaded = Gauge(
             "stream_rec_model_loaded_timestamp_seconds",

@@ -5,9 +5,10 @@ Learning is an addition to sums that decay (see `decay`), so the order of partit
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from stream_rec.model.decay import NOTHING, Decay, Heard, Largest, Sums, largest
@@ -37,12 +38,16 @@ FOREVER = 1e30
 """A half-life in seconds with which nothing decays."""
 
 
+HalfLife = Annotated[float, Meta(gt=0, le=1e12)]
+"""Seconds."""
+
+
 class Horizons(Struct, frozen=True):
     """How long the memory remembers: half-lives in seconds of event time."""
 
-    lasting: float
+    lasting: HalfLife
     """Of transitions and popularity."""
-    recent: float
+    recent: HalfLife
     """Of recency."""
 
 

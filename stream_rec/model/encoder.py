@@ -14,10 +14,10 @@ pre-trained causal language model (see `pretrained`), optionally its first layer
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from msgspec import Struct
+from msgspec import Meta, Struct
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from transformers import AutoConfig, AutoModel, LlamaConfig
@@ -30,6 +30,9 @@ from stream_rec.model.words import Words
 NO_WORDS: dict[str, Any] = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
 
+Share = Annotated[float, Meta(ge=0, lt=1)]
+
+
 class EncoderConfig(Struct, frozen=True):
     """The shape of a user encoder. What a pre-trained body fixes (`width` and the rest) is overwritten from it."""
 
@@ -39,11 +42,11 @@ class EncoderConfig(Struct, frozen=True):
     heads: int = 4
     kv_heads: int = 4
     inner: int = 256
-    dropout: float = 0.3
+    dropout: Share = 0.3
     """On the tokens."""
-    residual_dropout: float = 0.2
+    residual_dropout: Share = 0.2
     """On the output of each attention and feed-forward block."""
-    item_dropout: float | None = None
+    item_dropout: Share | None = None
     """Share of items whose learned residual is left out of a training step, so that text alone must do; None: by how
     many of the held-out events are of items that are new."""
     base: str | None = None
@@ -191,8 +194,10 @@ def new_body(config: EncoderConfig) -> Any:
 def body_from(config: dict[str, Any]) -> Any:
     """The decoder of a saved configuration, with fresh weights. Raises `ValueError` for one that makes none."""
     config = {**config, **NO_WORDS, "attn_implementation": attention.NAME}
+    config.pop("auto_map", None)  # names code outside transformers
     try:
-        return AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+        made = AutoConfig.for_model(config.pop("model_type"), **config)
+        return AutoModel.from_config(made, trust_remote_code=False)
     except Exception as error:  # a strange configuration fails in transformers in its own ways
         raise ValueError(" ".join(str(error).split())[:300]) from error
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stream_rec.errors import ModelError
 from stream_rec.messages import Item, Recommendation, Window
 from stream_rec.model import audit
 from stream_rec.model import device as devices
@@ -40,6 +41,10 @@ from stream_rec.model.recommendation import Names, recommendations
 from stream_rec.model.scorer import BARRED
 from stream_rec.model.text import TextEncoder
 from stream_rec.model.tokens import UNKNOWN, Tokens, event_type_numbers
+from stream_rec.model.validation import probe_windows
+
+PROBE_ITEMS = 32
+"""Of the catalogue, in probe windows."""
 
 
 class Limits(NamedTuple):
@@ -217,6 +222,44 @@ class Engine:
     def states(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) through the cache, as `step` computes them; learns nothing."""
         return self.incremental.encode([window.user_id for window in windows], self._preprocessor.tokens(windows))[0]
+
+    @torch.inference_mode()
+    def probe(self) -> None:
+        """Raises `ModelError` unless a few windows have answers that are numbers, the same with and without the cache.
+
+        They are windows of nobody's, of some of the catalogue's items and an unknown one. Learns nothing.
+        """
+        count = min(PROBE_ITEMS, len(self.catalog) - 1)
+        windows = probe_windows(self.catalog.ids(range(1, count + 1)), self._event_types, self.capacity)
+        users = [window.user_id for window in windows]
+        taken = self._preprocessor.take(windows)
+        tokens = [one.tokens for one in taken]
+        try:
+            whole = self._whole(tokens)
+            self.incremental.encode(users, [one.prefix(max(1, len(one) - 1)) for one in tokens])
+            states, _ = self.incremental.encode(users, tokens)
+            ranked = self.ranker.rank(states, partial(self._ask, taken))
+            known = self._encoder.users(states, self._last_types(taken))
+            types = torch.softmax(self._encoder.type_logits(known), dim=1)
+            interest = self._interest(known, ranked.rows)
+        except Exception as error:
+            raise ModelError(f"the model fails on probe windows ({type(error).__name__}: {error})") from error
+        finally:
+            for user in users:
+                self.forget(user)
+        told = [whole, states, ranked.scores, ranked.probabilities, ranked.interests, types]
+        if not all(bool(one.isfinite().all()) for one in (*told, *([] if interest is None else [interest]))):
+            raise ModelError("the model's answers to probe windows are not all finite numbers")
+        if (ranked.unscored > 0).any() and (ranked.scores <= BARRED).all():
+            raise ModelError("the model gives no item a score")
+        if float((states - whole).abs().max()) > self.tolerance.difference:
+            raise ModelError("the model's answers to probe windows differ with cached keys and values")
+
+    def reset(self) -> None:
+        """Forgets every user, and what was learned since the training."""
+        self._preprocessor.clear()
+        self.incremental.cache.reset()
+        self.memories.reset()
 
     @torch.inference_mode()
     def explain(self, window: Window, log: int = 0) -> Explanation:

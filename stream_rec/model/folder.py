@@ -16,11 +16,12 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as save_arrays
@@ -38,6 +39,7 @@ from stream_rec.model.features import ItemFeatures, Vectors
 from stream_rec.model.lexicon import Lexicon
 from stream_rec.model.likeness import Alike, Likeness
 from stream_rec.model.scorer import Blend
+from stream_rec.model.validation import check_body, check_model
 
 LIKENESS = ("text", "words")
 FORMAT = 7
@@ -46,6 +48,8 @@ each item followed; one of 5 is never private, one of 4 tells nothing of drift, 
 READABLE = (3, 4, 5, 6, FORMAT)
 LAST_TYPE = 4
 """The format since which the next event's type is told from the last one's too."""
+ASIDE = ".saving-"
+"""How the name of the folder begins that a model is written to before it takes the place of another."""
 WRONG = (
     *(OSError, SafetensorError, msgspec.MsgspecError, RecursionError),
     *(KeyError, TypeError, ValueError, RuntimeError, AttributeError),  # what contradicts itself
@@ -91,7 +95,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     body: dict[str, Any]
     """The decoder's transformers configuration."""
     event_types: tuple[str, ...]
-    capacity: int
+    capacity: Annotated[int, Meta(ge=1, le=1 << 16)]
     """Events in the longest window that the model was trained on."""
     text_encoder: str
     blend: Blend
@@ -131,9 +135,23 @@ class Model(NamedTuple):
 
 
 def save(model: Model, folder: Path) -> str:
-    """Writes the folder, config.json last: a folder without one is unfinished. Returns the version."""
+    """Writes the model in place of the one in `folder`, if there is one. Returns the version.
+
+    Everything is written aside first, so that a full disk leaves the former model whole. Then the files are renamed,
+    config.json last: a folder without one is unfinished.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").unlink(missing_ok=True)
+    with TemporaryDirectory(prefix=ASIDE, dir=folder) as aside:
+        _write(model, Path(aside))
+        written = sorted(path.name for path in Path(aside).iterdir() if path.name != "config.json")
+        for name in {"config.json", *HASHED} - set(written):
+            (folder / name).unlink(missing_ok=True)
+        for name in (*written, "config.json"):
+            (Path(aside) / name).replace(folder / name)
+    return version_of(folder)
+
+
+def _write(model: Model, folder: Path) -> None:
     alike = model.alike
     weights = {name: tensor.contiguous() for name, tensor in model.encoder.state_dict().items()}
     (folder / "encoder.safetensors").write_bytes(save_tensors(weights))
@@ -150,13 +168,10 @@ def save(model: Model, folder: Path) -> str:
         whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         (folder / f"{name}.safetensors").write_bytes(save_arrays(whole))
     (folder / "lexicon.json").write_bytes(msgspec.json.encode(alike.lexicon.terms) + b"\n")
-    if model.tokenizer is None:
-        (folder / "tokenizer.json").unlink(missing_ok=True)
-    else:
+    if model.tokenizer is not None:
         (folder / "tokenizer.json").write_text(model.tokenizer.to_str(), encoding="utf-8")
     (folder / "items.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(model.items))
     (folder / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(model.config), indent=2) + b"\n")
-    return version_of(folder)
 
 
 def load(folder: Path) -> Model:
@@ -167,6 +182,7 @@ def load(folder: Path) -> Model:
         items = msgspec.json.Decoder(Item).decode_lines((folder / "items.jsonl").read_bytes())
         vectors = load_file(folder / "items.safetensors")["vectors"]
         weights = load_tensors(folder / "encoder.safetensors")
+        check_body(config.body, weights)
         if config.format < LAST_TYPE:
             weights["next_type.weight"] = pad(weights["next_type.weight"], (0, len(config.event_types) + 1))
         encoder = UserEncoder(
@@ -182,12 +198,13 @@ def load(folder: Path) -> Model:
         memory = load_file(folder / "memory.safetensors")
         alike = _alike(folder)
         tokenizer = _tokenizer(folder / "tokenizer.json") if config.encoder.words else None
+        version = version_of(folder)
+        model = Model(config, encoder.eval(), features, items, vectors, memory, alike, version, tokenizer)
+        check_model(model)
     except WRONG as error:
         reason, _, _ = str(error).partition("\n")
         raise UserError(f"the model in {folder} is damaged ({reason}): train it again") from error
-    if vectors.shape != (len(items), features.dim):
-        raise UserError(f"the model in {folder} is damaged (item table and vectors differ): train it again")
-    return Model(config, encoder.eval(), features, items, vectors, memory, alike, version_of(folder), tokenizer)
+    return model
 
 
 def _alike(folder: Path) -> Alike:

@@ -180,6 +180,12 @@ class KeyValueCache:
             if user in tier.users:
                 tier.take(user)
 
+    def reset(self) -> None:
+        """Frees every slot."""
+        for tier in (self.first, self.second):
+            for user in list(tier.users):
+                tier.take(user)
+
     def clear(self) -> None:
         """Forgets every prefix; the slots stay with their users."""
         self.first.lengths[:] = 0

@@ -56,6 +56,10 @@ class Memories:
         """What is learned of `log` from now on begins anew."""
         self._evidence.pop(log, None)
 
+    def reset(self) -> None:
+        """Every log begins anew."""
+        self._evidence.clear()
+
     def forget(self, user_id: str) -> None:
         for one in self._evidence.values():
             one.memory.forget(user_id)

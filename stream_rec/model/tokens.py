@@ -26,6 +26,10 @@ class Tokens(NamedTuple):
         """Tokens, not fields."""
         return len(self.identities)
 
+    def prefix(self, length: int) -> "Tokens":
+        """The first `length` tokens."""
+        return Tokens(self.numbers[:, :length], self.identities[:length])
+
 
 def event_type_numbers(event_types: Sequence[str]) -> dict[str, int]:
     """The number of each event type; those not listed are `UNKNOWN`."""

@@ -66,6 +66,8 @@ class Answer(NamedTuple):
     arrived: float | None
     prediction: Prediction | None = None
     """What the user's next event is compared with, once the reply is committed."""
+    failed: bool = False
+    """Whether the model failed on the window, so that the reply is a dead letter."""
 
 
 class Erasure(NamedTuple):
@@ -154,7 +156,7 @@ class Answerer:
             log.error(
                 "%s: window %s/%d is a dead letter\n%s", type(error).__name__, record.partition, record.offset, frames
             )
-            return [self._bury(record, "internal error", type(error).__name__)]
+            return [self._bury(record, "internal error", type(error).__name__)._replace(failed=True)]
         return [self._publish(record, window, told) for (record, window), told in zip(waiting, answers, strict=True)]
 
     def _publish(self, record: Record, window: Window, told: Told) -> Answer:

@@ -80,6 +80,10 @@ class Host:
             waiting.cancel()
         self.check()
 
+    async def probe(self) -> None:
+        """Raises `ModelError` unless the model answers probe windows as it should."""
+        await self.call(self.engine.probe)
+
     def check(self) -> None:
         """Raises what ended the following of the items topic or of other workers' windows, if anything did."""
         self.learning.check()

@@ -173,10 +173,19 @@ class Learning:
         if self._following is not None and self._following.done():
             self._following.result()
 
+    async def reset(self) -> None:
+        """Stops following other partitions, and forgets every user and what was learned since the training."""
+        await self.close()
+        self._own = self._others = frozenset()
+        self.learned.clear()
+        self._recent.clear()
+        await self._call(self._engine.reset)
+
     async def close(self) -> None:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
+            self._following = None
 
     async def _follow(self) -> None:
         while True:

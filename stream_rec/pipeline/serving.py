@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
+from stream_rec.errors import ModelError
 from stream_rec.health import MOVING, Health
 from stream_rec.pipeline import garbage
 from stream_rec.pipeline.answers import Answer, Answerer
@@ -49,6 +50,9 @@ FEW = 1_000
 WORTH_KEEPING = 10_000
 """Windows learned at a start from which on the next start shall not have to."""
 
+TRIAL_S = 60.0
+"""How long the model before is kept after a swap, seconds."""
+
 T = TypeVar("T")
 
 
@@ -63,6 +67,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         self._metrics = metrics
         self._health = health
         self.host = host
+        self._former: Host | None = None
+        """Of the model before, for `TRIAL_S` after a swap; it holds nothing of users."""
+        self._trial: asyncio.Task[None] | None = None
         self._answerer = Answerer(settings, metrics)
         self._joined = asyncio.Event()  # the group, for the first time: from then on there is a consumer
         self._turn = asyncio.Lock()  # held while a batch is between being fetched and being handed to its transaction
@@ -100,12 +107,15 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                     await self._published()
                     await self._let_go()  # fetched records may be gone
                     await asyncio.sleep(RETRY_S)
+                except ModelError as error:
+                    await self._fall_back(error)
                 await asyncio.sleep(0)  # a rebalance may want its turn
         finally:
             for task in beside:
                 task.cancel()
             await self._published()
             await self._let_go()
+            await self._end_trial()
             await self._consumer.stop()
 
     def _reader(self) -> AIOKafkaConsumer:
@@ -123,12 +133,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         consumer.subscribe([self._settings.windows_topic], listener=self)
         return consumer
 
-    async def swap(self, host: Host) -> Host:
-        """Goes on with `host` from one step to the next; returns the former one, which is no longer in use.
+    async def swap(self, host: Host) -> None:
+        """Goes on with `host` from one step to the next.
 
-        Its memory is rebuilt first, while the former one serves; only the last few windows are learned in between.
+        Its memory is rebuilt first, while the former one serves; only the last few windows are learned in between. The
+        former one is closed after a trial of `TRIAL_S`, see `_fall_back`.
         """
         await self._joined.wait()
+        await self._end_trial()
         await host.learning.begin(self._served)
         while True:
             try:
@@ -146,7 +158,44 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                 await asyncio.sleep(RETRY_S)
             else:
                 self.host.show()
-                return former
+                await former.learning.reset()
+                self._former = former
+                self._trial = asyncio.create_task(self._try())
+                return
+
+    async def _try(self) -> None:
+        await asyncio.sleep(TRIAL_S)
+        former, self._former = self._former, None
+        if former is not None:
+            await former.close()
+
+    async def _end_trial(self) -> None:
+        """Closes the model before, if it is still there."""
+        if self._trial is not None:
+            self._trial.cancel()
+            await asyncio.gather(self._trial, return_exceptions=True)
+        former, self._former = self._former, None
+        if former is not None:
+            await former.close()
+
+    async def _fall_back(self, error: ModelError) -> None:
+        """Goes on with the model before: the present one gives no answers any more.
+
+        What it has computed is dropped, and the partitions are taken over anew. Raises `error` where no other model is
+        there.
+        """
+        await self._published()
+        await self._let_go()
+        async with self._turn:
+            former, self._former = self._former, None
+            if former is None:
+                raise error
+            bad, self.host = self.host, former
+        self._metrics.drift.clear()
+        self._metrics.model_loads.labels("reverted").inc()
+        log.error("model %s is followed by the one before, %s: %s", bad.engine.version, former.engine.version, error)
+        await bad.close()
+        self.host.show()
 
     async def _teach(self, host: Host) -> int:
         """Teaches the memory of `host` the windows that the present one's has learned; returns how many."""
@@ -250,6 +299,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                 await self.host.call(self.host.encode_ahead)
             return
         answers, count = await self.host.call(self._answerer.answer, self.host, self._waiting)
+        if any(answer.failed for answer in answers):
+            await self.host.probe()  # whether the windows are at fault, or the model
         answered, self._waiting = self._waiting[:count], self._waiting[count:]
         await self._published()
         if self._outlet is not None:  # the batch before has gone well

@@ -14,8 +14,8 @@ from stream_rec.telemetry import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint-"
-"""How the names of files begin that a training keeps for itself."""
+UNREAD = ("checkpoint-", ".")
+"""How the names begin of what a training keeps for itself, or writes aside."""
 
 Stamps = dict[str, tuple[int, int, int]]
 
@@ -23,7 +23,7 @@ Stamps = dict[str, tuple[int, int, int]]
 def stamps(folder: Path) -> Stamps:
     """Inode, size and time of change of each of a folder's files, those of a link's folder too; none, no folder."""
     try:
-        stats = {path.name: path.stat() for path in folder.iterdir() if not path.name.startswith(CHECKPOINT)}
+        stats = {path.name: path.stat() for path in folder.iterdir() if not path.name.startswith(UNREAD)}
     except OSError:
         return {}
     return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
@@ -46,7 +46,7 @@ class Swaps:
 
     async def first(self) -> Host:
         """The host of the model that is there at the start. Raises `UserError` for a bad folder."""
-        for outcome in ("loaded", "refused"):
+        for outcome in ("loaded", "refused", "reverted"):
             self._metrics.model_loads.labels(outcome).inc(0)  # shown before the first one: a rate needs a zero
         host = await self._open()
         await host.learning.restore()
@@ -77,12 +77,13 @@ class Swaps:
         """One line in the log whatever comes of it."""
         serving = worker.host.engine.version
         try:
-            unused = host = await self._open(serving)
+            host = await self._open(serving)
             try:
                 if host.engine.version != serving:
-                    unused = await worker.swap(host)
+                    await worker.swap(host)
             finally:
-                await unused.close()
+                if worker.host is not host:
+                    await host.close()
         except KafkaError as error:
             self._read = None  # nothing is wrong with the model: the next look tries again
             log.warning("Kafka: %s; the new model waits", type(error).__name__)
@@ -98,11 +99,12 @@ class Swaps:
                 log.info("model %s goes on: it is what the folder holds", serving)
 
     async def _open(self, version: str = "") -> Host:
-        """A host whose catalogue is up to date, unless its model is that `version`."""
+        """A host that answers probe windows and whose catalogue is up to date, unless its model is that `version`."""
         host = await self._whole()
         try:
             if host.engine.version != version:
                 await host.follow()
+                await host.probe()
         except BaseException:
             await host.close()
             raise

@@ -18,14 +18,20 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
+from stream_rec.errors import ModelError
+from stream_rec.health import Health
 from stream_rec.messages import Item, Recommendation, Window
 from stream_rec.model import folder
-from stream_rec.pipeline import topics
+from stream_rec.pipeline import rights, topics
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.granted import describe
 from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.publish import publish_items
+from stream_rec.pipeline.serving import Worker
+from stream_rec.pipeline.topic_guard import TopicGuard
 from stream_rec.pipeline.worker import load
 from stream_rec.telemetry import WorkerMetrics
-from tests.e2e.kafka import until
+from tests.e2e.kafka import read_topic, until
 from tests.e2e.process import Part
 from tests.e2e.windows import all_done, answers, stream, windows, write
 from tests.tiny import CAPACITY, STRIDE, items, tiny_model
@@ -272,3 +278,55 @@ async def test_a_model_that_is_out_of_service_gives_its_memory_back(settings: Se
         assert cache() is None
     finally:
         gc.enable()
+
+
+async def guard_of(settings: Settings, health: Health) -> TopicGuard:
+    return TopicGuard(access(settings), await describe(access(settings), *rights.worker(settings)), health)
+
+
+async def test_a_model_that_turns_bad_after_the_swap_is_followed_by_the_one_before(
+    settings: Settings, models: Models
+) -> None:
+    metrics, health = WorkerMetrics(CollectorRegistry()), Health(0)
+    stop, made = asyncio.Event(), windows(USERS, rounds=3)
+    hosts = [
+        await Host.open(settings.model_copy(update={"model": folder}), metrics, load)
+        for folder in (models.old, models.new)
+    ]
+    for host in hosts:
+        await host.follow()
+    worker = Worker(settings, hosts[0], metrics, health, await guard_of(settings, health))
+    serving = asyncio.create_task(worker.run(stop))
+    await write(settings, made[:USERS])
+    await all_done(settings)
+    await worker.swap(hosts[1])
+    await write(settings, made[USERS : 2 * USERS])
+    await all_done(settings)
+    with torch.no_grad():
+        hosts[1].engine._encoder.out.weight.fill_(torch.nan)
+    await write(settings, made[2 * USERS :])
+    await all_done(settings)
+    stop.set()
+    await serving
+    await worker.host.close()
+    got = await answers(settings)
+    assert events_answered(got) == events_of(made)
+    assert [version for version, _ in groupby(one.model for one in got)] == [*models.versions, models.versions[0]]
+    assert metrics.model_loads.labels("reverted")._value.get() == 1
+    assert not await read_topic(settings, settings.dead_letter_topic)
+
+
+async def test_a_model_that_turns_bad_and_has_none_before_it_ends_the_worker_with_a_line(
+    settings: Settings, models: Models
+) -> None:
+    metrics, health = WorkerMetrics(CollectorRegistry()), Health(0)
+    host = await Host.open(settings, metrics, load)
+    await host.follow()
+    worker = Worker(settings, host, metrics, health, await guard_of(settings, health))
+    with torch.no_grad():
+        host.engine._encoder.out.weight.fill_(torch.nan)
+    await write(settings, windows(USERS, rounds=1))
+    with pytest.raises(ModelError, match="probe windows"):
+        await worker.run(asyncio.Event())
+    await host.close()
+    assert not await read_topic(settings, settings.dead_letter_topic)

