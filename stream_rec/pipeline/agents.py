@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
-from stream_rec.errors import UserError, end_process
+from stream_rec.errors import NoBrokerError, UserError, end_process
 from stream_rec.health import MOVING, Health, serve
 from stream_rec.pipeline import (
     faust_kafka,
@@ -88,7 +88,20 @@ def build(
     graveyard = app.topic(settings.dead_letter_topic, **raw)
     keeper = Keeper(settings, metrics, table, graveyard, naming(settings.pseudonym_key_file), events.id)
 
+    async def decide_anew(refused: Sequence[faust_producer.Write]) -> None:
+        """Events whose windows or dead letters are larger than Kafka takes by now."""
+        room = await _room(settings)
+        if room == keeper.room:
+            raise UserError("Kafka refused a write for its size, and says that it takes such")
+        log.warning("Kafka takes windows of up to %d bytes: the events of larger ones become dead letters", room.record)
+        keeper.room = room
+        app.producer.fit(room.batch)
+        for event in faust_producer.undo(refused, table):
+            faust_producer.during(event, partial(keeper.take, event.message))
+        metrics.users.set(len(table.data))
+
     async def take(stream: Any) -> None:
+        app.producer.table, app.producer.decide_anew = table, decide_anew
         done, left = app.consumer.done, app.consumer.left
         try:
             async for event in stream.events():
@@ -167,6 +180,7 @@ async def _fit(settings: Settings) -> dict[str, Topic]:
     found = await describe(access(settings), *rights.agents(settings))
     for problem in await topics.check(settings, *found):
         log.warning("%s", problem)
+    await topics.require_room(settings, settings.windows_topic, settings.dead_letter_topic)
     names = settings.events_topic, settings.windows_topic
     events, windows = (found[name].partitions for name in names)
     if events != windows:
@@ -175,6 +189,15 @@ async def _fit(settings: Settings) -> dict[str, Topic]:
             f"give {settings.windows_topic} as many"
         )
     return {name: found[name] for name in names}
+
+
+async def _room(settings: Settings) -> topics.Room:
+    """What Kafka takes now. Raises `UserError` where it does not even take dead letters."""
+    while True:
+        try:
+            return await topics.room(settings, settings.windows_topic)
+        except NoBrokerError:
+            await asyncio.sleep(RETRY_S)
 
 
 async def _serve(
@@ -235,7 +258,7 @@ def _app(settings: Settings, folder: Path) -> faust.App:
         broker_max_poll_records=READ,  # all that was fetched at once is tens of thousands, when they lag
         producer_max_request_size=settings.max_message_bytes + topics.DEAD_LETTER_ROOM,
         producer_linger=0.008,  # by default each changelog record goes out alone; all partitions of a burst fit in
-        producer_max_batch_size=1 << 20,
+        producer_max_batch_size=min(topics.BATCH_BYTES, settings.max_message_bytes),
         producer_request_timeout=40.0,  # of one attempt, before another; faust's default is 20 minutes
         table_standby_replicas=settings.standby_replicas,
         topic_allow_declare=False,  # 'stream-rec topics create' knows the right settings

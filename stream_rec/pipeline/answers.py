@@ -17,6 +17,7 @@ from stream_rec.messages import (
 )
 from stream_rec.pipeline import dead_letters
 from stream_rec.pipeline.live import LiveAccuracy, Prediction
+from stream_rec.pipeline.topics import ENVELOPE, Room
 from stream_rec.pipeline.transactions import Reply
 from stream_rec.telemetry import WorkerMetrics
 
@@ -98,6 +99,7 @@ class Answerer:
         self._settings = settings
         self._metrics = metrics
         self._live = LiveAccuracy(metrics)
+        self.room = Room(settings.max_message_bytes, settings.max_message_bytes)
 
     def answer(self, model: Model, records: Sequence[Record]) -> Answered:
         """Answers to the leading `records` that make one step, in order for each user.
@@ -161,8 +163,11 @@ class Answerer:
 
     def _publish(self, record: Record, window: Window, told: Told) -> Answer:
         self._live.happened(window, told.floors)
+        value = encode(told.recommendation)
+        if len(record.key or b"") + len(value) + ENVELOPE > self.room.record:
+            return self._bury(record, "answer too large", f"{len(value)} bytes: lower top_k or raise max_message_bytes")
         prediction = self._live.predicted(told.recommendation)
-        reply = Reply(self._settings.recommendations_topic, record.key, encode(told.recommendation))
+        reply = Reply(self._settings.recommendations_topic, record.key, value)
         return Answer(record.partition, reply, window.arrived, prediction)
 
     def _erase(self, model: Model, record: Record, user_id: str) -> Answer:
@@ -175,7 +180,7 @@ class Answerer:
     def _bury(self, record: Record, reason: str, error: str) -> Answer:
         self._metrics.dead_letters.labels(reason).inc()
         letter = dead_letters.to_dead_letter(
-            record, reason, error, time_s=record.timestamp / 1_000, max_bytes=self._settings.max_message_bytes
+            record, reason, error, time_s=record.timestamp / 1_000, max_bytes=self.room.dead_letter
         )
         return Answer(record.partition, Reply(self._settings.dead_letter_topic, *letter), None)
 

@@ -20,6 +20,7 @@ What each class here, in `faust_thread`, `faust_producer` and `faust_queues` men
 - Writes on their way to Kafka stood in a queue without end: an agent with more events than Kafka took windows grew, and
   its commits, which wait for the writes before them, came later and later.
 - A look for partitions that stand still ended the process where it was not known yet where to read one from.
+- A record that Kafka refused for its size ended the process, and the next one at the same record.
 - Records of a recovery that a rebalance ended stayed in the queue, or came into it afterwards; the next one passed over
   those before them.
 

@@ -14,6 +14,7 @@ from stream_rec.config import Settings
 from stream_rec.messages import ERASE, UNREADABLE, Rejected, Window
 from stream_rec.pipeline import dead_letters
 from stream_rec.pipeline.dead_letters import Place
+from stream_rec.pipeline.topics import ENVELOPE, Room
 from stream_rec.pseudonyms import Naming
 from stream_rec.telemetry import AgentMetrics
 
@@ -21,8 +22,6 @@ log = logging.getLogger(__name__)
 
 RESERVED_KEY = b"__faust\0offset__"
 """faust's RocksDB store keeps an offset under this key, beside the users."""
-ENVELOPE = 1_024
-"""Bytes of a record batch beside key, value and headers, generously."""
 
 
 class Change(NamedTuple):
@@ -56,6 +55,7 @@ class Keeper:
         self._buried: set[Place] = set()
         self._continued: set[int] = set()
         """Partitions with a window from an events topic that is no more."""
+        self.room = Room(settings.max_message_bytes, settings.max_message_bytes)
 
     def recall(self, buried: Set[Place]) -> None:
         """Events that are dead letters although their agent did not come to commit them."""
@@ -117,7 +117,7 @@ class Keeper:
             topic_id=self._topic_id,
         )
         value = messages.encode(after)
-        if len(key) + len(value) + ENVELOPE > settings.max_message_bytes:
+        if len(key) + len(value) + ENVELOPE > self.room.record:
             raise Rejected("window too large", f"{len(value)} bytes: lower the capacity or raise max_message_bytes")
         return Change(key, event.event_type, value, 1 if held is None else 0)
 
@@ -163,7 +163,7 @@ class Keeper:
             self._metrics.repeats.inc()
             return
         letter = dead_letters.to_dead_letter(
-            message, reason, error, time_s=message.timestamp, max_bytes=self._settings.max_message_bytes
+            message, reason, error, time_s=message.timestamp, max_bytes=self.room.dead_letter
         )
         self._graveyard.send_soon(key=letter.key, value=letter.value, headers=letter.headers)
         self._metrics.dead_letters.labels(reason).inc()

@@ -45,7 +45,7 @@ class Publisher:
             **access(self._settings),
             enable_idempotence=True,
             linger_ms=5,  # as Kafka's own producer has it
-            max_batch_size=1 << 17,
+            max_batch_size=min(1 << 17, self._settings.max_message_bytes),
             max_request_size=self._settings.max_message_bytes,
         )
         await self._producer.start()

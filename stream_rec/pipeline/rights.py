@@ -38,9 +38,10 @@ def agents(settings: Settings) -> Rights:
 
 
 def worker(settings: Settings) -> Rights:
+    mine = settings.recommendations_topic, settings.dead_letter_topic
     return (
         *on("Read", settings.windows_topic, settings.items_topic),
-        *on("Write", settings.recommendations_topic, settings.dead_letter_topic),
+        *(*on("Write", *mine), *on("DescribeConfigs", *mine)),
         Right("Read", "group", settings.worker_group),
         Right("Write", "transactional-id", transactions(settings), prefixed=True),
     )

@@ -17,12 +17,12 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from stream_rec.config import Settings
-from stream_rec.errors import ModelError
+from stream_rec.errors import ModelError, NoBrokerError
 from stream_rec.health import MOVING, Health
-from stream_rec.pipeline import garbage
+from stream_rec.pipeline import garbage, topics
 from stream_rec.pipeline.answers import Answer, Answerer
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.group import await_topics, heed_errors
@@ -257,7 +257,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         if self._served != self._assigned:
             await self._let_go()
             names = self._settings.windows_topic, self._settings.recommendations_topic
-            outlet = await Outlet.open(self._settings, state_of(*(self._guard.topics[name] for name in names)))
+            state = state_of(*(self._guard.topics[name] for name in names))
+            outlet = await Outlet.open(self._settings, state, self._answerer.room.batch)
             try:
                 learned = await self._go_on(outlet, sorted(self._assigned))
             except BaseException:
@@ -341,6 +342,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             self._metrics.transactions.labels("failed").inc()
             log.warning("a transaction failed (%s), going on from the last commits", type(error).__name__)
             await self._let_go()
+            if isinstance(error, MessageSizeTooLargeError):
+                await self._ask_for_room()
             return
         now = time.time()
         self._metrics.transactions.labels("committed").inc()
@@ -353,6 +356,15 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             if answer.prediction is not None:
                 answer.prediction.committed_s = now
         self.host.learning.learned |= ends
+
+    async def _ask_for_room(self) -> None:
+        """Has larger answers than the topic takes now become dead letters. Raises `UserError` where those can't be."""
+        try:
+            room = await topics.room(self._settings, self._settings.recommendations_topic)
+        except NoBrokerError:  # the next transaction asks again
+            return
+        log.warning("Kafka takes answers of up to %d bytes: larger ones become dead letters", room.record)
+        self._answerer.room = room
 
     async def _published(self) -> None:
         """Returns when the transaction in flight, if any, is over."""

@@ -8,7 +8,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
-from stream_rec.config import Settings
+from stream_rec.config import Settings, environment_name
 from stream_rec.errors import UserError
 from stream_rec.pipeline.connection import access, connect
 from stream_rec.pipeline.granted import denial, examine, no_topic
@@ -18,8 +18,28 @@ HOUR_MS = 3_600_000
 DEAD_LETTER_ROOM = 65_536
 """Bytes that a dead letter may have more than the record that it holds: its headers."""
 
+BATCH_BYTES = 1 << 20
+"""Records that are written together, bytes; Kafka refuses a batch for its size as a whole, so never more than a topic
+takes."""
+ENVELOPE = 128
+"""Bytes of a batch of one record beside its key, value and headers: 61 for the batch, at most 33 for the record."""
+
 CHECKED = ("cleanup.policy", "message.timestamp.type", "max.message.bytes", "retention.ms")
 """What the project relies on; the rest of a layout is tuning, and may be changed by hand."""
+
+
+class Room(NamedTuple):
+    """How much Kafka takes of a record, bytes."""
+
+    record: int
+    """Of a window or an answer, with its envelope."""
+    dead_letter: int
+    """Of the key and value of a dead letter."""
+
+    @property
+    def batch(self) -> int:
+        """Of records that are written together."""
+        return min(BATCH_BYTES, self.record, self.dead_letter + DEAD_LETTER_ROOM)
 
 
 class Problem(NamedTuple):
@@ -134,6 +154,41 @@ async def check(settings: Settings, *names: str) -> list[Problem]:
             if setting in wanted[name] and found[name][setting] != wanted[name][setting]
         ]
     return problems
+
+
+async def require_room(settings: Settings, *names: str) -> None:
+    """Raises `UserError` where one of these topics takes only smaller records than may be written to it."""
+    wanted = layouts(settings)
+    for name, most in (await _taken(settings, names)).items():
+        if most < (needed := int(wanted[name]["max.message.bytes"])):
+            raise UserError(
+                f"topic {name} takes records of up to {most} bytes and may be given some of {needed}: "
+                f"set its max.message.bytes to {needed}, or lower {environment_name('max_message_bytes')}"
+            )
+
+
+async def room(settings: Settings, topic: str) -> Room:
+    """What `topic`, that of windows or of recommendations, and that of dead letters take now.
+
+    Raises `UserError` where not even a dead letter without its content can be written.
+    """
+    dead_letter_topic = settings.dead_letter_topic
+    taken = await _taken(settings, [topic, dead_letter_topic])
+    if taken[dead_letter_topic] < DEAD_LETTER_ROOM:
+        raise UserError(
+            f"topic {dead_letter_topic} takes records of up to {taken[dead_letter_topic]} bytes, "
+            f"and dead letters need {DEAD_LETTER_ROOM}: raise its max.message.bytes"
+        )
+    content = taken[dead_letter_topic] - DEAD_LETTER_ROOM
+    return Room(min(settings.max_message_bytes, taken[topic]), min(settings.max_message_bytes, content))
+
+
+async def _taken(settings: Settings, names: Sequence[str]) -> dict[str, int]:
+    """The largest record that each of these topics takes, bytes. Raises `UserError`."""
+    async with connect(access(settings)) as admin:
+        await examine(admin, *on("DescribeConfigs", *names))
+        found = await configured(admin, names)
+    return {name: int(found[name]["max.message.bytes"]) for name in names}
 
 
 async def configured(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.producer import TransactionalProducer
 from stream_rec.pipeline.rights import transactions
 from stream_rec.pipeline.topic_guard import valid
-from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
+from stream_rec.pipeline.topics import BATCH_BYTES, DEAD_LETTER_ROOM
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +66,15 @@ class Outlet:
         self.partitions: set[TopicPartition] = set()
 
     @classmethod
-    async def open(cls, settings: Settings, topics: str = "") -> "Outlet":
+    async def open(cls, settings: Settings, topics: str = "", batch_bytes: int = BATCH_BYTES) -> "Outlet":
         """One that nobody has barred yet, without a partition; raises `KafkaError` when Kafka refuses.
 
-        `topics` is what its commits are valid for, see `topic_guard`: it becomes a part of the id.
+        `topics` is what its commits are valid for, see `topic_guard`: it becomes a part of the id. `batch_bytes` limits
+        the records that are written together.
         """
         mark = f"{transactions(settings)}{uuid4().hex}"
         mark += f".{topics}" if topics else ""
-        return cls(await _start(mark, settings), mark, settings)
+        return cls(await _start(mark, settings, batch_bytes), mark, settings)
 
     async def take_over(self, partition: TopicPartition, begin: int, committed: Committed) -> int:
         """Bars the former owner of `partition`; returns the next offset to read.
@@ -140,13 +141,13 @@ def _topics(mark: str, settings: Settings) -> str:
     return "" if own == mark else own.partition(".")[2]
 
 
-async def _start(transactional_id: str, settings: Settings) -> TransactionalProducer:
+async def _start(transactional_id: str, settings: Settings, batch_bytes: int = BATCH_BYTES) -> TransactionalProducer:
     """Ends what is open under `transactional_id`, and bars who has used it before."""
     producer = TransactionalProducer(
         **access(settings),
         transactional_id=transactional_id,
         transaction_timeout_ms=TRANSACTION_MS,
-        max_batch_size=1 << 20,
+        max_batch_size=min(batch_bytes, settings.max_message_bytes),
         max_request_size=settings.max_message_bytes + DEAD_LETTER_ROOM,
     )
     try:

@@ -13,7 +13,7 @@ from stream_rec.config import Settings
 from stream_rec.cores import share_cores
 from stream_rec.errors import UserError, end_process
 from stream_rec.health import Health, serve
-from stream_rec.pipeline import loop, rights
+from stream_rec.pipeline import loop, rights, topics
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import Topic, describe
 from stream_rec.pipeline.patience import patiently, unless_told
@@ -79,6 +79,7 @@ async def _run(settings: Settings) -> int:
 async def _fit(settings: Settings) -> dict[str, Topic]:
     """The topics that a worker depends on. Raises `UserError` where it could not do its work."""
     found = await describe(access(settings), *rights.worker(settings))
+    await topics.require_room(settings, settings.recommendations_topic, settings.dead_letter_topic)
     names = settings.windows_topic, settings.recommendations_topic
     windows, recommendations = (found[name].partitions for name in names)
     if recommendations < windows:

@@ -362,20 +362,45 @@ async def test_what_others_wrote_among_the_windows_is_passed_over(make_settings:
     assert "can't be read" in part.said
 
 
-async def test_a_window_that_kafka_refuses_is_not_lost(make_settings: Make, start: Start) -> None:
-    settings = make_settings()
+@pytest.mark.parametrize("store", ["memory", "rocksdb"])
+async def test_an_event_whose_window_kafka_has_come_to_refuse_is_a_dead_letter_and_the_rest_goes_on(
+    make_settings: Make, start: Start, store: str
+) -> None:
+    settings = make_settings(partitions=1, capacity=8, store=store)
     await topics.create(settings)
     part = start("agents", settings)
-    await produce(settings, [sent("u")])
+    await produce(settings, [sent(user, "i" * 200) for user in ("full", "full", "new", "gone")])
     await all_done(settings)
-    await alter(settings, settings.windows_topic, max_message_bytes="200")
-    while part.running:
-        await produce(settings, [sent("u", f"item {number}") for number in range(5)])
-    assert part.wait() == 1
-    assert "refused a write" in part.said
-    await alter(settings, settings.windows_topic, max_message_bytes=str(settings.max_message_bytes))
-    start("agents", settings)
-    await assert_windows_follow_from_the_log(settings)
+    await alter(settings, settings.windows_topic, max_message_bytes="1000")
+    burst = [sent(user, size * "i") for size in (200, 200, 200, 9) for user in ("full", "new", "gone", "other")]
+    burst[6] = sent("gone", None, event_type=ERASE)
+    await produce(settings, [*burst, Sent(b"full", b"no JSON")])
+    await all_done(settings)
+    letters = await read_topic(settings, settings.dead_letter_topic)
+    refused = {int(dict(letter.headers)["offset"]): dict(letter.headers)["reason"] for letter in letters}
+    assert len(refused) == len(letters)
+    assert sorted(refused.values()) == [b"broken JSON"] + [b"window too large"] * 3
+    log = await read_topic(settings, settings.events_topic)
+    found = await windows_in(settings)
+    assert found == expected([record for record in log if record.offset not in refused], settings)
+    assert {user: made.n for user, made in found.items()} == {"full": 4, "new": 4, "gone": 2, "other": 4}
+    assert part.running
+
+
+async def test_a_dead_letter_that_kafka_has_come_to_refuse_is_cut_shorter(make_settings: Make, start: Start) -> None:
+    settings = make_settings(partitions=1)
+    await topics.create(settings)
+    part = start("agents", settings)
+    part.wait_for("agents ready")
+    limit = topics.DEAD_LETTER_ROOM + 100
+    await alter(settings, settings.dead_letter_topic, max_message_bytes=str(limit))
+    await produce(settings, [Sent(None, bytes(limit)), sent("u")])
+    await all_done(settings)
+    (letter,) = await read_topic(settings, settings.dead_letter_topic)
+    assert letter.value == bytes(100)
+    assert dict(letter.headers)["truncated"] == b"from 0 and %d bytes" % limit
+    assert (await windows_in(settings))["u"].n == 1
+    assert part.running
 
 
 async def test_an_agent_survives_a_restart_of_kafka(make_settings: Make, start: Start, tmp_path: Path) -> None:
@@ -406,6 +431,19 @@ async def test_topics_that_do_not_fit_together_are_named(make_settings: Make, st
     part = start("agents", settings.model_copy(update={"events_topic": (await topics_of_another(make_settings))}))
     assert part.wait() == 2
     assert f"has 3 partitions and {settings.windows_topic} 1" in part.said
+
+
+@pytest.mark.parametrize("topic", ["windows_topic", "dead_letter_topic"])
+async def test_a_topic_that_takes_less_than_it_may_be_given_is_named(
+    make_settings: Make, start: Start, topic: str
+) -> None:
+    settings = make_settings()
+    await topics.create(settings)
+    await alter(settings, getattr(settings, topic), max_message_bytes="100000")
+    part = start("agents", settings)
+    assert part.wait() == 2
+    assert f"topic {getattr(settings, topic)} takes records of up to 100000 bytes" in part.said.splitlines()[-1]
+    assert "Traceback" not in part.said
 
 
 async def topics_of_another(make_settings: Make) -> str:

@@ -357,6 +357,41 @@ async def test_an_item_of_impossible_numbers_is_a_dead_letter_and_changes_nobody
     assert part.page("/readyz") == part.page("/healthz") == (200, "ok\n")
 
 
+@pytest.mark.parametrize("topic", ["recommendations_topic", "dead_letter_topic"])
+async def test_a_topic_that_takes_less_than_it_may_be_given_is_named(
+    make_settings: Callable[..., Settings], model: Path, start: Start, topic: str
+) -> None:
+    settings = make_settings(model=model)
+    await topics.create(settings)
+    await alter(settings, getattr(settings, topic), max_message_bytes="100000")
+    part = start("worker", settings)
+    assert part.wait() == 2
+    assert f"topic {getattr(settings, topic)} takes records of up to 100000 bytes" in part.said
+    assert len(part.said.splitlines()) == 1
+
+
+async def test_an_answer_that_kafka_has_come_to_refuse_is_a_dead_letter_and_the_others_are_given(
+    make_settings: Callable[..., Settings], model: Path, start: Start
+) -> None:
+    settings = make_settings(model=model, capacity=CAPACITY, stride=STRIDE, coalesce=False, partitions=1)
+    await topics.create(settings)
+    part = start("worker", settings)
+    await write(settings, [window("a", 1, ["i1"])])
+    await all_done(settings)
+    (answer,) = await read_topic(settings, settings.recommendations_topic)
+    usual = len(answer.key) + len(answer.value)
+    long = "l" * 256  # twice in a record: in its key and its value
+    await alter(settings, settings.recommendations_topic, max_message_bytes=str(usual + 400))
+    await write(settings, [window(user, 1, ["i1"]) for user in ("b", long, "c")])
+    await all_done(settings)
+    assert {one.user_id for one in await answers(settings)} == {"a", "b", "c"}
+    (letter,) = await dead_from(settings, settings.windows_topic)
+    assert letter.key == long.encode()
+    assert dict(letter.headers)["reason"] == b"answer too large"
+    assert part.metrics()['stream_rec_transactions_total{outcome="failed"}'] >= 1
+    assert part.page("/readyz") == (200, "ok\n")
+
+
 async def test_the_memory_is_rebuilt_after_a_restart(
     make_settings: Callable[..., Settings], model: Path, start: Start, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from faust.types import TP
 
 from stream_rec.pipeline import faust_kafka
 from stream_rec.pipeline.faust_kafka import Consumer
-from stream_rec.pipeline.faust_producer import UNCONFIRMED, Producer
+from stream_rec.pipeline.faust_producer import UNCONFIRMED, Producer, Write, undo
 from stream_rec.pipeline.faust_thread import ConsumerThread
 
 
@@ -123,3 +123,26 @@ async def test_a_partition_whose_position_is_not_known_yet_ends_no_process(
     monkeypatch.setattr(consumer, "verify_event_path", partial(ConsumerThread.verify_event_path, thread))
     monkeypatch.setattr(Consumer, "should_stop", False)
     await consumer.verify_all_partitions_active()
+
+
+def _event(offset: int) -> Any:
+    class Event(SimpleNamespace):
+        """One that can be referred to weakly."""
+
+    return Event(message=SimpleNamespace(tp=TP("events", 0), offset=offset, partition=0))
+
+
+def test_what_kafka_refused_is_undone_down_to_what_it_has_taken() -> None:
+    data = {b"a": b"a3", b"b": b"b2", b"d": b"d1"}
+    table = SimpleNamespace(data=data, changelog_topic=SimpleNamespace(get_topic_name=lambda: "windows"))
+    refused = [
+        Write(_event(1), "windows", b"a", b"a1", None),  # a2, which holds its event, was taken
+        Write(_event(2), "windows", b"b", b"b1", None),
+        Write(_event(4), "windows", b"c", None, b"c0"),
+        Write(_event(3), "windows", b"b", b"b2", b"b1"),
+        Write(_event(6), "windows", b"a", b"a3", b"a2"),
+        Write(_event(5), "dead-letter", b"d", b"", None),
+    ]
+    events = undo(refused, table)
+    assert [event.message.offset for event in events] == [2, 3, 4, 5, 6]
+    assert data == {b"a": b"a2", b"c": b"c0", b"d": b"d1"}
