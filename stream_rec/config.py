@@ -24,6 +24,9 @@ from stream_rec.window import stride_of
 
 PREFIX = "STREAM_REC_"
 
+BATCH_BYTES = 64 << 20
+"""The default of `max_batch_bytes`, four times that of `max_message_bytes`, see there."""
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 
@@ -67,6 +70,12 @@ class Settings(BaseSettings):
     retention_hours: float = Field(168, gt=0, description="how long events and dead letters are kept, hours")
     max_message_bytes: int = Field(
         16 << 20, ge=1 << 16, le=1 << 30, description="largest record that the topics accept, bytes"
+    )
+    max_batch_bytes: int = Field(
+        BATCH_BYTES,
+        ge=1 << 20,
+        le=1 << 30,
+        description="largest batch of records that is read, bytes when decompressed: a larger one is a dead letter",
     )
 
     fail_fast: bool = Field(

@@ -19,6 +19,7 @@ from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 
 from stream_rec.config import PREFIX, Settings, environment_name, load
+from stream_rec.pipeline.batches import UNREADABLE_BATCH, UNREADABLE_RECORD
 from stream_rec.pipeline.java import KAFKA_VERSION
 from stream_rec.pipeline.rights import PARTS, Right
 
@@ -91,13 +92,16 @@ def test_metrics_in_a_container_can_be_read_from_outside_it():
 
 
 def reasons_in_the_code() -> Iterator[str]:
-    """The fixed phrases in `Rejected("...", ...)` and `self._bury(record, "...", ...)`."""
+    """The fixed phrases in `Rejected("...", ...)`, `self._bury(record, "...", ...)` and the like."""
+    yield from (UNREADABLE_RECORD, UNREADABLE_BATCH)
     for path in (ROOT / "stream_rec").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(func=ast.Name(id="Rejected"), args=[ast.Constant(value=reason), *_]):
                     yield reason
-                case ast.Call(func=ast.Attribute(attr="_bury"), args=[_, ast.Constant(value=reason), *_]):
+                case ast.Call(func=ast.Attribute(attr="_bury" | "refuse"), args=[_, ast.Constant(value=reason), *_]):
+                    yield reason
+                case ast.AnnAssign(target=ast.Name(id="reason"), value=ast.Constant(value=str(reason))):
                     yield reason
 
 
@@ -127,9 +131,20 @@ def clients_of_kafka() -> Iterator[tuple[str, list[ast.keyword]]]:
             match node:
                 case ast.Call(func=ast.Name(id="AIOKafkaConsumer" | "AIOKafkaProducer" | "AIOKafkaAdminClient")):
                     yield f"{relative(path)}:{node.lineno}", node.keywords
+                case ast.Call(func=ast.Name(id="make_consumer"), args=[login, *_]):
+                    yield f"{relative(path)}:{node.lineno}", [ast.keyword(None, login), *node.keywords]
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="faust"), attr="App")):
                     (login,) = [one for one in node.keywords if one.arg == "broker_credentials"]
                     yield f"{relative(path)}:{node.lineno}", [ast.keyword(None, login.value)]
+
+
+def test_every_consumer_is_made_by_make_consumer():
+    made = [
+        relative(path)
+        for path in (ROOT / "stream_rec").rglob("*.py")
+        if re.search(r"\bAIOKafkaConsumer\(\*?", path.read_text().replace("class Consumer(AIOKafkaConsumer)", ""))
+    ]
+    assert made == ["stream_rec/pipeline/consumer.py"]
 
 
 def test_every_client_of_kafka_takes_its_login_from_the_settings():

@@ -8,12 +8,12 @@ from itertools import count
 from typing import Self
 
 import msgspec
-from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
 from stream_rec.messages import Event, encode
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.publish import Publisher
 
 Turn = Callable[[int], Awaitable[None]]
@@ -56,12 +56,7 @@ class Load:
     async def __aenter__(self) -> Self:
         settings = self._settings
         self._publisher = await Publisher(settings, settings.events_topic, on_stored=self._stored).__aenter__()
-        self._consumer = AIOKafkaConsumer(
-            settings.recommendations_topic,
-            **access(settings),
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-        )
+        self._consumer = make_consumer(access(settings), settings.recommendations_topic, auto_offset_reset="earliest")
         await self._consumer.start()
         self._reading = asyncio.create_task(self._read())
         return self

@@ -29,6 +29,7 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import Event, encode, read_recommendation, read_window
 from stream_rec.pipeline.connection import access, connect
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.publish import Publisher
 from stream_rec.pipeline.search import Search
 from stream_rec.terminal import Terminal
@@ -100,7 +101,7 @@ def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_j
 
 async def _measure(stage: Stage, traffic: Traffic, plan: Plan, say: Callable[[str, float], None]) -> dict[str, Any]:
     await stage.begin()
-    async with connect(access(stage.settings)) as admin, _reader(stage.settings) as reader:
+    async with connect(access(stage.settings)) as admin, make_consumer(access(stage.settings)) as reader:
         watch = Watch(stage, admin, reader)
         await watch.until_done(lambda behind: say(f"warming up, {behind:,} windows wait", 0))
         sent, loaded = await _overload(stage, traffic.live, plan, watch, say)
@@ -156,10 +157,6 @@ async def _send(settings: Settings, events: Iterator[Event], plan: Plan, sent: C
 def _again_and_again(events: Sequence[Event]) -> Iterator[Event]:
     """`events` without their ids: a second event of an id is refused."""
     return cycle([structs.replace(event, event_id=None) for event in events])
-
-
-def _reader(settings: Settings) -> AIOKafkaConsumer:
-    return AIOKafkaConsumer(**access(settings))
 
 
 class Watch:

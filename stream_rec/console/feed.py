@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
@@ -12,7 +12,9 @@ from stream_rec.console.live import Live, Row
 from stream_rec.console.reading import RETRY_S
 from stream_rec.console.trends import Trends
 from stream_rec.messages import UNREADABLE, event_in, read_recommendation
+from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.dead_letters import place_of
 from stream_rec.pseudonyms import naming
 
@@ -47,10 +49,11 @@ class Feed:
 
     async def run(self) -> None:
         """Runs until it is cancelled."""
-        async with AIOKafkaConsumer(
+        async with make_consumer(
+            access(self._settings),
             *self._topics,
-            **access(self._settings),
-            isolation_level="read_committed",
+            max_batch_bytes=self._settings.max_batch_bytes,
+            on_skipped=self._skip,
             auto_offset_reset="latest",
             max_partition_fetch_bytes=self._settings.max_message_bytes,
             fetch_max_wait_ms=50,
@@ -69,6 +72,9 @@ class Feed:
                 if rows:
                     self._changed(rows)
                 await asyncio.sleep(0)
+
+    def _skip(self, _record: Unreadable) -> None:
+        self.unreadable += 1
 
     def _take(self, found: dict[TopicPartition, list[ConsumerRecord]]) -> list[Row]:
         """The rows that are new or have changed, oldest first; events are told before the answers to them."""

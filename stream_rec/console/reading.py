@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import make_consumer
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,10 @@ async def read(settings: Settings, topic: str, *, follow: bool, most: int | None
     `follow`: goes on with what comes, and with empty batches while nothing does. `most`: of what there is, about the
     last `most` offsets. Without `follow` raises `KafkaError`; with it, tries again.
     """
-    async with AIOKafkaConsumer(
+    async with make_consumer(
+        access(settings),
         topic,
-        **access(settings),
-        isolation_level="read_committed",
+        max_batch_bytes=settings.max_batch_bytes,
         auto_offset_reset="earliest",
         max_partition_fetch_bytes=settings.max_message_bytes,
     ) as consumer:

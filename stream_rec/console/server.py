@@ -5,13 +5,14 @@ import logging
 import signal
 from functools import partial
 
+import uvloop
 from aiohttp import web
 
 from stream_rec.config import Settings
 from stream_rec.console.following import Following
 from stream_rec.console.requests import app
 from stream_rec.errors import UserError
-from stream_rec.pipeline import loop, rights
+from stream_rec.pipeline import rights
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.patience import patiently
@@ -25,7 +26,7 @@ def run(settings: Settings, allow_events: bool) -> int:
     if settings.log_level != "debug":
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
         logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # addresses hold user ids
-    loop.run(_run(settings, allow_events))
+    uvloop.run(_run(settings, allow_events))
     return 0
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import faust
+import uvloop
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
@@ -31,10 +32,10 @@ from stream_rec.pipeline import (
     faust_queues,
     faust_thread,
     garbage,
-    loop,
     rights,
     topics,
 )
+from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.buried import buried
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import Topic, describe
@@ -65,6 +66,7 @@ def build(
     """The faust app, not started; `folder` is this process's own, for RocksDB. `topics` are those of `_fit`."""
     app = _app(settings, folder)
     app.topic_guard = TopicGuard(access(settings), topics, health)
+    app.max_batch_bytes = settings.max_batch_bytes
     events = topics[settings.events_topic]
     app.committed_for = state_of(events, topics[settings.windows_topic])
     app.flow_control = faust_queues.FlowControl()
@@ -107,11 +109,15 @@ def build(
             async for event in stream.events():
                 await app.producer.room()
                 message = event.message
-                if message.tp not in left and keeper.erases(message):
+                unread = message.record if isinstance(message, faust_kafka.NoEvent) else None
+                if unread is None and message.tp not in left and keeper.erases(message):
                     await app.consumer.settle(message.tp)
                 if message.tp in left:  # it will be read again
                     continue
-                keeper.take(message)
+                if unread is None:
+                    keeper.take(message)
+                elif isinstance(unread, Unreadable):
+                    keeper.refuse(message, unread.reason, unread.error)
                 done[message.tp] = message.offset + 1
         except Exception as error:
             await app.crash(error)
@@ -157,13 +163,13 @@ def run(settings: Settings) -> int:
     _log(settings.log_level)
     registry = CollectorRegistry()
     metrics, health = AgentMetrics(registry), Health(settings.ready_lag)
-    topics = loop.run(_begin(settings))
+    topics = uvloop.run(_begin(settings))
     if topics is None:
         return 0
     port = serve(registry, health, settings.metrics_host, settings.agents_metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
     with own_folder(settings.cache_dir / "agents") as folder:
-        loop.run(_serve(settings, metrics, health, folder, topics))
+        uvloop.run(_serve(settings, metrics, health, folder, topics))
     return 0
 
 

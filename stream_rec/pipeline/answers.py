@@ -15,7 +15,7 @@ from stream_rec.messages import (
     encode,
     read_window,
 )
-from stream_rec.pipeline import dead_letters
+from stream_rec.pipeline import batches, dead_letters
 from stream_rec.pipeline.live import LiveAccuracy, Prediction
 from stream_rec.pipeline.topics import ENVELOPE, Room
 from stream_rec.pipeline.transactions import Reply
@@ -81,6 +81,7 @@ class Unreadable(NamedTuple):
     """Why a record is no window."""
 
     error: str
+    reason: str = "unreadable window"
 
 
 Found = Window | Erasure | Unreadable
@@ -115,8 +116,8 @@ class Answerer:
                 case Window():
                     self._metrics.windows.inc()
                     waiting.append((record, found))
-                case Unreadable(error):
-                    answers.append(self._bury(record, "unreadable window", error))
+                case Unreadable(error, reason):
+                    answers.append(self._bury(record, reason, error))
                 case Erasure(user_id):
                     answers += self._answer_windows(model, waiting)
                     waiting = []
@@ -124,6 +125,8 @@ class Answerer:
         return Answered(answers + self._answer_windows(model, waiting), count)
 
     def _read(self, record: Record) -> Found:
+        if isinstance(record, batches.Unreadable):
+            return Unreadable(record.error, record.reason)
         if record.value is None and record.key is not None:
             return Erasure(record.key.decode(errors="replace"))
         try:

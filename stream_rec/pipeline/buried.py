@@ -9,10 +9,11 @@ from collections.abc import Collection
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from stream_rec.config import Settings
+from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.dead_letters import Place, place_of
 from stream_rec.pipeline.granted import require
-from stream_rec.pipeline.group import heed_errors
 from stream_rec.pipeline.rights import on
 from stream_rec.pipeline.spans import Span, read, since
 from stream_rec.pipeline.topic_guard import valid
@@ -34,15 +35,15 @@ async def buried(settings: Settings, partitions: Collection[int], committed_for:
     topic = settings.dead_letter_topic
     count = (await require(access(settings), *on("Read", topic)))[topic]
     graveyard = [TopicPartition(topic, number) for number in range(count)]
-    reader = AIOKafkaConsumer(
-        **access(settings),
+    reader = make_consumer(
+        access(settings),
+        max_batch_bytes=settings.max_batch_bytes,
+        passed_on=(Unreadable,),  # the first record of a span says how old it is
         group_id=settings.agents_group,  # asked for its commits; never joined
-        enable_auto_commit=False,
         auto_offset_reset="earliest",
         max_partition_fetch_bytes=settings.max_message_bytes + DEAD_LETTER_ROOM,
     )
     async with reader:
-        heed_errors(reader._coordinator)
         events = [TopicPartition(settings.events_topic, number) for number in partitions]
         open_ = await _uncommitted(reader, events, committed_for)
         times = [time for one, span in open_.items() if (time := await _time_of(reader, one, span)) is not None]

@@ -18,15 +18,16 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, Item, Recommendation, read_item, read_recommendation
+from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import log_skipped, make_consumer
 from stream_rec.pipeline.granted import require
-from stream_rec.pipeline.group import await_topics, heed_errors
 from stream_rec.pipeline.rights import Right, on
 from stream_rec.pipeline.search import Search, newest_of
 
@@ -75,12 +76,11 @@ class Recommendations:
     async def __aenter__(self) -> Self:
         member = () if self._group is None else (Right("Read", "group", self._group),)
         await require(self._access, *on("Read", self._topic), *member)
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = make_consumer(
+            self._access,
             *((self._topic,) if self._group is None else ()),
-            **self._access,
+            on_skipped=self._skip,
             group_id=self._group,
-            enable_auto_commit=False,
-            isolation_level="read_committed",
             auto_offset_reset="latest" if self._group is None else "earliest",
         )
         await self._consumer.start()
@@ -89,9 +89,7 @@ class Recommendations:
                 for partition, end in (await self._consumer.end_offsets(self._consumer.assignment())).items():
                     self._consumer.seek(partition, end)
             else:
-                heed_errors(self._consumer._coordinator)
-                await_topics(self._consumer._coordinator)
-                self._consumer.subscribe([self._topic])  # it joins the group now, and not before it is mended
+                self._consumer.subscribe([self._topic])  # now: `start` would wait for the group to form
         except BaseException:
             await self._consumer.stop()
             raise
@@ -132,6 +130,10 @@ class Recommendations:
             self.unreadable += 1
             log.warning("recommendation at %s/%s can't be read: %s", record.partition, record.offset, error)
             return None
+
+    def _skip(self, record: Unreadable) -> None:
+        self.unreadable += 1
+        log_skipped(record)
 
     def _done_with_given(self) -> None:
         if self._given is not None:
@@ -183,10 +185,10 @@ class LatestRecommendations:
 
     async def __aenter__(self) -> Self:
         await require(self._access, *on("Read", self._topic))
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = make_consumer(
+            self._access,
             self._topic,
-            **self._access,
-            isolation_level="read_committed",
+            on_skipped=self._skip,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=100,
         )
@@ -237,6 +239,10 @@ class LatestRecommendations:
                 for record in records:
                     self._take(record.key, record.value)
             await asyncio.sleep(0)
+
+    def _skip(self, record: Unreadable) -> None:
+        self.unreadable += 1
+        log_skipped(record)
 
     def _take(self, key: bytes | None, value: bytes | None) -> None:
         if not key:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.conn import collect_hosts
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -21,6 +21,7 @@ from aiokafka.protocol.admin import SaslAuthenticateRequest
 
 from stream_rec.config import Settings, environment_name
 from stream_rec.errors import NoBrokerError, UserError
+from stream_rec.pipeline.aiokafka_compat import correct, create_conn
 
 Access = Mapping[str, Any]
 """aiokafka's arguments for reaching a broker: where it is, how it is trusted, who we are. Holds the password."""
@@ -105,6 +106,7 @@ async def connect(access: Access, timeout_s: float = 5) -> AsyncIterator[AIOKafk
         admin = AIOKafkaAdminClient(**access)
     except ValueError:
         raise _no_list(access) from None
+    correct(admin._client)
     try:
         with _silent():
             await _greet(admin, access, timeout_s)

@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_expo
 
 from stream_rec.config import Settings
 from stream_rec.messages import DeadLetterHeaders, as_headers
+from stream_rec.pipeline.aiokafka_compat import correct
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 
@@ -152,6 +153,7 @@ class DeadLetterWriter:
                 max_request_size=self._settings.max_message_bytes + DEAD_LETTER_ROOM,
                 request_timeout_ms=int(ATTEMPT_S * 1_000),
             )
+            correct(producer.client)
             try:
                 await producer.start()
                 while letters:

@@ -39,8 +39,12 @@ import faust
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from faust.types.tuples import ConsumerMessage
 
+from stream_rec.pipeline.aiokafka_compat import with_globals
+from stream_rec.pipeline.batches import Gap, Unreadable
 from stream_rec.pipeline.connection import Access
+from stream_rec.pipeline.consumer import log_skipped
 from stream_rec.pipeline.faust_producer import Producer
 from stream_rec.pipeline.faust_thread import SESSION_S, ConsumerThread
 
@@ -71,6 +75,15 @@ def credentials(access: Access) -> Any:
         mechanism=access["sasl_mechanism"],
         ssl_context=context,
     )
+
+
+class NoEvent(ConsumerMessage):  # type: ignore[misc]
+    """Stands for what is no event, in its place among them: `record` says what it is."""
+
+    __slots__ = ("record",)
+
+
+_to_no_event = with_globals(driver.Consumer._to_message, ConsumerMessage=NoEvent)
 
 
 class Consumer(driver.Consumer):  # type: ignore[misc]
@@ -145,6 +158,22 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
 
     async def verify_all_partitions_active(self) -> None:
         """Nothing: whether a partition stands still, its lag tells, see `waiting`."""
+
+    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
+        """Also makes a `NoEvent` of an `Unreadable` or a `Gap`.
+
+        In a changelog that is a tombstone of the empty key, which no user has: the table stays as it is, and a recovery
+        gets to the end of what it has to read also where that is no record.
+        """
+        if not isinstance(record, Unreadable | Gap):
+            return super()._to_message(tp, record)
+        if self._is_changelog_tp(tp):
+            if isinstance(record, Unreadable):
+                log_skipped(record)
+            record = Gap(tp.topic, tp.partition, record.offset, record.timestamp, 0, b"", None, None, 0, -1, ())
+        message = _to_no_event(self, tp, record)
+        message.record = record
+        return message
 
     async def counted(self) -> bool:
         """Whether the group still counts this process in; False means that its partitions may have a new owner."""

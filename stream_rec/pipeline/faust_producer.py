@@ -14,7 +14,7 @@ from faust import streams
 from faust.transport.drivers import aiokafka as driver
 from faust.types import FutureMessage
 
-from stream_rec.pipeline.group import unhurried
+from stream_rec.pipeline.aiokafka_compat import correct
 
 UNCONFIRMED = 2_000
 """Writes on their way to Kafka at which an agent pauses: a commit waits for as many, a crash repeats little more."""
@@ -71,9 +71,13 @@ class Producer(driver.Producer):  # type: ignore[misc]
         before = self.table.data.get(message.key) if topic == changelog_of(self.table) else None
         return Write(event, topic, message.key, message.value, before)
 
+    def _new_producer(self, transactional_id: str | None = None) -> Any:
+        producer = super()._new_producer(transactional_id)
+        correct(producer.client)
+        return producer
+
     async def on_start(self) -> None:
         await super().on_start()
-        unhurried(self._producer.client)
         sender = self._producer._sender
         sender._send_produce_req = partial(self._guarded, sender, sender._send_produce_req)
 

@@ -12,7 +12,8 @@ from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from stream_rec.pipeline.group import await_topics, heed_errors, unhurried
+from stream_rec.pipeline.batches import Gap, Reading, Unreadable
+from stream_rec.pipeline.consumer import corrected, log_skipped
 from stream_rec.pipeline.topic_guard import valid
 
 SESSION_S = 10.0
@@ -41,16 +42,13 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     def _create_worker_consumer(self, transport: driver.Transport) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
-        return consumer
+        return corrected(consumer, Reading(self.app.max_batch_bytes, (Unreadable, Gap), log_skipped))
 
     async def on_start(self) -> None:
         await super().on_start()
-        unhurried(self._consumer._client)
         self.app.topic_guard.protect(self._consumer)
         self._consumer.commit = partial(self._commit_for, self._consumer.commit)
         coordinator = self._consumer._coordinator
-        heed_errors(coordinator)
-        await_topics(coordinator)
         coordinator._do_heartbeat = partial(self._heartbeat, coordinator._do_heartbeat)
 
     async def _fetch_records(self, consumer: Any, *given: Any, **options: Any) -> Any:

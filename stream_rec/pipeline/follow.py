@@ -15,6 +15,7 @@ from stream_rec.messages import UNREADABLE, Recommendation, event_in, read_recom
 from stream_rec.pipeline import rights
 from stream_rec.pipeline.accuracy import Prequential
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.dead_letters import place_of
 from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.granted import require
@@ -50,10 +51,10 @@ async def following(
     """
     topics = _Topics(settings.dead_letter_topic, settings.events_topic, settings.recommendations_topic)
     await require(access(settings), *rights.report(settings))
-    async with AIOKafkaConsumer(
+    async with make_consumer(
+        access(settings),
         *topics,
-        **access(settings),
-        isolation_level="read_committed",
+        max_batch_bytes=settings.max_batch_bytes,
         auto_offset_reset="earliest",
         fetch_max_wait_ms=100,
     ) as consumer:

@@ -25,7 +25,9 @@ from stream_rec.learn.logs import Log
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.source import Period, Source
 from stream_rec.messages import ERASE, Item, Rejected
+from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.rights import on
 from stream_rec.pipeline.spans import Span, since
@@ -91,6 +93,8 @@ class History:
 
     def _take(self, record: ConsumerRecord) -> None:
         settings = self._settings
+        if isinstance(record, Unreadable):
+            raise Rejected(record.reason, record.error)
         event = messages.read_event(
             record.key,
             record.value,
@@ -175,8 +179,11 @@ async def read_catalogue(settings: Settings) -> "Catalogue":
     """What the topic of items holds now. Raises `UserError` where it can't be read."""
     catalogue = Catalogue()
     counts = await require(access(settings), *on("Read", settings.items_topic))
-    async with AIOKafkaConsumer(
-        **access(settings), isolation_level="read_committed", max_partition_fetch_bytes=settings.max_message_bytes
+    async with make_consumer(
+        access(settings),
+        max_batch_bytes=settings.max_batch_bytes,
+        passed_on=(Unreadable,),
+        max_partition_fetch_bytes=settings.max_message_bytes,
     ) as consumer:
         spans = await _spans(consumer, settings.items_topic, counts[settings.items_topic])
         await _take(settings.bootstrap_servers, consumer, spans, catalogue.take, lambda _done, _whole: None)
@@ -210,9 +217,10 @@ async def _read_all(
     """Reads both topics; returns what of the events was read."""
     topics = [topic] if catalogue is None else [topic, settings.items_topic]
     counts = await require(access(settings), *on("Read", *topics))
-    async with AIOKafkaConsumer(
-        **access(settings),
-        isolation_level="read_committed",
+    async with make_consumer(
+        access(settings),
+        max_batch_bytes=settings.max_batch_bytes,
+        passed_on=(Unreadable,),
         auto_offset_reset="earliest",  # what retention deletes while it is read
         max_partition_fetch_bytes=settings.max_message_bytes,
     ) as consumer:

@@ -75,11 +75,11 @@ class Keeper:
         try:
             change = self._change(message)
         except Rejected as rejected:
-            self._bury(message, rejected.reason, str(rejected))
+            self.refuse(message, rejected.reason, str(rejected))
         except Exception as error:  # noqa: BLE001 - one record must neither stop the stream nor vanish
             frames = "".join(traceback.format_tb(error.__traceback__))  # the error's own text may hold an id
             log.error("%s: %s becomes a dead letter\n%s", type(error).__name__, _place(message), frames)
-            self._bury(message, "internal error", type(error).__name__)
+            self.refuse(message, "internal error", type(error).__name__)
         else:
             if change is None:
                 self._metrics.repeats.inc()
@@ -156,7 +156,8 @@ class Keeper:
             metrics.seconds.observe(max(0.0, time.time() - message.timestamp))
         metrics.users.inc(change.users)
 
-    def _bury(self, message: Any, reason: str, error: str) -> None:
+    def refuse(self, message: Any, reason: str, error: str) -> None:
+        """Makes a record a dead letter, unless it is one already."""
         place = Place(message.topic, message.partition, message.offset, dead_letters.time_of(message.timestamp))
         if place in self._buried:
             self._buried.remove(place)

@@ -23,6 +23,7 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, read_window
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.granted import cluster_of, describe
 from stream_rec.pipeline.recent import Recent
 from stream_rec.pipeline.rights import on
@@ -218,8 +219,9 @@ class Learning:
                     await self._learn(records)
 
     def _reader(self) -> AIOKafkaConsumer:
-        return AIOKafkaConsumer(
-            **access(self._settings),
+        return make_consumer(
+            access(self._settings),
+            max_batch_bytes=self._settings.max_batch_bytes,
             max_partition_fetch_bytes=self._settings.max_message_bytes,
             auto_offset_reset="earliest",
         )

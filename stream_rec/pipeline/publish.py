@@ -12,6 +12,7 @@ from aiokafka.structs import RecordMetadata
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import Item, encode
+from stream_rec.pipeline.aiokafka_compat import correct
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.rights import on
@@ -48,6 +49,7 @@ class Publisher:
             max_batch_size=min(1 << 17, self._settings.max_message_bytes),
             max_request_size=self._settings.max_message_bytes,
         )
+        correct(self._producer.client)
         await self._producer.start()
         return self
 

@@ -6,12 +6,13 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import Self
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.partitioner import DefaultPartitioner
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.pipeline.connection import Access, access
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.rights import on
 from stream_rec.pseudonyms import naming
@@ -34,9 +35,8 @@ class Search:
 
     async def __aenter__(self) -> Self:
         self._partitions = (await require(self._access, *on("Read", self._topic)))[self._topic]
-        self._consumer = AIOKafkaConsumer(
-            **self._access,
-            isolation_level="read_committed",
+        self._consumer = make_consumer(
+            self._access,
             fetch_max_wait_ms=10,  # a step back has to wait for the request that waits at the end
         )
         await self._consumer.start()

@@ -24,8 +24,9 @@ from stream_rec.errors import ModelError, NoBrokerError
 from stream_rec.health import MOVING, Health
 from stream_rec.pipeline import garbage, topics
 from stream_rec.pipeline.answers import Answer, Answerer
+from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.group import await_topics, heed_errors
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.lag import Lag
 from stream_rec.pipeline.patience import started, unless_told
@@ -92,8 +93,6 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         self._consumer = consumer
         self._joined.set()
         self._guard.protect(self._consumer)
-        heed_errors(self._consumer._coordinator)
-        await_topics(self._consumer._coordinator)
         beside = [asyncio.create_task(self._measure()), asyncio.create_task(self._interrupt_at(stop))]
         try:
             while not stop.is_set():
@@ -119,10 +118,11 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             await self._consumer.stop()
 
     def _reader(self) -> AIOKafkaConsumer:
-        consumer = AIOKafkaConsumer(
-            **access(self._settings),
+        consumer = make_consumer(
+            access(self._settings),
+            max_batch_bytes=self._settings.max_batch_bytes,
+            passed_on=(Unreadable,),
             group_id=self._settings.worker_group,
-            enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=SESSION_MS,
             rebalance_timeout_ms=REBALANCE_MS,

@@ -9,13 +9,13 @@ import logging
 import os
 import time
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from msgspec import Struct
 
 from stream_rec.config import Settings
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.granted import cluster_of, describe
-from stream_rec.pipeline.group import heed_errors
 from stream_rec.pipeline.rights import on
 
 PART = "memory.part-"
@@ -90,12 +90,10 @@ async def holds(about: About, settings: Settings, version: str) -> bool:
         return False
     learned = {TopicPartition(about.topic, number): offset for number, offset in about.offsets.items()}
     after = int((about.taken + MARGIN_S) * 1_000)
-    async with AIOKafkaConsumer(
-        **access(settings),
+    async with make_consumer(
+        access(settings),
         group_id=settings.worker_group,  # asked for its commits; never joined
-        enable_auto_commit=False,
     ) as reader:
-        heed_errors(reader._coordinator)
         ends = await reader.end_offsets(list(learned))
         answered = {one: await reader.committed(one) or 0 for one in learned}
         younger = await reader.offsets_for_times(dict.fromkeys(learned, after))

@@ -23,6 +23,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from stream_rec.config import Settings
+from stream_rec.pipeline.aiokafka_compat import correct
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.producer import TransactionalProducer
 from stream_rec.pipeline.rights import transactions
@@ -150,6 +151,7 @@ async def _start(transactional_id: str, settings: Settings, batch_bytes: int = B
         max_batch_size=min(batch_bytes, settings.max_message_bytes),
         max_request_size=settings.max_message_bytes + DEAD_LETTER_ROOM,
     )
+    correct(producer.client)
     try:
         await producer.start()
     except BaseException:

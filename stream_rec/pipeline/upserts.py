@@ -11,7 +11,9 @@ from aiokafka.errors import KafkaError
 from stream_rec.config import Settings
 from stream_rec.messages import UNREADABLE, Item, Rejected, read_item
 from stream_rec.pipeline import dead_letters
+from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.patience import started
 from stream_rec.telemetry import WorkerMetrics
 
@@ -74,9 +76,11 @@ class Upserts:
                 self.caught_up.set()
 
     def _reader(self) -> AIOKafkaConsumer:
-        return AIOKafkaConsumer(
+        return make_consumer(
+            access(self._settings),
             self._settings.items_topic,
-            **access(self._settings),
+            max_batch_bytes=self._settings.max_batch_bytes,
+            passed_on=(Unreadable,),
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=self._settings.max_message_bytes,
         )
@@ -114,6 +118,8 @@ def item_of(record: ConsumerRecord, held: Callable[[str], Item | None]) -> Item 
 
     A withdrawn item keeps its text: what users did with it stays readable. Raises `Rejected`.
     """
+    if isinstance(record, Unreadable):
+        raise Rejected(record.reason, record.error)
     if not record.key:
         raise Rejected("empty key")
     if record.value is None:

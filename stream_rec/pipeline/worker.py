@@ -7,13 +7,14 @@ import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.cores import share_cores
 from stream_rec.errors import UserError, end_process
 from stream_rec.health import Health, serve
-from stream_rec.pipeline import loop, rights, topics
+from stream_rec.pipeline import rights, topics
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import Topic, describe
 from stream_rec.pipeline.patience import patiently, unless_told
@@ -40,7 +41,7 @@ def run(settings: Settings) -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings.log_level != "debug":
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what matters of it is said here, in a line
-    code: int = loop.run(_run(settings))
+    code: int = uvloop.run(_run(settings))
     return code
 
 

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
 from stream_rec.messages import read_recommendation
-from stream_rec.pipeline.group import unhurried
+from stream_rec.pipeline.aiokafka_compat import correct
+from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.consumer import make_consumer
 from tests.e2e.kafka import LARGE, Sent
 
 
@@ -82,8 +84,9 @@ class Traffic:
     async def _feed(self) -> None:
         began = time.monotonic()
         options = {"enable_idempotence": True, "linger_ms": 2, "max_request_size": LARGE}
-        async with AIOKafkaProducer(bootstrap_servers=self._settings.bootstrap_servers, **options) as producer:
-            unhurried(producer.client)
+        producer = AIOKafkaProducer(bootstrap_servers=self._settings.bootstrap_servers, **options)
+        correct(producer.client)
+        async with producer:
             for number, (key, value) in enumerate(self._records):
                 wait_s = began + number / self._rate - time.monotonic()
                 with suppress(TimeoutError):
@@ -99,13 +102,9 @@ class Traffic:
         self._stored[stored.partition].append(Moment(stored.offset, stored.timestamp / 1_000))
 
     async def _listen(self) -> None:
-        async with AIOKafkaConsumer(
-            self._settings.recommendations_topic,
-            bootstrap_servers=self._settings.bootstrap_servers,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
+        async with make_consumer(
+            access(self._settings), self._settings.recommendations_topic, auto_offset_reset="earliest"
         ) as consumer:
-            unhurried(consumer._client)
             while True:
                 try:
                     batches = await consumer.getmany(timeout_ms=100)

@@ -17,6 +17,7 @@ from stream_rec import config
 from stream_rec.config import Settings
 from stream_rec.messages import Event, Window, encode, read_window
 from stream_rec.pipeline.connection import access, connect
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.rights import on
 
@@ -66,17 +67,23 @@ async def produce_nothing(settings: Settings, topic: str) -> tuple[int, int]:
         return done.partition, done.offset
 
 
+async def produce_batch(settings: Settings, batch: bytes, topic: str = "", partition: int = 0) -> int:
+    """Writes a batch of `tests.batches` to a partition of `topic` (the events); returns its first offset."""
+    async with AIOKafkaProducer(**access(settings), max_request_size=LARGE) as producer:
+        builder = producer.create_batch()
+        builder.append(timestamp=None, key=None, value=None)
+        builder.close()
+        builder._buffer = bytearray(batch)
+        stored = await producer.send_batch(builder, topic or settings.events_topic, partition=partition)
+        return int((await stored).offset)
+
+
 @asynccontextmanager
 async def whole(settings: Settings, topic: str) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
     """A consumer at the beginning of all partitions of a topic, and where they end."""
     count = (await require(access(settings), *on("Read", topic)))[topic]
     partitions = [TopicPartition(topic, number) for number in range(count)]
-    async with AIOKafkaConsumer(
-        **access(settings),
-        isolation_level="read_committed",
-        max_partition_fetch_bytes=LARGE,
-        fetch_max_wait_ms=20,
-    ) as consumer:
+    async with make_consumer(access(settings), max_partition_fetch_bytes=LARGE, fetch_max_wait_ms=20) as consumer:
         consumer.assign(partitions)
         await consumer.seek_to_beginning()
         yield consumer, await consumer.end_offsets(partitions)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 
@@ -17,11 +18,13 @@ from stream_rec.pipeline.broker import Broker
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import describe
 from stream_rec.pipeline.rights import on
+from tests import batches
 from tests.e2e.kafka import (
     BOMB,
     Sent,
     alter,
     produce,
+    produce_batch,
     produce_nothing,
     read_topic,
     sent,
@@ -170,6 +173,62 @@ async def test_a_record_with_neither_key_nor_value_is_a_dead_letter(running: Run
     assert dict(letter.headers)["reason"] == b"empty key"
 
 
+def forget_peak(part: Part) -> None:
+    Path(f"/proc/{part.pid}/clear_refs").write_text("5")
+
+
+def peak(part: Part) -> int:
+    """The most memory that a process has had, resident, bytes."""
+    return 1_024 * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{part.pid}/status").read_text())[1])
+
+
+NOT_UTF8 = [(b"\xff", b"x")]
+ERASURE = b'{"event_type":"erase"}'
+UNREADABLE = {
+    "header": (
+        lambda: batches.batch(batches.record(b"u", b"v", NOT_UTF8)),
+        Sent(b"u", b"v"),
+        "the key of a header is not UTF-8",
+    ),
+    "erasure": (
+        lambda: batches.batch(batches.record(b"u", ERASURE, NOT_UTF8), codec=4),
+        Sent(b"u", ERASURE),
+        "is not UTF-8",
+    ),
+    "offset": (
+        lambda: batches.batch(batches.record(b"u", b"v", offset=10**6)),
+        Sent(b"u", b"v"),
+        "outside of its batch",
+    ),
+    "500 MB": (
+        lambda: batches.batch(batches.record(b"u", bytes(500 << 20)), codec=4),
+        Sent(None, b""),
+        "hold more than 67108864",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_what_kafkas_client_cannot_read_becomes_a_dead_letter(running: Running, name: str) -> None:
+    data, held, error = UNREADABLE[name]
+    settings, part = running
+    forget_peak(part)
+    memory = psutil.Process(part.pid).memory_info().rss
+    counter = 'stream_rec_dead_letters_total{reason="unreadable '
+    before = sum(count for label, count in part.metrics().items() if label.startswith(counter))
+    offset = await produce_batch(settings, data())
+    after = [f"{number} after an unreadable {name}" for number in range(6)]
+    await produce(settings, map(sent, after))
+    await have_windows(settings, *after)
+    (letter,) = await dead_letters_of(settings, 0, offset)
+    assert (letter.key, letter.value) == held
+    assert f"offset {offset}: " in dict(letter.headers)["error"].decode()
+    assert error in dict(letter.headers)["error"].decode()
+    assert dict(letter.headers)["reason"].decode() in ("unreadable record", "unreadable batch")
+    assert sum(count for label, count in part.metrics().items() if label.startswith(counter)) == before + 1
+    assert peak(part) - memory < 300e6
+
+
 async def test_a_second_event_of_an_id_becomes_a_dead_letter(running: Running) -> None:
     settings, _ = running
     twice = [sent("twice", item, event_id="a") for item in ("tea", "cup")]
@@ -210,6 +269,31 @@ async def test_an_aborted_transaction_leaves_no_trace(running: Running) -> None:
     await have_windows(settings, "last")
     assert {"keeps", "last"} <= (await windows_in(settings)).keys()
     assert "takes back" not in await windows_in(settings)
+
+
+async def test_what_no_transaction_leaves_to_read_does_not_count_as_lag(make_settings: Make, start: Start) -> None:
+    settings = make_settings(partitions=1, ready_lag=0)
+    await topics.create(settings)
+    part = start("agents", settings)
+    part.wait_for("agents ready")
+    async with AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers, transactional_id=settings.events_topic
+    ) as producer:
+        async with producer.transaction():
+            await producer.send(settings.events_topic, sent("u").value, key=b"u")
+        await producer.begin_transaction()
+        for _ in range(500):
+            await producer.send(settings.events_topic, sent("v").value, key=b"v")
+        await producer.flush()
+        await producer.abort_transaction()
+    await all_done(settings)
+    assert (await windows_in(settings)).keys() == {"u"}
+
+    async def ready() -> bool:
+        lag = part.metrics().get('stream_rec_agent_lag_events{partition="0"}')
+        return lag == 0 and part.page("/readyz")[0] == 200
+
+    await until(ready)
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
@@ -353,6 +437,10 @@ async def test_what_others_wrote_among_the_windows_is_passed_over(make_settings:
     foreign = encode(Window("somebody else", 1, 0, 10**6, 0.0, (WindowEvent("tea", "view", 0.0),)))
     garbage = {"a": b"no JSON", "b": b"", "c": foreign, "d": b"\xff", "e": b"[" * 30_000}
     await produce(settings, [Sent(user.encode(), value) for user, value in garbage.items()], settings.windows_topic)
+    await produce_batch(settings, batches.UNREADABLE, settings.windows_topic, partition=0)
+    options = {"bootstrap_servers": settings.bootstrap_servers, "transactional_id": settings.windows_topic}
+    async with AIOKafkaProducer(**options) as producer, producer.transaction():
+        await producer.send_and_wait(settings.windows_topic, None, key=b"f", partition=1)  # with a marker behind it
     part = start("agents", settings)
     part.wait_for("agents ready")
     await produce(settings, [sent(user) for user in garbage])

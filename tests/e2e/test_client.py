@@ -9,10 +9,12 @@ from aiokafka.partitioner import DefaultPartitioner
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import Item, RankedItem, Recommendation, encode
-from stream_rec.pipeline import client, topics
+from stream_rec.pipeline import topics
 from stream_rec.pipeline.client import Erased, LatestRecommendations, Recommendations, latest, titles
 from stream_rec.pipeline.publish import publish_items
 from stream_rec.pipeline.search import NEAREST
+from tests.batches import UNREADABLE
+from tests.e2e.kafka import produce_batch
 
 pytestmark = pytest.mark.e2e
 
@@ -95,15 +97,6 @@ async def test_a_group_goes_on_where_it_stopped(settings: Settings, writer: Writ
     assert await read(settings, "other page", 1) == [answer("u", 1)]
 
 
-async def test_a_group_is_mended_before_it_is_joined(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    generations: list[int] = []
-    for name in ("heed_errors", "await_topics"):
-        monkeypatch.setattr(client, name, lambda coordinator: generations.append(coordinator.generation))
-    async with reader(settings, "page"):
-        pass
-    assert generations == [-1, -1]
-
-
 async def test_what_a_service_failed_on_comes_again(settings: Settings, writer: Writer) -> None:
     await writer.commit(answer("u", 1), answer("u", 2))
 
@@ -125,6 +118,21 @@ async def test_what_cannot_be_read_is_counted_and_passed_over(settings: Settings
         assert recommendations.unreadable == 3
     await writer.commit(answer("u", 2))
     assert await read(settings, "page", 1) == [answer("u", 2)]
+
+
+async def test_a_record_that_kafkas_client_cannot_read_is_counted_and_passed_over(
+    settings: Settings, writer: Writer
+) -> None:
+    await produce_batch(settings, UNREADABLE, settings.recommendations_topic)
+    await writer.commit(answer("u", 1), partition=0)
+    async with reader(settings, "page") as recommendations:
+        assert await anext(recommendations) == answer("u", 1)
+        assert recommendations.unreadable == 1
+    async with view(settings) as newest:
+        await newest.caught_up()
+        assert newest.get("u") == answer("u", 1)
+        assert newest.unreadable == 1
+    assert await latest("u", settings) == answer("u", 1)
 
 
 async def test_latest_is_the_newest_committed_answer_of_that_user(settings: Settings, writer: Writer) -> None:

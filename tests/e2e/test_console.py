@@ -21,7 +21,8 @@ from stream_rec.messages import Event, Item, encode, read_recommendation
 from stream_rec.model import folder
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.publish import publish_items
-from tests.e2e.kafka import Sent, produce, read_topic, sent, settings_for, until, waiting
+from tests.batches import UNREADABLE
+from tests.e2e.kafka import Sent, produce, produce_batch, read_topic, sent, settings_for, until, waiting
 from tests.e2e.process import Part
 from tests.tiny import CAPACITY, STRIDE, TEXT_DIM, items, tiny_model
 
@@ -88,6 +89,8 @@ def running(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         past = [sent(f"u{n % 3}", f"i{n * 7 % 40}", timestamp=now + 60 * n) for n in range(24)]
         past += [sent(user, f"evil {at}") for at, user in enumerate(HOSTILE)]
         past.append(Sent(b"u0", encode(Event("u0", SCRIPT[:60], time.time(), "i1"))))
+        for topic in settings.topics[:4]:
+            asyncio.run(produce_batch(settings, UNREADABLE, topic))
         asyncio.run(produce(settings, past))
         asyncio.run(drained(settings))
         yield Running(settings, *addresses)

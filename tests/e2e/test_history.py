@@ -17,7 +17,8 @@ from stream_rec.learn import convex, logs, plot, train
 from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import ERASE, Event, encode
 from stream_rec.pipeline import topics
-from tests.e2e.kafka import Sent, produce
+from tests.batches import UNREADABLE
+from tests.e2e.kafka import Sent, produce, produce_batch
 
 pytestmark = pytest.mark.e2e
 
@@ -47,6 +48,8 @@ async def write(settings: Settings) -> None:
     erased = Event(ERASED, ERASE, EVENTS[-1].timestamp)
     good = [Sent(event.user_id.encode(), encode(event)) for event in [*EVENTS, erased]]
     await produce(settings, [*good, Sent(b"ann", b"{"), Sent(b"ann", None)])
+    for topic in (settings.events_topic, settings.items_topic):
+        await produce_batch(settings, UNREADABLE, topic)
     async with AIOKafkaProducer(
         bootstrap_servers=settings.bootstrap_servers, transactional_id=settings.events_topic
     ) as one:
@@ -69,7 +72,9 @@ def test_a_topic_becomes_a_model(make_settings: Callable[..., Settings], tmp_pat
     done = trained("--until", str(UNTIL))
     assert done.exit_code == 0, (done.output, done.exception)
     told = done.output.replace("\n", " ")
-    assert "2 records of it can't be used and are left out" in told
+    assert "3 records of it can't be used and are left out" in told
+    assert "1 unreadable record" in told
+    assert "items that can't be used and are left out: 1 unreadable record" in told
     assert "1 users of it were erased" in told
     kept = [event for event in EVENTS if event.timestamp < UNTIL and event.user_id != ERASED]
     card = (tmp_path / "m" / "README.md").read_text()

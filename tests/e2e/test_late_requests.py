@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
 from stream_rec.pipeline import producer, topics
 from stream_rec.pipeline.broker import Broker
 from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.group import heed_errors
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.producer import OutcomeUnknown
 from stream_rec.pipeline.transactions import Committed, Done, Outlet, Reply
 from tests.e2e.kafka import read_topic, settings_for, until
@@ -113,9 +113,8 @@ async def worker(proxied: tuple[KafkaProxy, Broker], tmp_path: Path) -> AsyncIte
     await topics.create(direct)
     async with (
         proxy.serving(broker.ports["PROXIED"]),
-        AIOKafkaConsumer(**access(direct), group_id=direct.worker_group, enable_auto_commit=False) as consumer,
+        make_consumer(access(direct), group_id=direct.worker_group) as consumer,
     ):
-        heed_errors(consumer._coordinator)
         one = Worker(
             direct.model_copy(update={"bootstrap_servers": proxy.bootstrap}),
             consumer._coordinator.fetch_committed_offsets,

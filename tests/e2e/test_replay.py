@@ -15,7 +15,8 @@ from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.follow import Follower, following
 from stream_rec.pipeline.publish import Publisher
 from stream_rec.pipeline.replay import replay
-from tests.e2e.kafka import read_topic, until
+from tests.batches import UNREADABLE
+from tests.e2e.kafka import produce_batch, read_topic, until
 
 pytestmark = pytest.mark.e2e
 
@@ -248,6 +249,8 @@ async def test_reading_the_topics_again_from_the_beginning_gives_the_same_report
     async with worker(settings), following(settings, Floors()) as live:
         await feed(log_of(users=10, rounds=12), settings)
         await live.drain()
+    for topic in (settings.events_topic, settings.recommendations_topic, settings.dead_letter_topic):
+        await produce_batch(settings, UNREADABLE, topic)
     async with following(settings, Floors(), since="beginning") as again:
         await again.drain()
     counts = ("events", "recommendations", "lost", "evaluated", "too_late", "first_events")

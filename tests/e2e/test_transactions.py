@@ -4,14 +4,14 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import OffsetAndMetadata
 
 from stream_rec.config import Settings
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.group import heed_errors
+from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.transactions import Committed, Done, Outlet, Reply
 from tests.e2e.kafka import read_topic, until
 
@@ -37,8 +37,7 @@ def second(settings: Settings) -> TopicPartition:
 
 @pytest.fixture
 async def committed(settings: Settings) -> AsyncIterator[Committed]:
-    async with AIOKafkaConsumer(**access(settings), group_id=settings.worker_group, enable_auto_commit=False) as one:
-        heed_errors(one._coordinator)
+    async with make_consumer(access(settings), group_id=settings.worker_group) as one:
         yield one._coordinator.fetch_committed_offsets
 
 

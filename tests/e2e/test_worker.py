@@ -21,7 +21,8 @@ from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.pipeline import topics
 from stream_rec.pipeline.publish import publish_items
-from tests.e2e.kafka import BOMB, Sent, alter, produce, read_topic, settings_for, until
+from tests.batches import UNREADABLE
+from tests.e2e.kafka import BOMB, Sent, alter, produce, produce_batch, read_topic, settings_for, until
 from tests.e2e.process import COMMAND, Part
 from tests.e2e.windows import all_done, answers, stream, windows, write
 from tests.tiny import CAPACITY, STRIDE, TEXT_DIM, items, tiny_model, window
@@ -274,6 +275,27 @@ async def test_items_are_added_changed_and_withdrawn_while_it_serves(serving: Se
     reasons = ("unreadable item", "key is not the item_id", "invalid field", "empty key")
     counted = [part.metrics()[f'stream_rec_worker_dead_letters_total{{reason="{reason}"}}'] for reason in reasons]
     assert counted == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("topic", ["windows_topic", "items_topic"])
+async def test_a_record_that_kafkas_client_cannot_read_is_a_dead_letter(serving: Serving, topic: str) -> None:
+    settings, part = serving
+    name = getattr(settings, topic)
+    offset = await produce_batch(settings, UNREADABLE, name)
+
+    async def letters() -> list[ConsumerRecord]:
+        reason = ("reason", b"unreadable record")
+        return [letter for letter in await dead_from(settings, name) if reason in letter.headers]
+
+    async def buried() -> bool:
+        return bool(await letters())
+
+    await until(buried)
+    (letter,) = await letters()
+    assert (letter.key, letter.value, dict(letter.headers)["offset"]) == (b"u", b"v", b"%d" % offset)
+    await write(settings, [window(f"behind it in {topic}", 1, ["i1"])])
+    assert await newest(settings, f"behind it in {topic}") is not None
+    assert part.page("/readyz") == (200, "ok\n")
 
 
 @pytest.mark.parametrize("topic", ["windows_topic", "items_topic"])

@@ -1,16 +1,15 @@
 import asyncio
-import contextlib
 import socket
 import ssl
 import struct
 
 import pytest
 import trustme
-from aiokafka import conn
+import uvloop
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import ApiVersionRequest
 
-from stream_rec.pipeline import loop
+from stream_rec.pipeline.aiokafka_compat import create_conn, with_globals
 
 ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER for zero seconds: closing is a reset."""
@@ -37,7 +36,7 @@ async def _answer_once_and_hear_nothing_more(reader: asyncio.StreamReader, write
 
 async def _write_until_it_breaks() -> None:
     server = await asyncio.start_server(_answer_once_and_break, "127.0.0.1", 0)
-    connection = await conn.create_conn(*server.sockets[0].getsockname())
+    connection = await create_conn(*server.sockets[0].getsockname())
     waiting = []
     try:
         while True:  # also in the moment between the transport's end and the reader's
@@ -50,7 +49,7 @@ async def _write_until_it_breaks() -> None:
 
 def test_a_write_to_a_transport_that_has_just_closed_is_a_kafka_error() -> None:
     with pytest.raises(KafkaConnectionError, match="was closed"):
-        loop.run(_write_until_it_breaks())
+        uvloop.run(_write_until_it_breaks())
 
 
 async def _close_over_tls() -> None:
@@ -60,33 +59,29 @@ async def _close_over_tls() -> None:
     trusted = ssl.create_default_context()
     authority.configure_trust(trusted)
     address = server.sockets[0].getsockname()
-    connection = await conn.create_conn(*address, ssl_context=trusted, security_protocol="SSL")
+    connection = await create_conn(*address, ssl_context=trusted, security_protocol="SSL")
     async with asyncio.timeout(20):  # less than uvloop's 30
         await connection.close()
     server.close()
 
 
 def test_closing_waits_for_no_goodbye_of_the_broker() -> None:
-    loop.run(_close_over_tls())
+    uvloop.run(_close_over_tls())
 
 
-async def _deaf_once() -> None:
-    """Goes on after the first order to end, as aiokafka's task does while it lets partitions go."""
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.sleep(60)
-    await asyncio.sleep(60)
+GREETING = "hello"
 
 
-async def _close_while_kafka_is_away() -> set[asyncio.Task[None]]:
-    fetcher = loop.Fetcher.__new__(loop.Fetcher)
-    fetcher._fetch_task = asyncio.create_task(_deaf_once())
-    fetches = {asyncio.create_task(asyncio.sleep(60))}  # the pause before another attempt
-    fetcher._pending_tasks, fetcher._fetch_waiters = set(fetches), set()
-    await asyncio.sleep(0)
-    async with asyncio.timeout(5):
-        await fetcher.close()
-    return {*fetches, fetcher._fetch_task}
+def greet(name: str, mark: str = "!", *, twice: bool = False) -> str:
+    return (GREETING + " " + name + mark) * (2 if twice else 1)
 
 
-def test_a_fetcher_ends_though_its_fetches_wait_for_kafka_and_its_task_is_deaf() -> None:
-    assert all(task.cancelled() for task in loop.run(_close_while_kafka_is_away()))
+def test_a_copy_of_a_function_uses_other_globals_and_the_function_its_own() -> None:
+    copy = with_globals(greet, GREETING="good evening")
+    assert copy("you", twice=True) == "good evening you!good evening you!"
+    assert greet("you") == "hello you!"
+
+
+def test_a_global_that_a_function_no_longer_uses_is_an_error() -> None:
+    with pytest.raises(AttributeError, match="greet uses no FAREWELL"):
+        with_globals(greet, FAREWELL="bye")

@@ -1,0 +1,143 @@
+"""The one way to make a Kafka consumer here: `make_consumer`, with what aiokafka 0.14 gets wrong corrected.
+
+- A record that can't be parsed blocks its partition, and a small batch can take any amount of memory: see `batches`.
+- Stopping a consumer while Kafka is away raises `CancelledError`, or never ends: see `Fetcher`.
+- A broker that was just started is believed before it knows its groups and topics: see `Coordinator`.
+- Connections end badly under uvloop, and metadata is asked for without a pause: see `aiokafka_compat`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from types import MethodType
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer import fetcher
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import NoError, for_code
+from aiokafka.protocol.commit import OffsetFetchRequest
+
+from stream_rec.config import BATCH_BYTES
+from stream_rec.pipeline.aiokafka_compat import correct, with_globals
+from stream_rec.pipeline.batches import Batches, Reading, Records, Unreadable
+from stream_rec.pipeline.connection import Access
+
+log = logging.getLogger(__name__)
+
+TRIES, PAUSE_S = 50, 0.1
+"""How often a leader asks for topics that the broker does not tell of, and the pause between, seconds."""
+AGAIN_S = 0.1
+"""After which a task that goes on is cancelled once more, seconds."""
+
+
+def log_skipped(unreadable: Unreadable) -> None:
+    """What a consumer does by default about a record that it can't read."""
+    log.warning("%s: skipped, it can't be read", unreadable)
+
+
+def make_consumer(
+    access: Access,
+    *topics: str,
+    max_batch_bytes: int = BATCH_BYTES,
+    passed_on: tuple[type, ...] = (),
+    on_skipped: Callable[[Unreadable], None] = log_skipped,
+    **options: Any,
+) -> AIOKafkaConsumer:
+    """A consumer of committed records that commits nothing by itself; `options` are aiokafka's own.
+
+    What can't be read, and a batch that holds more than `max_batch_bytes`, is skipped, and `on_skipped` is called with
+    it; or, with `Unreadable` in `passed_on`, it is returned among the records. With `Gap` in it, so is a stand-in for
+    the last of some offsets that hold no record.
+    """
+    options = {"isolation_level": "read_committed", "enable_auto_commit": False} | options
+    return corrected(AIOKafkaConsumer(*topics, **access, **options), Reading(max_batch_bytes, passed_on, on_skipped))
+
+
+def corrected(consumer: AIOKafkaConsumer, reading: Reading) -> AIOKafkaConsumer:
+    """Makes a `Consumer` of one that has not been started."""
+    consumer.__class__ = Consumer
+    consumer._reading = reading
+    correct(consumer._client)
+    return consumer
+
+
+class Consumer(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka is partly typed
+    """Starts with a fetcher and a group coordinator of the classes below."""
+
+    _reading: Reading
+
+    async def start(self) -> None:
+        start = with_globals(
+            AIOKafkaConsumer.start, Fetcher=partial(Fetcher, self._reading), GroupCoordinator=Coordinator
+        )
+        await start(self)
+
+
+class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
+    """A fetcher that reads batches as `batches` does, and that ends when it is closed.
+
+    aiokafka cancels its fetches and lets the cancellation of one that waits for another attempt, as they do while Kafka
+    is away, out of `close`: the consumer stays half open, and its caller takes itself for cancelled. And its task loses
+    a cancellation that comes while it waits for the fetches of partitions that are gone: `close` never returns.
+    """
+
+    def __init__(self, reading: Reading, *given: Any, **options: Any) -> None:
+        self._reading = reading
+        process = with_globals(
+            fetcher.Fetcher._proc_fetch_request, MemoryRecords=Batches, PartitionRecords=self._records_of
+        )
+        self._proc_fetch_request = MethodType(process, self)
+        super().__init__(*given, **options)
+
+    def _records_of(self, partition: TopicPartition, *given: Any) -> Records:
+        state = self._subscriptions.subscription.assignment.state_value(partition)
+        return Records(self._reading, state.highwater, partition, *given)
+
+    async def close(self) -> None:
+        self._closed = True
+        while not self._fetch_task.done():
+            self._fetch_task.cancel()
+            await asyncio.wait({self._fetch_task}, timeout=AGAIN_S)
+        fetches = set(self._pending_tasks)
+        for fetch in fetches:
+            fetch.cancel()
+        if fetches:
+            await asyncio.wait(fetches)
+        self._pending_tasks.clear()
+        await super().close()
+
+
+class Coordinator(GroupCoordinator):  # type: ignore[misc]
+    """A member of a group that waits for what a broker that was just started does not know yet."""
+
+    async def _send_req(self, request: Any) -> Any:
+        """Also raises the error of a whole answer about committed offsets, one that aiokafka tries again on.
+
+        Since version 2 of OffsetFetch (KIP-88) an error that concerns the group stands beside the partitions, and none
+        of those is named. aiokafka looks at the partitions alone: while a broker still loads the group, it reads
+        "nothing was ever committed", and the consumer begins anew at the first offset.
+        """
+        response = await super()._send_req(request)
+        if isinstance(request, OffsetFetchRequest):
+            error = for_code(getattr(response, "error_code", NoError.errno))
+            if error is not NoError:
+                self.coordinator_dead()  # asked for anew before the next attempt
+                raise error
+        return response
+
+    async def _perform_assignment(self, response: Any) -> Any:
+        """Assigns partitions only when the leader knows how many each topic has.
+
+        A broker that was just started does not tell of every topic at once. aiokafka assigns what it knows of, which
+        may be nothing, and looks again when its metadata is as old as `metadata_max_age_ms`: five minutes later.
+        """
+        assignments = await super()._perform_assignment(response)
+        for _ in range(TRIES):
+            if all(self._metadata_snapshot.values()):
+                break
+            await asyncio.sleep(PAUSE_S)
+            await self._client.force_metadata_update()
+            assignments = await super()._perform_assignment(response)
+        return assignments
