@@ -1,4 +1,5 @@
 import asyncio
+import time
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -146,3 +147,27 @@ def test_what_kafka_refused_is_undone_down_to_what_it_has_taken() -> None:
     events = undo(refused, table)
     assert [event.message.offset for event in events] == [2, 3, 4, 5, 6]
     assert data == {b"a": b"a2", b"c": b"c0", b"d": b"d1"}
+
+
+class Late:
+    """A consumer thread whose main event loop had to wait ten seconds for a processor; it stops after one round."""
+
+    def __init__(self) -> None:
+        self.should_stop = False
+        self.last_wakeup_at = time.monotonic() - 10
+        self.errors: list[str] = []
+        self.log = SimpleNamespace(error=self.errors.append)
+
+    async def sleep(self, _seconds: float) -> None: ...
+
+    async def _wakeup_timer_in_thread(self) -> None:
+        self.should_stop = True
+
+
+async def test_a_process_that_had_to_wait_for_a_processor_logs_no_error_for_it() -> None:
+    late = Late()
+    await faust_kafka.driver.AIOKafkaConsumerThread._keepalive2(late)
+    assert late.errors == ["Thread keepalive is not responding..."]  # or faust has mended it
+    late = Late()
+    await ConsumerThread._keepalive2(late)
+    assert late.errors == []
