@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from stream_rec.errors import UserError
+from stream_rec.messages import ITEM_BYTES
 from stream_rec.window import stride_of
 
 PREFIX = "STREAM_REC_"
@@ -87,6 +88,7 @@ class Settings(BaseSettings):
         ("click", "view", "cart", "purchase"), min_length=1, description="accepted event types, separated by commas"
     )
     max_event_bytes: int = Field(65_536, ge=64, description="largest event that is read, bytes")
+    max_item_bytes: int = Field(ITEM_BYTES, ge=64, description="largest catalogue entry that is read, bytes")
     max_future_s: float = Field(300, ge=0, description="how far ahead of the clock an event may be, seconds")
     capacity: int = Field(64, ge=2, le=4_096, description="most events in a window")
     stride: int | None = Field(None, ge=1, description="how far a full window moves, events [default: capacity / 2]")

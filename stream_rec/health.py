@@ -27,6 +27,8 @@ class Health:
         self._turned = time.monotonic()
         self.hindrances = {MOVING}
         """What keeps the process from its work."""
+        self.troubles: set[str] = set()
+        """What goes wrong beside the work: it is shown, and the process is ready all the same."""
         self.waiting = 0
         """Records that wait in the partitions of the process."""
 
@@ -46,11 +48,16 @@ class Health:
         late = f"{self.waiting} records wait" if self.waiting > self._most_waiting else None
         return self.dead() or "; ".join(sorted(self.hindrances)) or late
 
+    def remarks(self) -> str:
+        """What a page that says "ok" adds."""
+        return "; ".join(sorted(self.troubles))
+
 
 def serve(registry: CollectorRegistry, health: Health, host: str, port: int) -> int:
     """Serves the pages in a thread of their own; returns the port, which differs from `port` where that is 0.
 
-    A page that asks for health answers 200, or 503 and the reason. Raises `UserError` when the port is taken.
+    A page that asks for health answers 200, or 503 and the reason; readiness also says what goes wrong beside the work.
+    Raises `UserError` when the port is taken.
     """
     try:
         server = _Server(host, port)
@@ -58,22 +65,24 @@ def serve(registry: CollectorRegistry, health: Health, host: str, port: int) -> 
         raise UserError(
             f"cannot serve metrics on {host}:{port} ({error.strerror}): choose another port with --metrics-port"
         ) from None
-    server.set_app(_pages(make_wsgi_app(registry), {"/healthz": health.dead, "/readyz": health.unready}))
+    checks = {"/healthz": (health.dead, lambda: ""), "/readyz": (health.unready, health.remarks)}
+    server.set_app(_pages(make_wsgi_app(registry), checks))
     threading.Thread(target=server.serve_forever, name="pages", daemon=True).start()
     return server.server_port
 
 
-def _pages(metrics: Any, checks: dict[str, Callable[[], str | None]]) -> Any:
+def _pages(metrics: Any, checks: dict[str, tuple[Callable[[], str | None], Callable[[], str]]]) -> Any:
     def page(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         check = checks.get(environ["PATH_INFO"])
         if check is None:
             found: Iterable[bytes] = metrics(environ, start_response)
             return found
-        trouble = check()
+        hindrance, remarks = (asked() for asked in check)
         start_response(
-            "503 Service Unavailable" if trouble else "200 OK", [("Content-Type", "text/plain; charset=utf-8")]
+            "503 Service Unavailable" if hindrance else "200 OK", [("Content-Type", "text/plain; charset=utf-8")]
         )
-        return [f"{trouble or 'ok'}\n".encode()]
+        said = hindrance or (f"ok, but {remarks}" if remarks else "ok")
+        return [f"{said}\n".encode()]
 
     return page
 

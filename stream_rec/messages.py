@@ -24,6 +24,8 @@ Digits = Annotated[str, Meta(pattern="^[0-9]+$")]
 Price = Annotated[float, Meta(ge=0, le=1e18)]
 """In any currency; the bound keeps it finite in single precision."""
 
+ITEM_BYTES = 1 << 18
+"""Of the largest catalogue entry that is read, unless a setting says otherwise."""
 SHORTEST, LONGEST = 1e-12, 1e18
 """Lengths (Euclidean) between which single precision keeps a vector's direction: beyond them its square is 0 or
 infinite."""

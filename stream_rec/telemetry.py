@@ -59,6 +59,14 @@ class WorkerMetrics:
             ["reason"],
             registry=registry,
         )
+        self.failures = Counter(
+            "stream_rec_failures",
+            "Failures beside the answers, which go on; each is tried again",
+            ["part"],
+            registry=registry,
+        )
+        for part in ("text encoder", "text cache", "statistics", "snapshot"):
+            self.failures.labels(part)  # shown before the first one: a rate needs a zero
         self.unwritten = Counter(
             "stream_rec_worker_dead_letters_unwritten",
             "Dead letters of items that Kafka did not take",

@@ -49,3 +49,13 @@ async def test_a_process_whose_event_loop_stands_still_is_dead(monkeypatch: pyte
 def test_a_taken_port_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="choose another port"):
         serve(CollectorRegistry(), Health(5), "127.0.0.1", taken.getsockname()[1])
+
+
+def test_what_goes_wrong_beside_the_work_is_told_by_a_page_that_says_ok() -> None:
+    registry, state = CollectorRegistry(), Health(most_waiting=5)
+    port = serve(registry, state, "127.0.0.1", 0)
+    state.troubles = {"the cache is full"}
+    assert read(port, "/readyz") == (503, "partitions move\n")
+    state.hindrances.clear()
+    assert read(port, "/readyz") == (200, "ok, but the cache is full\n")
+    assert read(port, "/healthz") == (200, "ok\n")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from aiokafka import ConsumerRecord
 
 from stream_rec.config import Settings
+from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, Item, Rejected, Window, read_window
-from stream_rec.pipeline.upserts import item_of
+from stream_rec.pipeline.upserts import changes_in
 from stream_rec.pipeline.worker import load
 
 if TYPE_CHECKING:
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 class Aside:
     """An engine on a thread of its own, so that the page goes on while it computes."""
 
-    def __init__(self, engine: "Engine", thread: ThreadPoolExecutor, own: bool) -> None:
+    def __init__(self, engine: "Engine", thread: ThreadPoolExecutor, own: bool, max_item_bytes: int) -> None:
         self._engine = engine
         self._thread = thread
         self._own = own
         """Whether each partition of the windows topic has a memory of its own."""
+        self._max_item_bytes = max_item_bytes
 
     @classmethod
     async def open(cls, settings: Settings) -> "Aside":
@@ -38,7 +40,7 @@ class Aside:
         except BaseException:
             thread.shutdown(wait=False)
             raise
-        return cls(engine, thread, settings.memory == "own")
+        return cls(engine, thread, settings.memory == "own", settings.max_item_bytes)
 
     async def learn(self, records: Sequence[ConsumerRecord]) -> None:
         """Teaches the memory what records of the windows topic hold, as a worker's is taught after a restart."""
@@ -84,13 +86,12 @@ class Aside:
                 self._engine.learn(read_window(record.value), self._log(record.partition))
 
     def _admit(self, records: Sequence[ConsumerRecord]) -> None:
-        catalog, items = self._engine.catalog, dict[str, Item]()
-        for record in records:
-            with contextlib.suppress(Rejected):
-                item = item_of(record, lambda name: items.get(name) or catalog.find(name))
-                if item is not None:
-                    catalog.admit(item)
-                    items[item.item_id] = item
-        news = catalog.news(list(items.values()))
-        if news:
-            self._engine.upsert(news, self._engine.read(news))
+        """An item that can't be used, or whose text can't be encoded, stays unknown here."""
+        catalog = self._engine.catalog
+        changes = changes_in(records, catalog.admit, self._max_item_bytes, lambda *_: None)
+        self._engine.withdraw(changes.withdrawn)
+        news = catalog.news([item for _, item in changes.items])
+        for told in (False, True):
+            chosen = [item for item in news if catalog.needs_encoder(item) == told]
+            with contextlib.suppress(Rejected, UserError):
+                self._engine.upsert(chosen, self._engine.read(chosen))

@@ -43,7 +43,7 @@ class Following:
         self._fresh: dict[int, Row] = {}
         self._happened = asyncio.Condition()
         self.hub = Hub()
-        self.titles = Titles()
+        self.titles = Titles(settings.max_item_bytes)
         self.trends = Trends()
         self.live = Live(self._floors)
         self._feed = Feed(settings, self.live, self.trends, self._changed)

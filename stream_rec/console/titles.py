@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 from aiokafka import ConsumerRecord
 
-from stream_rec.messages import Item, Rejected
+from stream_rec.messages import ITEM_BYTES, Item, Rejected
 from stream_rec.pipeline.upserts import item_of
 
 ITEMS = 200_000
@@ -15,7 +15,8 @@ LONGEST = 200
 
 
 class Titles:
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = ITEM_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._items: dict[str, Item] = {}
 
     def __len__(self) -> int:
@@ -25,7 +26,7 @@ class Titles:
         """An item that was withdrawn keeps its title, for the windows that hold it."""
         for record in records:
             with contextlib.suppress(Rejected):
-                item = item_of(record, self._items.get)
+                item = item_of(record, self._items.get, self._max_bytes)
                 if item is not None and (item.item_id in self._items or len(self._items) < ITEMS):
                     title, category, brand = (text[:LONGEST] for text in (item.title, item.category, item.brand))
                     self._items[item.item_id] = Item(

@@ -12,7 +12,7 @@ from stream_rec.learn import dataset
 from stream_rec.learn.prepare import Prepared
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.recipe import TrainConfig
-from stream_rec.messages import Item, Rejected
+from stream_rec.messages import Item, Rejected, check_vector
 from stream_rec.model.catalog import Catalog, text_vectors
 from stream_rec.model.encoder import ItemInputs, UserEncoder
 from stream_rec.model.features import prices_of
@@ -42,13 +42,20 @@ def prepare(
     named = frame["item"].unique(maintain_order=True).to_list()
     known = {item.item_id for item in (*model.items, *items)}
     news = catalog.news([*items, *(Item(name) for name in named if name not in known)])
+    newest = {item.item_id: item for item in (*model.items, *items, *news)}  # the catalogue keeps less of them
     for item in news:
         try:
             catalog.admit(item)
+            if item.vector is not None:
+                check_vector(item.vector)
         except Rejected as rejected:
             raise UserError(f"item {item.item_id!r}: {rejected}") from None
     if news:
         read = text_vectors(news, texts, lexicon, lambda done, total: progress("reading item texts", done, total))
+        try:
+            catalog.check(read)
+        except Rejected as rejected:
+            raise UserError(str(rejected)) from None
         progress("comparing item texts", 0, 1)
         catalog.upsert(news, model.features.transform(read, prices_of(news)))
         progress("comparing item texts", 1, 1)
@@ -58,7 +65,7 @@ def prepare(
     row_of = {catalog.item(row).item_id: row for row in rows}
     return Prepared(
         dataset.dataset(frame, row_of, event_type_numbers(event_types)),
-        [catalog.item(row) for row in rows],
+        [newest[catalog.item(row).item_id] for row in rows],
         model.features,
         Alike(lexicon, *(Likeness(one.rows[:count], one.cosines[:count]) for one in (catalog.text, catalog.words))),
         catalog,

@@ -1,17 +1,20 @@
 """Items and their rows, for serving: an upsert is recommendable at once, without retraining.
 
-Row 0 is the unknown item. Rows are only ever added, so whatever holds a row number stays right.
+Row 0 is the unknown item. Rows are only ever added, so whatever holds a row number stays right. Of an item is kept what
+the model reads: neither its attributes nor the vector that it came with, but a digest of that, to know the same again.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from stream_rec.errors import UserError
-from stream_rec.messages import Item, Rejected, check_vector, without_fraction
+from stream_rec.messages import Item, Rejected, without_fraction
 from stream_rec.model.features import ItemFeatures, Vectors, prices_of, unit
 from stream_rec.model.lexicon import Lexicon
 from stream_rec.model.likeness import Alike, by_direction, by_words, replaced
@@ -46,10 +49,13 @@ class Catalog:
         self, items: Sequence[Item], vectors: Vectors, features: ItemFeatures, alike: Alike, encoder: TextEncoder
     ) -> None:
         self._features = features
-        self._encoder = encoder
+        self.encoder = encoder
         self._lexicon = alike.lexicon
         self.text, self.words = alike.text, alike.words
-        self._items: list[Item] = [Item(item_id="?", title="(unknown item)", available=False), *items]
+        unknown = Item(item_id="?", title="(unknown item)", available=False)
+        self._items: list[Item] = [unknown, *map(_described, items)]
+        self._own = {row: digest for row, item in enumerate(items, UNKNOWN + 1) if (digest := _digest(item))}
+        """Of the vectors that items came with, by row."""
         self._row_of = {item.item_id: row for row, item in enumerate(self._items) if row != UNKNOWN}
         self._number_of: dict[str, int] = {}
         self.vectors: Vectors = np.concatenate([np.zeros((1, features.dim), np.float32), vectors])
@@ -102,20 +108,57 @@ class Catalog:
     def news(self, items: Sequence[Item]) -> list[Item]:
         """Those of `items` that change anything; of one item the last."""
         newest = {item.item_id: item for item in items}
-        return [item for item in newest.values() if self._items[self.row(item.item_id)] != item]
+        return [item for item in newest.values() if self._changes(item)]
+
+    def _changes(self, item: Item) -> bool:
+        row = self.row(item.item_id)
+        return self._items[row] != _described(item) or self._own.get(row) != _digest(item)
+
+    def needs_encoder(self, item: Item) -> bool:
+        """Whether `read` has to encode the text of `item`: it has no vector of its own, and its text is new."""
+        return not item.vector and not self._means_the_same(item)
+
+    def _means_the_same(self, item: Item) -> bool:
+        """Whether what the item's text, or its own vector, makes of it stands in its row already."""
+        row = self.row(item.item_id)
+        same = row != UNKNOWN and self._own.get(row) == _digest(item)
+        return same and text_of(self._items[row]) == text_of(item)
 
     def read(self, items: Sequence[Item]) -> Vectors:
-        """The vectors of `items`, (len(items), dim). Slow where a text is new: keep it off the thread that serves."""
+        """The vectors of `items`, (len(items), dim). Slow where a text is new: keep it off the thread that serves.
+
+        Raises `Rejected` where texts are encoded into vectors of another length than the model was trained on, and
+        `UserError` where they can't be encoded.
+        """
         self._read_words()
-        return self._features.transform(text_vectors(items, self._encoder, self._lexicon), prices_of(items))
+        text = np.zeros((len(items), self._features.components), np.float32)
+        new = [at for at, item in enumerate(items) if not self._means_the_same(item)]
+        known = [at for at, item in enumerate(items) if self._means_the_same(item)]
+        text[known] = self.vectors[[self.row(items[at].item_id) for at in known], : self._features.components]
+        if new:
+            read = text_vectors([items[at] for at in new], self.encoder, self._lexicon)
+            self.check(read)
+            text[new] = self._features.text(read)
+        return self._features.priced(text, prices_of(items))
+
+    def check(self, texts: Vectors) -> None:
+        """Raises `Rejected` for `texts` (items, any) of another length than the model was trained on."""
+        if texts.shape[1] != self._features.text_dim:
+            raise Rejected(
+                "invalid field",
+                f"vector is missing: the model was trained on vectors of {self._own_length} numbers, and its text "
+                f"encoder gives {texts.shape[1] - self._lexicon.dim}",
+            )
+
+    @property
+    def _own_length(self) -> int:
+        """Numbers of the vector that an item comes with, or that its text is encoded into."""
+        return self._features.text_dim - self._lexicon.dim
 
     def admit(self, item: Item) -> None:
-        """Raises `Rejected` for an item whose own vector can't take the place of a text vector."""
-        if item.vector is None:
-            return
-        if len(item.vector) != (wanted := self._features.text_dim - self._lexicon.dim):
-            raise Rejected("invalid field", f"vector has {len(item.vector)} numbers, not {wanted}")
-        check_vector(item.vector)
+        """Raises `Rejected` for an item whose own vector is not as long as a text vector."""
+        if item.vector is not None and len(item.vector) != self._own_length:
+            raise Rejected("invalid field", f"vector has {len(item.vector)} numbers, not {self._own_length}")
 
     def upsert(self, items: Sequence[Item], vectors: Vectors) -> Numbers:
         """Adds or replaces `items`; returns the rows whose vector is new, (changed,).
@@ -128,7 +171,7 @@ class Catalog:
             if row == UNKNOWN:
                 row = len(self._items)
                 self._row_of[item.item_id] = row
-                self._items.append(item)
+                self._items.append(_described(item))
                 self._grow()
             elif np.array_equal(self.vectors[row], vector):
                 self._describe(row, item)
@@ -141,6 +184,12 @@ class Catalog:
         rows = np.unique(np.array(changed, np.int64))
         self._compare(rows)
         return rows
+
+    def withdraw(self, item_ids: Iterable[str]) -> None:
+        """Items that may be recommended no more. Their texts stay: what users did with them stays readable."""
+        for row in map(self.row, item_ids):
+            self._items[row] = replace(self._items[row], available=False)
+            self.available[row] = False
 
     def _compare(self, changed: Numbers) -> None:
         """Finds what the rows `changed` (n,) are like, and what is like them."""
@@ -160,7 +209,10 @@ class Catalog:
         return self._lexical
 
     def _describe(self, row: int, item: Item) -> None:
-        self._items[row] = item
+        self._items[row] = _described(item)
+        self._own.pop(row, None)
+        if digest := _digest(item):
+            self._own[row] = digest
         self.available[row] = item.available
         self.categories[row] = self._category(item)
         self.prices[row] = np.nan if item.price is None else np.log1p(item.price)
@@ -177,3 +229,15 @@ class Catalog:
             self.available = np.concatenate([self.available, np.zeros(room, np.bool_)])
             self.categories = np.concatenate([self.categories, np.zeros(room, np.int64)])
             self.prices = np.concatenate([self.prices, np.full(room, np.nan, np.float32)])
+
+
+def _described(item: Item) -> Item:
+    """What the model reads of an item, and what tells items apart."""
+    return replace(item, attributes=None, vector=None)
+
+
+def _digest(item: Item) -> bytes | None:
+    """Of the vector that an item came with; None without one."""
+    if not item.vector:
+        return None
+    return hashlib.blake2b(np.array(item.vector, np.float32).tobytes(), digest_size=16).digest()

@@ -39,7 +39,7 @@ from stream_rec.model.ranker import Choice, Ranker, Recall
 from stream_rec.model.reader import WindowReader, reader_of
 from stream_rec.model.recommendation import Names, recommendations
 from stream_rec.model.scorer import BARRED
-from stream_rec.model.text import TextEncoder
+from stream_rec.model.text import TextEncoder, VectorCache
 from stream_rec.model.tokens import UNKNOWN, Tokens, event_type_numbers
 from stream_rec.model.validation import probe_windows
 
@@ -151,6 +151,11 @@ class Engine:
         return self._embeddings.unusable
 
     @property
+    def texts(self) -> VectorCache:
+        """The cache of text vectors."""
+        return self.catalog.encoder.cache
+
+    @property
     def body(self) -> Any:
         """The decoder of transformers."""
         return self._encoder.body
@@ -214,6 +219,12 @@ class Engine:
         changed = self.catalog.upsert(items, vectors)
         self._preprocessor.clear()
         self._embed(changed)
+
+    @torch.inference_mode()
+    def withdraw(self, item_ids: Sequence[str]) -> None:
+        """Items that are recommended no more, from the next step on."""
+        self.catalog.withdraw(item_ids)
+        self._embed(np.zeros(0, np.int64))
 
     def full(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) by encoding each whole window without the cache: what `step` must equal."""

@@ -50,9 +50,17 @@ class ItemFeatures(NamedTuple):
 
     def transform(self, texts: Vectors, prices: Vectors) -> Vectors:
         """Item vectors (items, components + bumps). An item without a price has the mean bump."""
-        text = (unit(texts) - self.mean) @ self.whiten
+        return self.priced(self.text(texts), prices)
+
+    def text(self, texts: Vectors) -> Vectors:
+        """What texts make of items, (items, components)."""
+        text: Vectors = ((unit(texts) - self.mean) @ self.whiten).astype(np.float32)
+        return text
+
+    def priced(self, text: Vectors, prices: Vectors) -> Vectors:
+        """Item vectors (items, components + bumps) from what their texts make of them, `text` (items, components)."""
         if not len(self.centres):
-            return text.astype(np.float32)
+            return text
         bumps = (_bumps(np.log1p(prices), self.centres) - self.bump_mean) / self.bump_scale
         return np.concatenate([text, np.nan_to_num(bumps)], axis=1).astype(np.float32)
 

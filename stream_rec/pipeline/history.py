@@ -24,7 +24,7 @@ from stream_rec.learn.columns import Columns
 from stream_rec.learn.logs import Log
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.source import Period, Source
-from stream_rec.messages import ERASE, Item, Rejected
+from stream_rec.messages import ERASE, ITEM_BYTES, Item, Rejected
 from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.consumer import make_consumer
@@ -151,7 +151,7 @@ def read(settings: Settings, topic: str, period: Period, items: Path | None, pro
 
     Raises `UserError` when no broker answers, the topic does not exist, or holds nothing that can be used.
     """
-    history, catalogue = History(settings, period), Catalogue()
+    history, catalogue = History(settings, period), Catalogue(settings.max_item_bytes)
     spans = asyncio.run(_read_all(settings, topic, history, period, None if items else catalogue, progress))
     frame = history.frame()
     if frame.is_empty():
@@ -193,13 +193,14 @@ async def read_catalogue(settings: Settings) -> "Catalogue":
 class Catalogue:
     """Takes the records of the topic of items; the newest of each counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = ITEM_BYTES) -> None:
+        self._max_bytes = max_bytes
         self.items: dict[str, Item] = {}
         self.refused: Counter[str] = Counter()
 
     def take(self, record: ConsumerRecord) -> None:
         try:
-            item = item_of(record, self.items.get)
+            item = item_of(record, self.items.get, self._max_bytes)
         except Rejected as rejected:
             self.refused[rejected.reason] += 1
         else:

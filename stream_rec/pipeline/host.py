@@ -52,8 +52,8 @@ class Host:
         self.recent = Recent(max(1, RECENT_EVENTS // engine.capacity))
         """Windows that the memory was rebuilt from, of users whom no step has met since."""
         self.learning = Learning(settings, metrics, engine, self.recent, self.call)
-        catalog = engine.catalog
-        self._upserts = Upserts(settings, metrics, admit=catalog.admit, known=catalog.find, apply=self._apply)
+        self._upserts = Upserts(settings, metrics, catalogue=engine.catalog, apply=self._apply, withdraw=self._withdraw)
+        self._cache_failures = 0
         self._following: asyncio.Task[None] | None = None
 
     @classmethod
@@ -112,6 +112,16 @@ class Host:
         metrics.bytes_per_user.set(cache.bytes_per_user)
         metrics.model_loaded.set(self.loaded)
         metrics.trained_until.set(self.engine.trained_until)
+
+        failures = self.engine.texts.failures
+        metrics.failures.labels("text cache").inc(failures - self._cache_failures)
+        self._cache_failures = failures
+
+    @property
+    def troubles(self) -> set[str]:
+        """What goes wrong beside the answers, and is tried again."""
+        cache = "the cache of text vectors can't be used" if self.engine.texts.failing else None
+        return {trouble for trouble in (self._upserts.trouble, cache, self.learning.trouble) if trouble}
 
     async def call(self, work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
@@ -175,8 +185,8 @@ class Host:
 
     async def _apply(self, items: Sequence[Item]) -> None:
         """Not on the engine's thread, but for the change itself."""
-        news = self.engine.catalog.news(items)
-        if news:
-            vectors = await asyncio.get_running_loop().run_in_executor(self._texts, self.engine.read, news)
-            await self.call(self.engine.upsert, news, vectors)
-            self._metrics.upserts.inc(len(news))
+        vectors = await asyncio.get_running_loop().run_in_executor(self._texts, self.engine.read, items)
+        await self.call(self.engine.upsert, items, vectors)
+
+    async def _withdraw(self, item_ids: Sequence[str]) -> None:
+        await self.call(self.engine.withdraw, item_ids)

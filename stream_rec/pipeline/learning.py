@@ -9,7 +9,6 @@ partition has a memory of its own, which is to be a function of that partition's
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -69,6 +68,8 @@ class Learning:
         self.learned: dict[TopicPartition, int] = {}
         """Next offset of each partition that the memory hasn't learned."""
         self._file = SnapshotFile(settings)
+        self.trouble: str | None = None
+        """What is wrong, in words; None: nothing."""
 
     def logs(self, partitions: Sequence[int]) -> Sequence[int]:
         """Which memory learns from each of `partitions`, see `model.memories`."""
@@ -92,7 +93,7 @@ class Learning:
         except (KafkaError, UserError) as error:
             log.warning("the snapshot of the memory is not used: %s", error)
             return
-        except (*UNREADABLE, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the topic says the same
             log.info("the snapshot of the memory is not used: %s", error)
             self._file.drop()
             return
@@ -107,16 +108,19 @@ class Learning:
         try:
             cluster = await cluster_of(kafka, KEEP_S)
             topic = (await describe(kafka, *on("Read", name), timeout_s=KEEP_S))[name]
-        except (KafkaError, UserError) as error:
+            kept = await self._call(self._write, cluster, topic.id)
+        except Exception as error:  # noqa: BLE001 - a start without one takes longer, and that is all
             log.warning("no snapshot of the memory: %s", error)
-            return
-        await self._call(self._write, cluster, topic.id)
+            kept = False
+        if not kept:
+            self._metrics.failures.labels("snapshot").inc()
+        self.trouble = None if kept else "the memory can't be saved"
 
-    def _write(self, cluster: str, topic_id: str) -> None:
+    def _write(self, cluster: str, topic_id: str) -> bool:
         """On the engine's thread, as `forget` is: an erasure comes before the file or removes it."""
         offsets = {partition.partition: offset for partition, offset in self.learned.items()}
         about = About(self._engine.version, cluster, self._settings.windows_topic, time.time(), offsets, topic_id)
-        self._file.write(self._engine.memories.pack(0, msgspec.json.encode(about)))
+        return self._file.write(self._engine.memories.pack(0, msgspec.json.encode(about)))
 
     def forget(self, user_id: str) -> None:
         """On the engine's thread: erases what is held of a user, and the file that may name them."""
@@ -233,7 +237,8 @@ class Learning:
         return count
 
     def _teach(self, records: Sequence[ConsumerRecord]) -> int:
-        """On the engine's thread. What is no window teaches nothing; who was erased is erased here too.
+        """On the engine's thread. What is no window, or can't be learned, teaches nothing; who was erased is erased
+        here too.
 
         Two readers may have the same records while a partition moves. An erasure that was read again would have what
         its user did since learned twice: so each record is taken once.
@@ -248,9 +253,15 @@ class Learning:
             if record.value is None:
                 self.forget((record.key or b"").decode(errors="replace"))
                 continue
-            with contextlib.suppress(*UNREADABLE):
+            try:
                 window = read_window(record.value)
                 self._engine.learn(window, number)
                 if partition in self._own:
                     self._recent.add(window)
+            except UNREADABLE:
+                continue
+            except Exception as error:  # noqa: BLE001 - statistics lack one window, and the stream goes on
+                self._metrics.failures.labels("statistics").inc()
+                place = f"{record.topic}/{record.partition}/{record.offset}"
+                log.warning("%s: the window at %s teaches nothing", type(error).__name__, place)
         return count

@@ -376,6 +376,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         lag = Lag(self._metrics.lag, self._health)
         while True:
             self.host.show()
+            self._health.troubles = self.host.troubles
             await lag.measure(self._behind())
             await asyncio.sleep(1)
 

@@ -51,8 +51,8 @@ class SnapshotFile:
             return self._path.read_bytes()
         return None
 
-    def write(self, body: bytes) -> None:
-        """For this user's eyes only; whole or not at all."""
+    def write(self, body: bytes) -> bool:
+        """For this user's eyes only; whole or not at all. Returns whether it was written."""
         part = self._path.with_name(f"{PART}{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,8 @@ class SnapshotFile:
             part.replace(self._path)
         except OSError as error:
             log.warning("no snapshot of the memory in %s: %s", self._path.parent, error.strerror)
+            return False
+        return True
 
     def drop(self) -> None:
         self._sweep()

@@ -1,15 +1,22 @@
-"""The items topic into the catalogue, while the worker serves: an upsert is recommendable within a step."""
+"""The items topic into the catalogue, while the worker serves: an upsert is recommendable within a step.
+
+An item whose text can't be encoded now holds up nothing: the worker serves, other items are applied, and its text is
+tried again.
+"""
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
-from stream_rec.messages import UNREADABLE, Item, Rejected, read_item
+from stream_rec.errors import UserError
+from stream_rec.messages import UNREADABLE, Item, Rejected, check_vector, read_item
 from stream_rec.pipeline import dead_letters
 from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
@@ -21,13 +28,40 @@ log = logging.getLogger(__name__)
 
 BATCH = 5_000
 RETRY_S = 1.0
+FIRST_S, LONGEST_S = 1.0, 60.0
+"""The pause before texts are tried again for the first time, and the longest one."""
+
+Entry = tuple[ConsumerRecord, Item]
+"""An item and the record that it came in."""
+
+
+class Catalogue(Protocol):
+    """What the items go into."""
+
+    def admit(self, item: Item) -> None:
+        """Raises `Rejected` for an item that can't be used."""
+
+    def news(self, items: Sequence[Item]) -> list[Item]:
+        """Those of `items` that change anything."""
+
+    def needs_encoder(self, item: Item) -> bool:
+        """Whether the text of `item` has to be encoded first."""
+
+
+class Changes(NamedTuple):
+    """What some records of the topic change."""
+
+    items: Sequence[Entry]
+    """Added or changed, the newest record of each."""
+    withdrawn: Sequence[str]
+    """Ids of items that are recommended no more."""
 
 
 class Upserts:
     """Follows the items topic from its beginning, without a group: every worker has the whole catalogue.
 
-    `admit` raises `Rejected` for an item that can't be used; `apply` takes those that can; `known` says which item an
-    id has now, for a withdrawal (a tombstone). What can't be used becomes a dead letter.
+    `apply` brings items into the catalogue: it raises `Rejected` where it can't use them, `UserError` where their texts
+    can't be encoded now. `withdraw` takes items out of the answers. What can't be used becomes a dead letter.
     """
 
     def __init__(
@@ -35,18 +69,27 @@ class Upserts:
         settings: Settings,
         metrics: WorkerMetrics,
         *,
-        admit: Callable[[Item], None],
-        known: Callable[[str], Item | None],
+        catalogue: Catalogue,
         apply: Callable[[Sequence[Item]], Awaitable[None]],
+        withdraw: Callable[[Sequence[str]], Awaitable[None]],
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._admit = admit
-        self._known = known
+        self._catalogue = catalogue
         self._apply = apply
+        self._withdraw = withdraw
         self._letters = dead_letters.DeadLetterWriter(settings, metrics.unwritten)
+        self._waiting: dict[str, Entry] = {}
+        """Items whose texts could not be encoded, by id."""
+        self._pause_s = FIRST_S
+        self._next_try = 0.0
         self.caught_up = asyncio.Event()
-        """Set once the catalogue stands where the topic stood at the start."""
+        """Set once the catalogue stands where the topic stood at the start, but for texts that can't be encoded."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong, in words; None: nothing."""
+        return f"the texts of {len(self._waiting)} items can't be encoded" if self._waiting else None
 
     async def follow(self) -> None:
         """Runs until it is cancelled."""
@@ -69,7 +112,7 @@ class Upserts:
                 log.warning("the items topic can't be read (%s): trying again", type(error).__name__)
                 await asyncio.sleep(RETRY_S)
                 continue
-            await self._take([record for records in batches.values() for record in records])
+            await self.take([record for records in batches.values() for record in records])
             if not self.caught_up.is_set() and all(
                 [await consumer.position(partition) >= end for partition, end in ends.items()]
             ):
@@ -85,20 +128,55 @@ class Upserts:
             max_partition_fetch_bytes=self._settings.max_message_bytes,
         )
 
-    async def _take(self, records: Sequence[ConsumerRecord]) -> None:
-        items: dict[str, Item] = {}
-        for record in records:
-            try:
-                item = item_of(record, lambda name: items.get(name) or self._known(name))
-                if item is not None:
-                    self._admit(item)
-            except Rejected as rejected:
+    async def take(self, records: Sequence[ConsumerRecord]) -> None:
+        """Applies `records`, and tries again what waits for its text, when it is time to."""
+        changes = changes_in(records, self._catalogue.admit, self._settings.max_item_bytes, self._bury)
+        for item_id in (*changes.withdrawn, *(item.item_id for _, item in changes.items)):
+            self._waiting.pop(item_id, None)
+        if changes.withdrawn:
+            await self._withdraw(changes.withdrawn)
+        changed = {item.item_id for item in self._catalogue.news([item for _, item in changes.items])}
+        news = [entry for entry in changes.items if entry[1].item_id in changed]
+        told = [entry for entry in news if self._catalogue.needs_encoder(entry[1])]
+        await self._bring([entry for entry in news if not self._catalogue.needs_encoder(entry[1])])
+        if time.monotonic() < self._next_try:
+            await self._wait(told)
+        else:
+            told, self._waiting = [*self._waiting.values(), *told], {}
+            await self._bring(told)
+            if not self._waiting:
+                self._pause_s = FIRST_S
+
+    async def _bring(self, entries: Sequence[Entry]) -> None:
+        """Applies items; should that fail, halves of them, so that the one at fault becomes a dead letter."""
+        if not entries:
+            return
+        try:
+            await self._apply([item for _, item in entries])
+        except Rejected as rejected:
+            for record, _ in entries:
                 self._bury(record, rejected)
+        except UserError as error:
+            self._metrics.failures.labels("text encoder").inc()
+            self._next_try = time.monotonic() + self._pause_s
+            await self._wait(entries)
+            log.warning("%s; trying again in %.0f s: %s", self.trouble, self._pause_s, error)
+            self._pause_s = min(LONGEST_S, 2 * self._pause_s)
+        except Exception as error:  # noqa: BLE001 - one item must neither end the following nor vanish
+            if len(entries) > 1:
+                half = len(entries) // 2
+                await self._bring(entries[:half])
+                await self._bring(entries[half:])
             else:
-                if item is not None:
-                    items[item.item_id] = item
-        if items:
-            await self._apply(list(items.values()))
+                self._bury(entries[0][0], Rejected("internal error", type(error).__name__))
+        else:
+            self._metrics.upserts.inc(len(entries))
+
+    async def _wait(self, entries: Sequence[Entry]) -> None:
+        """Keeps items for later; one that may be recommended no more is taken out of the answers at once."""
+        self._waiting |= {item.item_id: (record, item) for record, item in entries}
+        if gone := [item.item_id for _, item in entries if not item.available]:
+            await self._withdraw(gone)
 
     def _bury(self, record: ConsumerRecord, rejected: Rejected) -> None:
         """Every worker buries what it can't read, and again with each new model: dead letters are at least once."""
@@ -113,7 +191,39 @@ class Upserts:
         self._letters.add(letter)
 
 
-def item_of(record: ConsumerRecord, held: Callable[[str], Item | None]) -> Item | None:
+def changes_in(
+    records: Sequence[ConsumerRecord],
+    admit: Callable[[Item], None],
+    max_bytes: int,
+    refuse: Callable[[ConsumerRecord, Rejected], None],
+) -> Changes:
+    """What `records`, in their order, change in a catalogue; `refuse` is given those that can't be used.
+
+    Attributes are left out: no model reads them, and they may be large.
+    """
+    entries: dict[str, Entry] = {}
+    withdrawn: dict[str, None] = {}
+
+    def held(item_id: str) -> Item | None:
+        return entries[item_id][1] if item_id in entries else None
+
+    for record in records:
+        try:
+            item = item_of(record, held, max_bytes)
+            if item is not None:
+                admit(item)
+        except Rejected as rejected:
+            refuse(record, rejected)
+            continue
+        if item is None:
+            withdrawn[record.key.decode(errors="replace")] = None
+        else:
+            withdrawn.pop(item.item_id, None)
+            entries[item.item_id] = record, msgspec.structs.replace(item, attributes=None)
+    return Changes(list(entries.values()), list(withdrawn))
+
+
+def item_of(record: ConsumerRecord, held: Callable[[str], Item | None], max_bytes: int) -> Item | None:
     """The item that a record of the topic leaves, None for nothing; `held` says what was there before it.
 
     A withdrawn item keeps its text: what users did with it stays readable. Raises `Rejected`.
@@ -125,10 +235,14 @@ def item_of(record: ConsumerRecord, held: Callable[[str], Item | None]) -> Item 
     if record.value is None:
         item = held(record.key.decode(errors="replace"))
         return None if item is None else msgspec.structs.replace(item, available=False)
+    if len(record.value) > max_bytes:
+        raise Rejected("too large", f"{len(record.value)} bytes, at most {max_bytes} are read")
     try:
         item = read_item(record.value)
     except UNREADABLE as error:
         raise Rejected("unreadable item", str(error)) from None
     if item.item_id.encode() != record.key:
         raise Rejected("key is not the item_id")
+    if item.vector is not None:
+        check_vector(item.vector)
     return item

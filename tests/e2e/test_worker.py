@@ -349,7 +349,6 @@ async def test_dead_letters_of_items_that_kafka_refuses_end_nothing(
 async def test_an_item_of_impossible_numbers_is_a_dead_letter_and_changes_nobodys_answer(serving: Serving) -> None:
     settings, part = serving
     known = items()[2]
-    before = len(await dead_from(settings, settings.items_topic))
 
     async def answered(user: str) -> dict[str, float]:
         """The same for each user: an item that the catalogue does not know teaches nothing."""
@@ -364,7 +363,7 @@ async def test_an_item_of_impossible_numbers_is_a_dead_letter_and_changes_nobody
     await produce(settings, bad, settings.items_topic)
 
     async def refused() -> list[ConsumerRecord]:
-        return (await dead_from(settings, settings.items_topic))[before:]
+        return [one for one in await dead_from(settings, settings.items_topic) if Sent(one.key, one.value) in bad]
 
     async def all_refused() -> bool:
         return len(await refused()) == len(bad)
@@ -412,6 +411,65 @@ async def test_an_answer_that_kafka_has_come_to_refuse_is_a_dead_letter_and_the_
     assert dict(letter.headers)["reason"] == b"answer too large"
     assert part.metrics()['stream_rec_transactions_total{outcome="failed"}'] >= 1
     assert part.page("/readyz") == (200, "ok\n")
+
+
+async def test_an_item_that_the_model_cannot_take_is_a_dead_letter_and_others_go_on(serving: Serving) -> None:
+    """It was trained on vectors of another length than its text encoder gives; the other one is too large."""
+    settings, part = serving
+    large = Item("large", vector=items()[1].vector, attributes={"text": "x" * settings.max_item_bytes})
+    bad = [Sent(b"plain", encode(Item("plain", title="an ordinary shoe"))), Sent(b"large", encode(large))]
+    await produce(settings, bad, settings.items_topic)
+
+    async def refused() -> dict[bytes | None, bytes]:
+        dead = [one for one in await dead_from(settings, settings.items_topic) if Sent(one.key, one.value) in bad]
+        return {one.key: dict(one.headers)["error"] for one in dead}
+
+    async def all_refused() -> bool:
+        return len(await refused()) == len(bad)
+
+    await until(all_refused)
+    said = await refused()
+    assert said[b"plain"].startswith(
+        b"invalid field: vector is missing: the model was trained on vectors of 12 numbers"
+    )
+    assert said[b"large"].startswith(b"too large")
+    await write(settings, [window("patient", 1, ["i1"])])
+    assert await newest(settings, "patient") is not None
+    assert part.page("/readyz") == (200, "ok\n")
+
+
+async def test_a_worker_without_its_text_encoder_and_cache_serves_and_says_so(
+    make_settings: Callable[..., Settings], start: Start, tmp_path: Path
+) -> None:
+    made = tiny_model()
+    lost = replace(made.config, text_encoder=str(tmp_path / "no encoder"))
+    folder.save(made._replace(config=lost), tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    places = {"model": tmp_path / "model", "cache_dir": tmp_path / "file" / "cache"}
+    settings = make_settings(capacity=CAPACITY, stride=STRIDE, **places)
+    await topics.create(settings)
+    new = Item("new", title="a new thing", vector=items()[1].vector)
+    await publish_items([Item("plain", title="an ordinary shoe"), new], settings)
+    part = start("worker", settings)
+    part.wait_for("worker ready")
+    await write(settings, [window("u", 1, ["i1"])])
+    answer = await newest(settings, "u")
+    assert answer is not None
+    assert "new" in {ranked.item_id for ranked in answer.items}
+
+    async def told() -> bool:
+        """At its turn of a second."""
+        return "encoded" in part.page("/readyz")[1]
+
+    await until(told)
+    says = "ok, but the cache of text vectors can't be used; the texts of 1 items can't be encoded\n"
+    assert part.page("/readyz") == (200, says)
+    metrics = part.metrics()
+    assert metrics['stream_rec_failures_total{part="text encoder"}'] >= 1
+    assert metrics['stream_rec_failures_total{part="text cache"}'] >= 1
+    assert part.stop() == 0
+    assert part.said.count("cache of text vectors") == 1
+    assert "Traceback" not in part.said
 
 
 async def test_the_memory_is_rebuilt_after_a_restart(

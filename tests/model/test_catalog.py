@@ -1,15 +1,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from stream_rec.errors import UserError
-from stream_rec.messages import Item
-from stream_rec.model.catalog import text_vectors
+from stream_rec.messages import Item, Rejected
+from stream_rec.model.catalog import Catalog, text_vectors
 from stream_rec.model.engine import Engine
+from stream_rec.model.features import prices_of
+from stream_rec.model.folder import Model
 from stream_rec.model.lexicon import Lexicon
 from stream_rec.model.text import TextEncoder
+from tests.tiny import ITEMS, TEXT_DIM, copied, items
 
 
 def test_vectors_of_different_lengths_are_told_by_their_items(tmp_path: Path) -> None:
@@ -20,9 +24,98 @@ def test_vectors_of_different_lengths_are_told_by_their_items(tmp_path: Path) ->
 
 def test_an_event_finds_the_item_whose_id_a_tool_has_made_a_float(engine_of: Callable[..., Engine]) -> None:
     catalog = engine_of().catalog
-    news = [replace(catalog.item(1), item_id=name) for name in ("12", "1", "1.0", "v2")]
+    news = [replace(items()[0], item_id=name) for name in ("12", "1", "1.0", "v2")]
     catalog.upsert(news, catalog.read(news))
     assert catalog.ids(catalog.rows(iter(["12.0", "12", "1.0", "1", "v2.0", "13.0", "1.10"]))) == [
         *("12", "12", "1.0", "1"),
         *("?", "?", "?"),
     ]
+
+
+@pytest.fixture
+def catalog(model: Model, tmp_path: Path) -> Catalog:
+    """One whose encoder can't be had, and whose items have vectors of their own."""
+    texts = TextEncoder(str(tmp_path / "nothing"), tmp_path)
+    return Catalog(model.items, model.vectors, model.features, copied(model.alike), texts)
+
+
+def test_what_the_model_does_not_read_of_an_item_is_not_kept(catalog: Catalog) -> None:
+    item = replace(items()[3], title="another", attributes={"deep": [[[{}]]] * 50})
+    catalog.upsert([item], catalog.read([item]))
+    assert catalog.find("i3") == replace(item, attributes=None, vector=None)
+    assert catalog.news([item]) == []
+    moved = replace(item, vector=[*items()[3].vector[:-1], 9.0])
+    assert catalog.news([moved]) == [moved]
+
+
+def test_a_new_price_or_a_withdrawal_needs_neither_encoder_nor_vector(catalog: Catalog) -> None:
+    cheap = replace(items()[3], price=0.5)
+    assert not catalog.needs_encoder(cheap)
+    before = catalog.vectors[catalog.row("i3")].copy()
+    (after,) = catalog.read([cheap])
+    text = slice(catalog._features.components)
+    assert np.array_equal(before[text], after[text])
+    assert not np.array_equal(before, after)
+    assert np.allclose(
+        after,
+        catalog._features.transform(text_vectors([cheap], catalog.encoder, catalog._lexicon), prices_of([cheap])),
+        atol=1e-5,
+    )
+    catalog.withdraw(["i3", "nobody knows it"])
+    assert not catalog.available[catalog.row("i3")]
+    assert catalog.count_available() == ITEMS - 1
+    assert catalog.find("i3").title == "item 3"
+
+
+def test_an_item_without_a_vector_is_refused_where_texts_make_other_vectors(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Item("plain", title="a shoe")
+    assert catalog.needs_encoder(plain)
+    with pytest.raises(UserError, match="cannot load the text encoder"):
+        catalog.read([plain])
+    monkeypatch.setattr(catalog.encoder, "encode", lambda texts, _: np.ones((len(texts), TEXT_DIM + 1), np.float32))
+    with pytest.raises(Rejected, match="vector is missing: the model was trained on vectors of 12 numbers"):
+        catalog.read([plain])
+
+
+class Counting:
+    """Stands for a pre-trained model."""
+
+    def encode(self, texts: list[str], **_: object) -> np.ndarray:
+        return np.array([[len(text), 1.0] for text in texts])
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text("a file"), lambda path: spoilt(path)])
+def test_a_cache_that_cannot_be_used_costs_no_vector(
+    tmp_path: Path, spoil: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cache"
+    spoil(folder)
+    encoder = TextEncoder("none", folder)
+    encoder.__dict__["_model"] = Counting()
+    for _ in range(2):
+        assert encoder.encode(["a", "bb"]).tolist() == [[1, 1], [2, 1]]
+    assert encoder.cache.failing
+    assert encoder.cache.failures == 4
+    assert len(caplog.records) == 1
+    before = encoder.cache.failures
+    assert encoder.encode([]).shape == (0, 0)
+    assert encoder.cache.failures == before
+
+
+def spoilt(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "text-vectors.sqlite").write_bytes(b"no database" * 1_000)
+
+
+def test_a_cache_that_can_be_used_again_is(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    encoder = TextEncoder("none", tmp_path / "cache")
+    encoder.__dict__["_model"] = Counting()
+    encoder.encode(["a"])
+    (tmp_path / "cache").unlink()
+    encoder.encode(["a"])
+    assert not encoder.cache.failing
+    del encoder.__dict__["_model"]
+    assert encoder.encode(["a"]).tolist() == [[1, 1]]

@@ -198,7 +198,7 @@ def test_an_item_whose_vector_is_not_finite_is_left_out_and_takes_no_other_with_
         assert len(one.items) == ITEMS - 1
     assert len(spoilt.step([window("w", 2, ["new", "i5"])]).recommendations[0].items) == ITEMS - 1
     assert (spoilt.unusable_items, calm.unusable_items) == (2, 0)
-    mended = items()[5:6]
+    mended = [replace(items()[5], title="mended")]
     spoilt.upsert(mended, spoilt.read(mended))
     assert spoilt.unusable_items == 1
     assert "i5" in {ranked.item_id for ranked in spoilt.step(asked).recommendations[0].items}

@@ -10,6 +10,8 @@ from stream_rec.config import Settings
 from stream_rec.messages import Window, encode
 from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
+from stream_rec.pipeline import learning as learning_module
+from stream_rec.pipeline.granted import Topic
 from stream_rec.pipeline.learning import Learning
 from stream_rec.pipeline.recent import Recent
 from stream_rec.telemetry import WorkerMetrics
@@ -56,3 +58,50 @@ async def test_a_partition_s_own_memory_begins_anew_whoever_taught_it(engine: En
     engine.learn(window("u", 2, ["i1", "i2"]), 3)
     await learning.begin([fresh])
     assert engine.memories.evidence(3).memory is not taught
+
+
+async def test_a_window_that_cannot_be_learned_is_passed_over_and_counted(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = WorkerMetrics(CollectorRegistry())
+    learning = Learning(Settings(), metrics, engine, Recent(10), called)
+    learning.learned[TopicPartition("windows", 0)] = 0
+    learn = engine.learn
+
+    def spoil(taught: Window, number: int) -> None:
+        if taught.user_id == "bad":
+            raise OverflowError
+        learn(taught, number)
+
+    monkeypatch.setattr(engine, "learn", spoil)
+    records = [at(offset, window(user, 1, ["i1"])) for offset, user in enumerate(["a", "bad", "b"])]
+    assert await learning._learn(records) == 3
+    known = engine.memories.evidence(0).memory.known
+    assert set(known) == {"a", "b"}
+    assert metrics.failures.labels("statistics")._value.get() == 1
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_memory_that_cannot_be_saved_ends_nothing_and_is_told(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool
+) -> None:
+    metrics = WorkerMetrics(CollectorRegistry())
+    place = tmp_path / "file" if fails else tmp_path
+    (tmp_path / "file").write_text("")
+    learning = Learning(Settings(cache_dir=place), metrics, engine, Recent(10), called)
+    learning.learned[TopicPartition("windows", 0)] = 1
+
+    async def cluster(*_: object) -> str:
+        return "a cluster"
+
+    async def topic(*_: object, **__: object) -> dict[str, Topic]:
+        return {"windows": Topic(1, "an id")}
+
+    monkeypatch.setattr(learning_module, "cluster_of", cluster)
+    monkeypatch.setattr(learning_module, "describe", topic)
+    await learning.keep()
+    assert metrics.failures.labels("snapshot")._value.get() == fails
+    assert (learning.trouble is not None) == fails
+    monkeypatch.setattr(engine.memories, "pack", None)
+    await learning.keep()
+    assert learning.trouble is not None
