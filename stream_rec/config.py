@@ -132,7 +132,11 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     audit_share: float = Field(
-        0.001, ge=0, le=1, description="share of the windows that are computed in full too, and compared"
+        0.001,
+        ge=0,
+        le=1,
+        description="share of the windows that are computed in full too, and compared; of one step at most "
+        "token_budget tokens, or one window",
     )
     threads: int = Field(
         1, ge=1, le=1_024, description="CPU threads of torch; more than 1 only on a machine of its own"

@@ -349,10 +349,17 @@ class Engine:
         return self.ranker.recall(states[chosen], partial(self._ask, [taken[at] for at in chosen.tolist()]))
 
     def _audit(self, taken: Sequence[Taken], states: Tensor) -> Audit:
-        """Compares the answers of a random share of the windows with what encoding them whole gives."""
-        chosen = self._share(len(taken), self._limits.audit_share)
-        if not len(chosen):
+        """Compares the answers of a random share of the windows with what encoding them whole gives.
+
+        Of the windows that are drawn, as many as the token budget allows, at least one: what is compared costs no more
+        than a step may.
+        """
+        drawn = self._draw.permutation(self._share(len(taken), self._limits.audit_share))
+        if not len(drawn):
             return Audit()
+        longest = np.maximum.accumulate([len(taken[at].tokens) for at in drawn])  # all are padded to it
+        within = longest * np.arange(1, len(drawn) + 1) <= self._limits.token_budget
+        chosen = drawn[: max(1, int(within.sum()))]
         windows = [taken[at] for at in chosen.tolist()]
         whole = self.incremental.whole([one.tokens for one in windows])
         ours, theirs = (self.ranker.by_score(of, partial(self._ask, windows)) for of in (states[chosen], whole))

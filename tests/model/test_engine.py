@@ -20,6 +20,7 @@ from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.folder import Model
 from stream_rec.model.incremental import Work
 from stream_rec.model.text import TextEncoder
+from stream_rec.model.tokens import Tokens
 from stream_rec.window import append
 from tests.tiny import BLEND, CAPACITY, HORIZONS, ITEMS, PER_USER, STRIDE, TEXT_DIM, copied, items, window
 
@@ -474,3 +475,22 @@ def test_without_times_nothing_is_forgotten_and_live_events_are_learned(model: M
     popularity = engine.memories.evidence(0).memory.popularity
     now = popularity.sums / popularity.decay.weight(4e9)
     assert now[[1, 2, 3, *catalog.rows(["i5", "i7"])]].tolist() == [667, 667, 666, 1, 1]
+
+
+def test_an_audit_encodes_no_more_tokens_than_a_step_may(engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(audit_share=1.0, token_budget=3 * CAPACITY)
+    sizes: list[int] = []
+    whole = engine.incremental.whole
+
+    def counted(tokens: list[Tokens]) -> torch.Tensor:
+        sizes.append(len(tokens) * max(map(len, tokens)))
+        return whole(tokens)
+
+    monkeypatch.setattr(engine.incremental, "whole", counted)
+    made = log_to_windows([(user, 3 * user + n, 10) for n in range(CAPACITY) for user in range(6)])
+    found = [engine.step(made[begin : begin + 6]).audit for begin in range(0, len(made), 6)]
+    assert max(sizes) <= 3 * CAPACITY
+    assert [one.windows for one in found] == [min(6, 3 * CAPACITY // n) for n in range(1, CAPACITY + 1)]
+    assert sum(one.changed for one in found) == 0
+    engine = engine_of(audit_share=1.0, token_budget=1)
+    assert engine.step(made[-1:]).audit.windows == 1  # a window beyond the budget, as a step may have one
