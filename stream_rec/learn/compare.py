@@ -201,7 +201,10 @@ def _answers(model: "Engine", windows: Sequence[Window]) -> Iterator[list[str]]:
     left = list(windows)
     while left:
         count = model.affordable(left)
-        for answer in model.step(left[:count]).recommendations:
+        step = model.step(left[:count])
+        for error in step.failed.values():
+            raise error
+        for answer in step.recommendations:
             yield [ranked.item_id for ranked in answer.items]
         left = left[count:]
 

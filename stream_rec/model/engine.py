@@ -5,10 +5,11 @@ cached keys and values are a short cut whose answer equals that of encoding the 
 a function of the windows seen. It is not thread-safe: one thread calls it, except for `read`.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +47,10 @@ from stream_rec.model.validation import probe_windows
 PROBE_ITEMS = 32
 """Of the catalogue, in probe windows."""
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 
 class Limits(NamedTuple):
     """What a step may use."""
@@ -76,9 +81,11 @@ class Limits(NamedTuple):
 
 class Step(NamedTuple):
     recommendations: list[Recommendation]
-    """One a window, in the order of the windows."""
+    """One a window, in the order of the windows, but for those that failed."""
     floors: list[Floors]
-    """Of each window's last event, before it was learned."""
+    """Of the last event of each window that has a recommendation, before it was learned."""
+    failed: dict[int, Exception]
+    """Why windows have none, by their place among the windows."""
     work: Work
     unknown_items: int
     """Windows whose last item the catalogue doesn't know."""
@@ -88,6 +95,32 @@ class Step(NamedTuple):
     recall: Recall
     drift: dict[str, float]
     """Population stability indices of late events, by what may have drifted; none before enough was seen."""
+
+
+class Heard(NamedTuple):
+    """What the memory said of a window."""
+
+    floors: Floors
+    found: Found
+
+
+class Candidates(NamedTuple):
+    """Windows and what may be recommended to them: an answer depends on nothing else."""
+
+    taken: Sequence[Taken]
+    states: Tensor
+    """(len(taken), width)"""
+    near: Near
+    heard: Mapping[int, Heard]
+    """By the place among `taken`, of those that were learned."""
+
+
+class Answer(NamedTuple):
+    recommendation: Recommendation
+    first: float
+    """Probability of the first item."""
+    unscored: int
+    """Candidates that were left out."""
 
 
 class Engine:
@@ -107,6 +140,8 @@ class Engine:
         self._limits = limits
         self._event_types = model.config.event_types
         self._type_numbers = event_type_numbers(self._event_types)
+        self.unmeasured = 0
+        """Measurements beside the answers (audit, recall, drift) that failed."""
         self._draw = np.random.default_rng()
         self._device = device
         self._encoder = model.encoder.to(device).eval()
@@ -164,27 +199,38 @@ class Engine:
     def step(self, windows: Sequence[Window], logs: Sequence[int] | None = None) -> Step:
         """Answers each of `windows`, at least one, oldest first for each user; each also teaches the online memory.
 
-        `logs` (len(windows),) says which memory, see `Memories`: by default there is one.
+        `logs` (len(windows),) says which memory, see `Memories`: by default there is one. What raises here has taught
+        nothing; once the memory has learned, a window that can't be answered is among the `failed` ones, so that none
+        is ever answered by a memory that has learned what comes after it.
         """
         whose = [0] * len(windows) if logs is None else logs
         taken = [one._replace(log=log) for one, log in zip(self._preprocessor.take(windows), whose, strict=True)]
         tokens = [one.tokens for one in taken]
         states, work = self.incremental.encode([window.user_id for window in windows], tokens)
-        floors: list[Floors] = []
-        ranked = self.ranker.rank(states, partial(self._learn_and_ask, taken, floors))
-        if ((ranked.unscored > 0) & (ranked.scores <= BARRED).all(dim=1)).any():  # the window's fault, or the model's
-            raise ArithmeticError("the model gave no score that is a number")
-        users = self._encoder.users(states, self._last_types(taken))
-        types = torch.softmax(self._encoder.type_logits(users)[:, UNKNOWN + 1 :], dim=1)
-        interest = self._interest(users, ranked.rows)
-        unknown = sum(one.rows[-1] == UNKNOWN for one in taken)
-        named = Names(self.version, self._event_types, self.items.labels, self.catalog.ids)
-        read = [one.window for one in taken]
-        answers = recommendations(read, ranked, types, interest, named, self._limits.interests_k)
-        drift = self._drifted(taken, ranked.probabilities[:, 0])
-        unscored = int(ranked.unscored.sum())
-        audited, recall = self._audit(taken, states), self._recall(taken, states)
-        return Step(answers, floors, work, unknown, unscored, audited, recall, drift)
+        if not states.isfinite().all():
+            raise ArithmeticError("the model gave a state that is not finite")
+        near = self.ranker.nearest(states)
+        learned = self._learn_and_ask(taken, near)
+        failed = {place: one for place, one in enumerate(learned) if isinstance(one, Exception)}
+        heard = {place: one for place, one in enumerate(learned) if not isinstance(one, Exception)}
+        answers: dict[int, Answer] = {}
+        for place, outcome in self._outcomes(Candidates(taken, states, near, heard), list(heard)):
+            if isinstance(outcome, Answer):
+                answers[place] = outcome
+            else:
+                failed[place] = outcome
+        firsts = [(taken[place], answer.first) for place, answer in answers.items()]
+        return Step(
+            [answer.recommendation for answer in answers.values()],
+            [heard[place].floors for place in answers],
+            failed,
+            work,
+            sum(one.rows[-1] == UNKNOWN for one in taken),
+            sum(answer.unscored for answer in answers.values()),
+            self._beside(partial(self._audit, taken, states), Audit()),
+            self._beside(partial(self._recall, taken, states), Recall()),
+            self._beside(partial(self._drifted, firsts), {}),
+        )
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many of the leading `windows` a step can answer within the token budget: at least one."""
@@ -306,15 +352,56 @@ class Engine:
         memory = self.memories.evidence(log).memory
         memory.learn(window.user_id, window.n, window.offset, rows, times, window.arrived)
 
-    def _learn_and_ask(self, taken: Sequence[Taken], floors: list[Floors], near: Near) -> list[Found]:
-        """Window by window: an answer never depends on how windows fell into batches. Adds to `floors`."""
-        found: list[Found] = []
+    def _learn_and_ask(self, taken: Sequence[Taken], near: Near) -> list[Heard | Exception]:
+        """Window by window: an answer never depends on how windows fell into batches."""
+        heard: list[Heard | Exception] = []
         for one, rows in zip(taken, near.rows.cpu().numpy(), strict=True):
-            evidence = self.memories.evidence(one.log)
-            floors.append(evidence.memory.floors(one.rows))
-            self._learn(one.window, one.rows, one.log)
-            found.append(evidence.ask(one.rows, rows))
-        return found
+            try:
+                evidence = self.memories.evidence(one.log)
+                floors = evidence.memory.floors(one.rows)
+                self._learn(one.window, one.rows, one.log)
+                heard.append(Heard(floors, evidence.ask(one.rows, rows)))
+            except Exception as error:  # noqa: BLE001 - the windows before it are learned, and shall be answered
+                heard.append(error)
+        return heard
+
+    def _outcomes(self, candidates: Candidates, places: Sequence[int]) -> Iterator[tuple[int, Answer | Exception]]:
+        """Answers the windows at `places`; should that fail, halves of them, so that only those at fault have none."""
+        try:
+            answers: Sequence[Answer | Exception] = self._answers(candidates, places)
+        except Exception as error:  # noqa: BLE001 - it is told by the step
+            if len(places) > 1:
+                half = len(places) // 2
+                yield from self._outcomes(candidates, places[:half])
+                yield from self._outcomes(candidates, places[half:])
+                return
+            answers = [error] * len(places)
+        yield from zip(places, answers, strict=True)
+
+    def _answers(self, candidates: Candidates, places: Sequence[int]) -> list[Answer]:
+        """Learns nothing: it may be called again."""
+        where = torch.tensor(places, dtype=torch.int64, device=self._device)
+        taken = [candidates.taken[place] for place in places]
+        found = [candidates.heard[place].found for place in places]
+        ranked = self.ranker.choose(candidates.near.at(where), found)
+        if ((ranked.unscored > 0) & (ranked.scores <= BARRED).all(dim=1)).any():
+            raise ArithmeticError("the model gave no score that is a number")
+        users = self._encoder.users(candidates.states[where], self._last_types(taken))
+        types = torch.softmax(self._encoder.type_logits(users)[:, UNKNOWN + 1 :], dim=1)
+        interest = self._interest(users, ranked.rows)
+        named = Names(self.version, self._event_types, self.items.labels, self.catalog.ids)
+        read = [one.window for one in taken]
+        told = recommendations(read, ranked, types, interest, named, self._limits.interests_k)
+        return list(map(Answer, told, ranked.probabilities[:, 0].tolist(), ranked.unscored.tolist()))
+
+    def _beside(self, measure: Callable[[], T], otherwise: T) -> T:
+        """What is measured beside the answers, which do not depend on it; `otherwise` where that fails."""
+        try:
+            return measure()
+        except Exception as error:  # noqa: BLE001 - the answers are there
+            self.unmeasured += 1
+            log.warning("%s while answers were measured", type(error).__name__)
+            return otherwise
 
     def _ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:
         pairs = zip(taken, near.rows.cpu().numpy(), strict=True)
@@ -331,12 +418,12 @@ class Engine:
             return None
         return torch.sigmoid(self._encoder.interest_logits(users, self.items.outputs[rows]))
 
-    def _drifted(self, taken: Sequence[Taken], firsts: Tensor) -> dict[str, float]:
-        """The indices once the windows' last events, and the first probabilities (len(taken),), are among them."""
-        if self._drift is None:
+    def _drifted(self, firsts: Sequence[tuple[Taken, float]]) -> dict[str, float]:
+        """The indices once the windows' last events, and the first probability of each answer, are among them."""
+        if self._drift is None or not firsts:
             return {}
-        types = [one.window.events[-1].event_type for one in taken]
-        self._drift.observe([one.rows[-1] for one in taken], types, firsts.cpu().numpy())
+        types = [one.window.events[-1].event_type for one, _ in firsts]
+        self._drift.observe([one.rows[-1] for one, _ in firsts], types, np.array([first for _, first in firsts]))
         return self._drift.indices()
 
     def _share(self, count: int, share: float) -> NDArray[np.int64]:

@@ -24,6 +24,10 @@ class Near(NamedTuple):
     decoder: Callable[[Tensor, Tensor], Tensor]
     """The decoder's scores of `answers` (n,) for `rows` (n,), (n,)."""
 
+    def at(self, places: Tensor) -> "Near":
+        """What is near to the states at `places` (n,)."""
+        return Near(self.rows[places], lambda answers, rows: self.decoder(places[answers], rows))
+
 
 class Nearest(Protocol):
     """Finds what is near; `count` items, or all."""

@@ -76,16 +76,20 @@ class Ranker:
 
     def rank(self, states: Tensor, ask: Ask) -> Ranked:
         """The best items for user `states` (batch, width)."""
+        near = self.nearest(states)
+        return self.choose(near, ask(near))
+
+    def choose(self, near: Near, found: Sequence[Found]) -> Ranked:
+        """The best items among the candidates `found`, one of them for each answer."""
         choice = self._choice
-        near = self._nearest(states)
-        scored = self._score(near, ask, choice.top_k * (POOL if choice.diversity else 1))
+        scored = self._score(near, lambda _: found, choice.top_k * (POOL if choice.diversity else 1))
         if choice.diversity:
             scored = diverse(scored, self._items.outputs, choice.top_k, choice.diversity)
         return scored.ranked(choice.top_k)
 
     def weigh(self, states: Tensor, ask: Ask) -> tuple[Table, Scored]:
         """All candidates for user `states` (batch, width): the parts of their scores, and all of them by score."""
-        near = self._nearest(states)
+        near = self.nearest(states)
         table = Table.of(near, ask(near))
         return table, score(table, self._items, self.blend, len(table.rows), exclude_seen=self._choice.exclude_seen)
 
@@ -111,7 +115,8 @@ class Ranker:
         seen = self._choice.window if self._choice.exclude_seen else 0
         return max(NEAREST, 2 * self._choice.top_k) + seen
 
-    def _nearest(self, states: Tensor) -> Near:
+    def nearest(self, states: Tensor) -> Near:
+        """The decoder's candidates for user `states` (batch, width)."""
         return (self._indexed or self._everything)(states, self._near)
 
     def _score(self, near: Near, ask: Ask, pool: int) -> Scored:

@@ -32,14 +32,23 @@ class Told(NamedTuple):
     """The place of the window's last item in what each floor would have said before it, 1 for the first."""
 
 
+class Failed(NamedTuple):
+    """Why a model says nothing to a window."""
+
+    error: Exception
+
+
 class Model(Protocol):
     """What answers windows. It is called on one thread."""
 
     def affordable(self, windows: Sequence[Window]) -> int:
         """How many leading ones of `windows` make a step, at least 1."""
 
-    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told]:
-        """An answer to each of `windows`, which stand in `partitions`."""
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told | Failed]:
+        """An answer to each of `windows`, which stand in `partitions`.
+
+        What it raises comes before the model learns from any of them: they may be asked again.
+        """
 
     def forget(self, user_id: str) -> None:
         """Erases a user."""
@@ -151,18 +160,23 @@ class Answerer:
         """One step; should the model fail, halves of it, so that the one window at fault becomes a dead letter."""
         try:
             partitions = [record.partition for record, _ in waiting]
-            answers = model.step([window for _, window in waiting], partitions)
+            said = model.step([window for _, window in waiting], partitions)
         except Exception as error:  # noqa: BLE001 - one window must neither stop the stream nor vanish
             if len(waiting) > 1:
                 half = len(waiting) // 2
                 return self._compute(model, waiting[:half]) + self._compute(model, waiting[half:])
-            record = waiting[0][0]
-            frames = "".join(traceback.format_tb(error.__traceback__))  # the error's own text may hold an id
-            log.error(
-                "%s: window %s/%d is a dead letter\n%s", type(error).__name__, record.partition, record.offset, frames
-            )
-            return [self._bury(record, "internal error", type(error).__name__)._replace(failed=True)]
-        return [self._publish(record, window, told) for (record, window), told in zip(waiting, answers, strict=True)]
+            said = [Failed(error)]
+        return [
+            self._fail(record, one.error) if isinstance(one, Failed) else self._publish(record, window, one)
+            for (record, window), one in zip(waiting, said, strict=True)
+        ]
+
+    def _fail(self, record: Record, error: Exception) -> Answer:
+        frames = "".join(traceback.format_tb(error.__traceback__))  # the error's own text may hold an id
+        log.error(
+            "%s: window %s/%d is a dead letter\n%s", type(error).__name__, record.partition, record.offset, frames
+        )
+        return self._bury(record, "internal error", type(error).__name__)._replace(failed=True)
 
     def _publish(self, record: Record, window: Window, told: Told) -> Answer:
         self._live.happened(window, told.floors)

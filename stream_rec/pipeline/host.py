@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stream_rec.config import Settings
 from stream_rec.messages import Item, Window
 from stream_rec.pipeline import garbage
-from stream_rec.pipeline.answers import Told
+from stream_rec.pipeline.answers import Failed, Told
 from stream_rec.pipeline.learning import Learning
 from stream_rec.pipeline.recent import Recent
 from stream_rec.pipeline.upserts import Upserts
@@ -53,7 +53,7 @@ class Host:
         """Windows that the memory was rebuilt from, of users whom no step has met since."""
         self.learning = Learning(settings, metrics, engine, self.recent, self.call)
         self._upserts = Upserts(settings, metrics, catalogue=engine.catalog, apply=self._apply, withdraw=self._withdraw)
-        self._cache_failures = 0
+        self._cache_failures = self._unmeasured = 0
         self._following: asyncio.Task[None] | None = None
 
     @classmethod
@@ -132,7 +132,7 @@ class Host:
         """How many leading ones of `windows` make a step, at least 1."""
         return self.engine.affordable(windows)
 
-    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told]:
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told | Failed]:
         """Answers `windows`, which stand in `partitions`, and counts what that took."""
         for window in windows:
             self.recent.forget(window.user_id)
@@ -161,7 +161,10 @@ class Host:
         self._difference = max(self._difference, step.audit.largest)
         metrics.audit_difference.set(self._difference)
         metrics.audit_tolerance.set(self.engine.tolerance.difference)
-        return list(starmap(Told, zip(step.recommendations, step.floors, strict=True)))
+        metrics.failures.labels("measurement").inc(self.engine.unmeasured - self._unmeasured)
+        self._unmeasured = self.engine.unmeasured
+        told = starmap(Told, zip(step.recommendations, step.floors, strict=True))
+        return [Failed(step.failed[at]) if at in step.failed else next(told) for at in range(len(windows))]
 
     def forget(self, user_id: str) -> None:
         """Erases what is held of a user."""

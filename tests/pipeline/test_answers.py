@@ -2,14 +2,20 @@ from collections.abc import Sequence
 from itertools import starmap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
-from stream_rec.messages import Event, Window, encode, read_recommendation
+from stream_rec.messages import Event, Recommendation, Window, encode, read_recommendation
+from stream_rec.model import engine as engine_module
 from stream_rec.model import folder
+from stream_rec.model.audit import Audit
+from stream_rec.model.counters import Floors, Memory
 from stream_rec.model.engine import Engine, Limits
-from stream_rec.pipeline.answers import Answer, Answerer, Told
+from stream_rec.model.parts import Evidence, Found
+from stream_rec.model.tokens import Numbers
+from stream_rec.pipeline.answers import Answer, Answerer, Failed, Told
 from stream_rec.telemetry import WorkerMetrics
 from stream_rec.window import append
 from tests.pipeline.records import Record
@@ -24,17 +30,25 @@ class Accounts:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.steps: list[tuple[int, int]] = []
+        self.floors: list[tuple[str, Floors]] = []
         self.bad_item = ""
 
     def affordable(self, windows: Sequence[Window]) -> int:
         self._check(windows)
         return self._engine.affordable(windows)
 
-    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told]:
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told | Failed]:
         self._check(windows)
         step = self._engine.step(windows, partitions)
         self.steps.append((step.work.appended + step.work.prefilled, len(windows)))
-        return list(starmap(Told, zip(step.recommendations, step.floors, strict=True)))
+        said = starmap(Told, zip(step.recommendations, step.floors, strict=True))
+        answers = [Failed(step.failed[at]) if at in step.failed else next(said) for at in range(len(windows))]
+        self.floors += [(one.recommendation.user_id, one.floors) for one in answers if isinstance(one, Told)]
+        return answers
+
+    @property
+    def memory(self) -> Memory:
+        return self._engine.memories.evidence(0).memory
 
     def forget(self, user_id: str) -> None:
         self._engine.forget(user_id)
@@ -156,3 +170,53 @@ def test_an_erasure_tells_what_is_left_of_its_user(model: Accounts, monkeypatch:
     assert answer_all(model, log_of("abA"))[-1].reply.headers == [("held", b"nothing")]
     monkeypatch.setattr(model, "forget", lambda _: None)
     assert answer_all(model, log_of("abB"))[-1].reply.headers == [("held", b"something")]
+
+
+@pytest.mark.parametrize("fails", ["recommendations", "ask", "audit"])
+def test_what_fails_after_the_memory_has_learned_is_not_answered_by_what_it_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """The others have the answers, and the floors the places, of a run in which nothing fails."""
+    folder.save(tiny_model(), tmp_path / "model")
+    limits = Limits(STRIDE, kv_cache_bytes=1e6, audit_share=1.0)
+    records = log_of("abcab" * 4)
+    calm, spoilt = (Accounts(Engine.load(tmp_path / "model", tmp_path, limits, "cpu")) for _ in range(2))
+    want = {(answer.reply.key, seq): answer for answer, (_, seq) in with_seq(answer_all(calm, records))}
+    make, ask = engine_module.recommendations, Evidence.ask
+
+    def spoil(windows: Sequence[Window], *given: object) -> list[Recommendation]:
+        if any(window.user_id == "c" for window in windows):
+            raise ArithmeticError
+        return make(windows, *given)
+
+    def refuse(self: Evidence, rows: Sequence[int], near: Numbers) -> Found:
+        if rows == [15]:  # the first window of "c"
+            raise ArithmeticError
+        return ask(self, rows, near)
+
+    def broken(*_: object) -> Audit:
+        raise MemoryError
+
+    monkeypatch.setattr(engine_module, "recommendations", spoil if fails == "recommendations" else make)
+    monkeypatch.setattr(Evidence, "ask", refuse if fails == "ask" else ask)
+    if fails == "audit":
+        monkeypatch.setattr(engine_module.audit, "compare", broken)
+    got = answer_all(spoilt, records)
+    dead = [answer.reply for answer in got if answer.reply.topic == "dead-letter"]
+    assert [reply.key for reply in dead] == [b"c"] * {"recommendations": 4, "ask": 1, "audit": 0}[fails]
+    alive = [answer for answer in got if answer.reply.topic == "recommendations"]
+    assert len(alive) == len(records) - len(dead)
+    for answer, (_, seq) in with_seq(alive):
+        one, other = (read_recommendation(of.reply.value or b"") for of in (answer, want[answer.reply.key, seq]))
+        assert {r.item_id: r.score for r in one.items} == pytest.approx(
+            {r.item_id: r.score for r in other.items}, abs=2e-4
+        )
+    for name, table in calm.memory.state().items():
+        assert np.array_equal(table, spoilt.memory.state()[name])
+    assert [floors for key, floors in spoilt.floors if key != "c"] == [
+        floors for key, floors in calm.floors if key != "c"
+    ]
+
+
+def with_seq(answers: Sequence[Answer]) -> list[tuple[Answer, tuple[str, int]]]:
+    return list(zip(answers, told(answers), strict=True))
