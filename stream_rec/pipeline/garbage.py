@@ -1,6 +1,9 @@
 """Python's garbage collector, in a process that must not stand still."""
 
+import atexit
 import gc
+
+atexit.register(gc.unfreeze)  # else extension modules report what is frozen as leaked when the process ends
 
 
 def settle() -> None:
