@@ -133,15 +133,31 @@ class TextEncoder:
         queue = sorted(missing, key=lambda key: len(missing[key]))  # texts of like length: little padding
         for begin in range(0, len(queue), CHUNK):
             chunk = queue[begin : begin + CHUNK]
-            vectors = self._model.encode(
-                [missing[key] for key in chunk], batch_size=64, convert_to_numpy=True, show_progress_bar=False
-            ).astype(np.float32)
+            vectors = self._encoded([missing[key] for key in chunk])
             new = dict(zip(chunk, vectors, strict=True))
             found |= new
             self.cache.write(self._identity, new)
             if progress is not None:
                 progress(begin + len(chunk), len(queue))
         return np.stack([found[key] for key in keys])
+
+    def _encoded(self, texts: Sequence[str]) -> Vectors:
+        """Raises `UserError` where the encoder fails whatever it is given; else what it raises is due to `texts`."""
+
+        def encode(some: Sequence[str]) -> Vectors:
+            vectors = self._model.encode(list(some), batch_size=64, convert_to_numpy=True, show_progress_bar=False)
+            return np.asarray(vectors, np.float32)
+
+        try:
+            return encode(texts)
+        except UserError:
+            raise
+        except Exception as error:
+            try:
+                encode(["text"])
+            except Exception:  # noqa: BLE001 - the first one says more
+                raise UserError(f"the text encoder {self.name!r} fails: {type(error).__name__}") from error
+            raise
 
     @cached_property
     def _source(self) -> str:

@@ -104,6 +104,23 @@ def test_a_cache_that_cannot_be_used_costs_no_vector(
     assert encoder.cache.failures == before
 
 
+@pytest.mark.parametrize(("sick", "raised"), [("all", UserError), ("poison", ValueError)])
+def test_a_failure_of_the_encoder_is_told_from_one_of_a_text(
+    tmp_path: Path, sick: str, raised: type[Exception]
+) -> None:
+    class Failing(Counting):
+        def encode(self, texts: list[str], **given: object) -> np.ndarray:
+            if sick == "all" or sick in texts:
+                raise ValueError(texts)
+            return super().encode(texts, **given)
+
+    encoder = TextEncoder("none", tmp_path)
+    encoder.__dict__["_model"] = Failing()
+    with pytest.raises(raised) as caught:
+        encoder.encode(["a", "poison"])
+    assert raised is ValueError or "poison" not in str(caught.value)
+
+
 def spoilt(folder: Path) -> None:
     folder.mkdir()
     (folder / "text-vectors.sqlite").write_bytes(b"no database" * 1_000)
