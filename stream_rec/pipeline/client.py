@@ -200,7 +200,7 @@ class LatestRecommendations:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._reading.cancel()
-        await asyncio.wait({self._reading})
+        await asyncio.gather(self._reading, return_exceptions=True)  # what ended it before, `get` has raised
         await self._consumer.stop()
 
     def __len__(self) -> int:

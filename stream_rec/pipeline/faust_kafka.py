@@ -134,6 +134,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         held = {tp for tp in self._get_active_partitions() if not self._is_changelog_tp(tp)}
         self.pause_partitions(held)
         self._sought = asyncio.ensure_future(self._return(held, self._sought))
+        self._sought.add_done_callback(_retrieve)
         await asyncio.shield(self._sought)
 
     async def _return(self, held: set[TP], earlier: asyncio.Future[None] | None) -> None:
@@ -244,6 +245,12 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
             if committed:
                 self._committed.update(newest)
             return committed
+
+
+def _retrieve(done: asyncio.Future[None]) -> None:
+    """Keeps asyncio from logging a traceback of what fails when nobody waits for it any more."""
+    if not done.cancelled():
+        done.exception()
 
 
 class Transport(driver.Transport):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -99,6 +100,25 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         if fresh:
             await consumer.seek_to_beginning(*fresh)
         return offsets
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Commits what is still assigned; whether Kafka has taken it. Where it has not, a later commit does it.
+
+        faust logs a traceback and ends the process where Kafka is in trouble, or a partition has just moved.
+        """
+        assigned = self.assignment()
+        mine = {
+            driver.ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, "")
+            for tp, offset in offsets.items()
+            if tp in assigned
+        }
+        try:
+            if mine:
+                await self._ensure_consumer().commit(mine)
+        except KafkaError as error:
+            log.warning("a commit failed (%s) and is tried again", type(error).__name__)
+            return False
+        return True
 
     async def _commit_for(
         self, commit: Callable[[Mapping[TP, Any]], Awaitable[None]], offsets: Mapping[TP, OffsetAndMetadata]

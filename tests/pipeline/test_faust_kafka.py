@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import GroupAuthorizationFailedError
+from aiokafka.errors import CommitFailedError, GroupAuthorizationFailedError, IllegalStateError, UnknownError
 from faust.types import TP
 
 from stream_rec.pipeline import faust_kafka
@@ -171,3 +172,48 @@ async def test_a_process_that_had_to_wait_for_a_processor_logs_no_error_for_it()
     late = Late()
     await ConsumerThread._keepalive2(late)
     assert late.errors == []
+
+
+async def test_a_return_that_fails_when_partitions_have_moved_and_nobody_waits_is_no_traceback(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+
+    async def perform_seek(_: Consumer) -> None:
+        await asyncio.sleep(0.02)
+        raise IllegalStateError
+
+    monkeypatch.setattr(faust_kafka.driver.Consumer, "perform_seek", perform_seek)
+    for name in ("_get_active_partitions", "pause_partitions", "resume_partitions"):
+        monkeypatch.setattr(consumer, name, lambda *_: set())
+    consumer.app.consumer_generation_id = 3
+    consumer._sought = None
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await consumer.perform_seek()
+    consumer.app.consumer_generation_id = 4
+    await asyncio.wait({consumer._sought})
+    consumer._sought = None
+    gc.collect()
+    await asyncio.sleep(0)
+    assert told == []
+
+
+@pytest.mark.parametrize("trouble", [UnknownError, IllegalStateError, CommitFailedError])
+async def test_a_commit_that_kafka_does_not_take_is_tried_again(
+    trouble: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[dict[Any, Any]] = []
+
+    async def commit(offsets: dict[Any, Any]) -> None:
+        asked.append(offsets)
+        if len(asked) == 1:
+            raise trouble
+
+    events, moved = TP("events", 0), TP("events", 1)
+    thread = SimpleNamespace(assignment=lambda: {events}, _ensure_consumer=lambda: SimpleNamespace(commit=commit))
+    assert not await ConsumerThread._commit(thread, {events: 5, moved: 7})
+    assert await ConsumerThread._commit(thread, {events: 5, moved: 7})
+    assert [[(one.partition, place.offset) for one, place in offsets.items()] for offsets in asked] == [[(0, 5)]] * 2
+    assert [(record.levelname, record.exc_info) for record in caplog.records] == [("WARNING", None)]
