@@ -3,13 +3,15 @@
 A log is read once and only the columns that are used, into one table; ids stay text, as they stand in the file.
 """
 
+import json
 import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 import polars as pl
@@ -17,7 +19,7 @@ import polars as pl
 from stream_rec.errors import UserError
 from stream_rec.learn import ids, tables, times
 from stream_rec.learn.columns import EVENT_ROLES, ITEM_ROLES, NONE, Columns, listing, parse_columns, recognise
-from stream_rec.messages import Event, Id, Item, Label, Text
+from stream_rec.messages import Event, Id, Item, Label, Price, Rejected, Text, check_vector
 
 __all__ = (
     "Columns",
@@ -34,6 +36,8 @@ __all__ = (
 OPTIONAL = ("event_id", "price", "quantity")
 LONGEST_ID, LONGEST_LABEL, LONGEST_TEXT = (get_args(kind)[1].max_length for kind in (Id, Label, Text))
 
+LARGEST = 3.4028234663852886e38
+"""The largest number in single precision."""
 MOST_UNREADABLE = 0.9
 """Share of the rows: where more have no readable time, another column or form is meant."""
 
@@ -179,7 +183,8 @@ def read_items(path: Path, columns: Mapping[str, str] | None = None, like: str |
     for row in rows:
         row.pop(id_column, None)
     pairs = zip(named.to_list(), rows, strict=True)
-    items = [_item(item_id, row, roles) for item_id, row in pairs if item_id and len(item_id) <= LONGEST_ID]
+    items = [_item(path, item_id, row, roles) for item_id, row in pairs if item_id and len(item_id) <= LONGEST_ID]
+    _check_vectors(path, items)
     if not items:
         raise UserError(f"{path}: no row has an id in its column {id_column!r}; {listing(found)}")
     if len(items) < len(rows):
@@ -284,15 +289,49 @@ def _numbers(column: pl.Series) -> pl.Series:
     return column.cast(pl.Float64, strict=False)
 
 
-def _item(item_id: str, row: Mapping[str, Any], roles: Mapping[str, list[str]]) -> Item:
+def _item(path: Path, item_id: str, row: Mapping[str, Any], roles: Mapping[str, list[str]]) -> Item:
     left = {name: value for name, value in row.items() if _filled(value)}
     title, category, brand = (_take(left, roles[role], _words) or "" for role in ("title", "category", "brand"))
-    price = _take(left, roles["price"], _reader(Annotated[float, msgspec.Meta(ge=0)]))
-    vector = _take(left, roles["vector"], _reader(list[float]))
+    price = _take(left, roles["price"], _reader(Price))
+    vector = _take(left, roles["vector"], partial(_vector, f"{path}: item {item_id!r}"))
     available = _take(left, roles["available"], _reader(bool))
     attributes = _take(left, roles["attributes"], _reader(dict[str, Any])) or {}
     attributes |= {name: value if isinstance(value, JSON) else str(value) for name, value in left.items()}
-    return Item(item_id, title, category, brand, price, attributes or None, vector, available is not False)
+    return Item(item_id, title, category, brand, price, attributes or None, vector or None, available is not False)
+
+
+def _vector(whose: str, value: Any) -> list[float]:
+    """Raises `UserError` for a list that is none of numbers, and names the first value that is at fault."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)  # also what tools write though JSON has no such numbers: NaN, Infinity
+        except (ValueError, RecursionError):
+            raise UserError(f"{whose}: its vector {value[:60]!r} is no JSON list of numbers") from None
+    if not isinstance(value, list):
+        raise msgspec.ValidationError("no list")
+    for number in value:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise UserError(f"{whose}: its vector holds {str(number)[:60]!r}, which is no number")
+        if not -LARGEST <= number <= LARGEST:
+            raise UserError(f"{whose}: its vector holds {str(number)[:60]}, which single precision can't hold")
+    try:
+        if value:
+            check_vector(value)
+    except Rejected as rejected:
+        raise UserError(f"{whose}: {rejected}") from None
+    return [float(number) for number in value]
+
+
+def _check_vectors(path: Path, items: Sequence[Item]) -> None:
+    """Raises `UserError` where two items have vectors of different lengths."""
+    lengths = [(item.item_id, len(item.vector)) for item in items if item.vector]
+    for item_id, length in lengths:
+        first, wanted = lengths[0]
+        if length != wanted:
+            raise UserError(
+                f"{path}: item {item_id!r} has a vector of {length} numbers and item {first!r} one of {wanted}: "
+                "give each item one of the same length, or none a vector"
+            )
 
 
 def _filled(value: Any) -> bool:

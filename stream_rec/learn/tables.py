@@ -5,6 +5,7 @@ Knows no roles of columns. A column is read as the text that stands in the file,
 
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """The whole file, with the types of the values where it has some; the numbers of a csv are told from its text."""
     if _kind_of_file(path) == ".jsonl":
         with _open(path, "rb") as file:
-            return msgspec.json.Decoder(dict[str, Any]).decode_lines(file.read().removeprefix(BOM))
+            return _decoded(file.read().removeprefix(BOM))
     return pl.DataFrame([_typed(column) for column in _scan(path).collect()]).to_dicts()
 
 
@@ -148,6 +149,23 @@ def _texts(lines: bytes, columns: Sequence[str]) -> pl.DataFrame:
             for place, name in places.items()
         }
     )
+
+
+def _decoded(lines: bytes) -> list[dict[str, Any]]:
+    """Raises `MsgspecError` that names the line, and what stands there though JSON has no such number."""
+    decode = msgspec.json.Decoder(dict[str, Any])
+    try:
+        return decode.decode_lines(lines)
+    except msgspec.MsgspecError:
+        for number, line in enumerate(lines.split(b"\n"), 1):
+            try:
+                if line.strip():
+                    decode.decode(line)
+            except msgspec.MsgspecError as error:
+                odd = re.search(rb"\bNaN\b|-?\bInfinity\b", line)
+                holds = f", which holds {odd[0].decode()}: {line[:60].decode(errors='replace')}" if odd else ""
+                raise msgspec.MsgspecError(f"line {number}{holds}: {error}") from None
+        raise
 
 
 def _text(value: msgspec.Raw) -> str | None:

@@ -27,8 +27,15 @@ def text_vectors(
 ) -> Vectors:
     """What the text of each item means, and its words: two vectors of unit length in one, (len(items), text_dim).
 
-    An item's own vector stands in for the meaning. Raises `UserError` where these differ in length.
+    An item's own vector takes the place of the meaning. Raises `UserError` where these differ in length, and for one
+    whose direction single precision loses.
     """
+    for item in items:
+        try:
+            if item.vector:
+                check_vector(item.vector)
+        except Rejected as rejected:
+            raise UserError(f"item {item.item_id!r}: {rejected}") from None
     encoded = iter(encoder.encode([text_of(item) for item in items if not item.vector], progress))
     meaning = [np.array(item.vector or next(encoded), np.float32) for item in items]
     for item, vector in zip(items, meaning, strict=True):

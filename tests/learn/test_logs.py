@@ -1,5 +1,6 @@
 import gzip
 import os
+import re
 from pathlib import Path
 
 import polars as pl
@@ -358,3 +359,45 @@ def test_real_logs_need_no_option(events, items, columns, rows, dropped):
     catalogue = read_items(DATA / items, like=log.columns.item)
     assert log.frame["item"].is_in([item.item_id for item in catalogue]).mean() > 0.999
     assert sum(bool(item.title) for item in catalogue) > 0.89 * len(catalogue)
+
+
+VECTORS = {
+    "not a number": ("[NaN, 1]", "holds nan"),
+    "infinite": ("[1, -Infinity]", "holds -inf"),
+    "too large": ("[1, 1e39]", r"holds 1e\+39"),
+    "a text": ('["a", 1]', "holds 'a', which is no number"),
+    "nothing": ("[null, 1]", "holds 'None', which is no number"),
+    "all zero": ("[0, 0]", "vector has the length 0"),
+    "no list": ("[0.1 0.2]", "is no JSON list of numbers"),
+    "of another length": ("[1, 2, 3]", "has a vector of 3 numbers and item 'a' one of 2"),
+}
+
+
+@pytest.mark.parametrize(("written", "says"), VECTORS.values(), ids=VECTORS.keys())
+@pytest.mark.parametrize("name", ["i.csv", "i.tsv", "i.parquet"])
+def test_a_vector_that_cannot_be_used_is_told_with_its_item_and_value(tmp_path, name, written, says):
+    vectors = ["[0.5, 1]", written, "[2, 3]"]
+    frame = pl.DataFrame({"id": ["a", "b", "c"], "vector": vectors})
+    if name == "i.parquet":
+        frame.write_parquet(tmp_path / name)
+    else:
+        frame.write_csv(tmp_path / name, separator="\t" if name == "i.tsv" else ",")
+    error = error_of(read_items, tmp_path / name)
+    assert "item 'b'" in error
+    assert re.search(says, error)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, None])
+def test_a_list_of_a_parquet_file_is_no_better(tmp_path, value):
+    pl.DataFrame({"id": ["a", "b"], "vector": [[0.5, 1.0], [value, 1.0]]}).write_parquet(tmp_path / "i.parquet")
+    assert "item 'b': its vector holds" in error_of(read_items, tmp_path / "i.parquet")
+
+
+def test_a_number_that_json_has_not_is_told_with_its_line(tmp_path):
+    path = write(tmp_path / "i.jsonl", '{"id": "a"}\n\n{"id": "b", "vector": [NaN, 1]}\n')
+    error = error_of(read_items, path)
+    assert 'line 3, which holds NaN: {"id": "b"' in error
+
+
+def test_an_empty_vector_is_none(tmp_path):
+    assert read_items(write(tmp_path / "i.csv", "id,vector\na,[]\n")) == [Item("a")]

@@ -22,6 +22,13 @@ def test_vectors_of_different_lengths_are_told_by_their_items(tmp_path: Path) ->
         text_vectors(items, TextEncoder("none", tmp_path), Lexicon.fit(["tea", "cup"]))
 
 
+@pytest.mark.parametrize("vector", [[float("nan"), 1.0], [1e39, 1.0], [0.0, 0.0]])
+def test_a_vector_without_a_direction_is_told_by_its_item(tmp_path: Path, vector: list[float]) -> None:
+    items = [Item("tea", vector=[1.0, 2.0]), Item("cup", vector=vector)]
+    with pytest.raises(UserError, match=r"item 'cup': .*vector has the length"):
+        text_vectors(items, TextEncoder("none", tmp_path), Lexicon.fit(["tea", "cup"]))
+
+
 def test_an_event_finds_the_item_whose_id_a_tool_has_made_a_float(engine_of: Callable[..., Engine]) -> None:
     catalog = engine_of().catalog
     news = [replace(items()[0], item_id=name) for name in ("12", "1", "1.0", "v2")]
