@@ -6,6 +6,7 @@ The group keeps the place. A new one begins with the newest answer of every user
 import asyncio
 import sys
 
+from stream_rec.errors import UserError
 from stream_rec.pipeline.client import Erased, Recommendations
 
 
@@ -18,4 +19,8 @@ async def main(server: str = "127.0.0.1:9092", topic: str = "recommendations", g
                 print(answer.user_id, answer.seq, *(item.item_id for item in answer.items[:3]), flush=True)
 
 
-asyncio.run(main(*sys.argv[1:]))
+try:
+    asyncio.run(main(*sys.argv[1:4]))
+except UserError as error:  # no broker answers, or the topic does not exist
+    print(f"consumer.py: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+from stream_rec.errors import UserError
 from stream_rec.pipeline.client import LatestRecommendations
 
 
@@ -15,4 +16,8 @@ async def main(server: str = "127.0.0.1:9092", topic: str = "recommendations") -
             print(user, *(item.item_id for item in answer.items[:3]) if answer else ["-"], flush=True)
 
 
-asyncio.run(main(*sys.argv[1:]))
+try:
+    asyncio.run(main(*sys.argv[1:3]))
+except UserError as error:  # no broker answers, or the topic does not exist
+    print(f"view.py: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -20,7 +20,7 @@ from click.core import ParameterSource
 
 from stream_rec import __version__
 from stream_rec.bench.commands import bench
-from stream_rec.command import EVERYWHERE, KAFKA, Command, shown
+from stream_rec.command import EVERYWHERE, KAFKA, POSITIVE, SEED, Command, Finite, shown
 from stream_rec.console.commands import console, explain
 from stream_rec.errors import UserError
 from stream_rec.learn.commands import evaluate, train
@@ -29,6 +29,9 @@ from stream_rec.pipeline.commands import COMMANDS
 if TYPE_CHECKING:
     from stream_rec.config import Settings
     from stream_rec.learn.source import Source
+
+
+UNWRITTEN = "what is printed can't be written"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -77,10 +80,10 @@ def settings(settings: "Settings") -> None:
 @cli.command()
 @click.option("--events", type=click.Path(path_type=Path), required=True, help="file to write: .csv, .jsonl (.gz)")
 @click.option("--items", type=click.Path(path_type=Path), required=True, help="file to write: .csv, .jsonl (.gz)")
-@click.option("--count", default=60_000, show_default=True, help="events")
-@click.option("--products", default=600, show_default=True, help="products in the shop, 312 to 100,000")
-@click.option("--shoppers", default=2_000, show_default=True, help="shoppers")
-@click.option("--seed", default=0, show_default=True, help="the same seed gives the same files")
+@click.option("--count", type=POSITIVE, default=60_000, show_default=True, help="events")
+@click.option("--products", type=POSITIVE, default=600, show_default=True, help="products in the shop, 312 to 100,000")
+@click.option("--shoppers", type=POSITIVE, default=2_000, show_default=True, help="shoppers")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="the same seed gives the same files")
 def simulate(events: Path, items: Path, count: int, products: int, shoppers: int, seed: int) -> None:
     """Write the log and the catalogue of a simulated storefront."""
     from itertools import islice
@@ -103,11 +106,13 @@ def simulate(events: Path, items: Path, count: int, products: int, shoppers: int
 )
 @click.argument("events", type=click.Path(path_type=Path), required=False)
 @click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
-@click.option("--limit", type=int, help="most events to send, or to compare the answers to")
+@click.option("--limit", type=POSITIVE, help="most events to send, or to compare the answers to")
 @click.option("--json", "as_json", is_flag=True, help="the report, or the comparison, as one JSON object")
-@click.option("--after", default=0.0, show_default=True, help="share of the log to leave out at its beginning")
+@click.option(
+    "--after", type=Finite(0, 1), default=0.0, show_default=True, help="share of the log to leave out at its beginning"
+)
 @click.option("--speed", default="max", show_default=True, help="'max', or how many times faster than the log")
-@click.option("--rate", type=float, help="events a second, whatever the log's gaps; instead of --speed")
+@click.option("--rate", type=Finite(0), help="events a second, whatever the log's gaps; instead of --speed")
 @click.option("--shift", is_flag=True, help="timestamps become the moment of sending [default: the log's own]")
 @click.option("--report", is_flag=True, help="follow the answers: accuracy beside the floors, latency, what was lost")
 @click.option("--diff", is_flag=True, help="send nothing: compare what two models answer to the events")
@@ -173,11 +178,11 @@ def _refuse(context: click.Context, names: Container[str], why: str) -> None:
 
 
 @cli.command(cls=Command, settings=("retention_hours", "replication_factor", *EVERYWHERE))
-@click.option("--events-per-second", type=click.FloatRange(0, min_open=True), required=True, help="at the busiest hour")
-@click.option("--users", type=click.IntRange(1), required=True, help="users with a window")
-@click.option("--active", type=click.IntRange(1), help="users whose next event should be an append [default: a tenth]")
-@click.option("--items", type=click.IntRange(1), default=10_000, show_default=True, help="items in the catalogue")
-@click.option("--busy", type=click.FloatRange(0.1, 0.95), default=0.6, show_default=True, help="share of a core in use")
+@click.option("--events-per-second", type=Finite(0, 1e12, min_open=True), required=True, help="at the busiest hour")
+@click.option("--users", type=POSITIVE, required=True, help="users with a window")
+@click.option("--active", type=POSITIVE, help="users whose next event should be an append [default: a tenth]")
+@click.option("--items", type=POSITIVE, default=10_000, show_default=True, help="items in the catalogue")
+@click.option("--busy", type=Finite(0.1, 0.95), default=0.6, show_default=True, help="share of a core in use")
 @click.option(
     "--measured", type=click.Path(path_type=Path), help="what 'bench pipeline --json' printed on such a machine"
 )
@@ -221,7 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         if error.errno is None or error.strerror is None:  # a time-out, or what some library makes of one: a defect
             raise
-        code = _refused(f"{error.filename or 'what is printed can not be written'}: {error.strerror}")
+        code = _refused(f"{error.filename or UNWRITTEN}: {error.strerror}")
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # which click ends with exit code 1 and no word
+            raise
+        code = _refused(f"{UNWRITTEN}: {error.__context__.strerror}")
     except click.ClickException as error:
         error.show()
         code = error.exit_code

@@ -1,5 +1,6 @@
 """Commands that take settings: the options of a command that stand in `config.py`."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +14,21 @@ KAFKA = (
     *("kafka_ca_file", "kafka_cert_file", "kafka_key_file", "kafka_key_password_file", *EVERYWHERE),
 )
 """Of whoever talks to Kafka. Not the password itself: a command line is seen by every user of the machine."""
+
+
+class Finite(click.FloatRange):
+    """A number that is neither infinite nor NaN, which is in any range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+POSITIVE = click.IntRange(1)
+SEED = click.IntRange(0, (1 << 32) - 1)
+PORT = click.IntRange(0, 65_535)
 
 
 class Command(click.Command):

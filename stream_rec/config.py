@@ -5,6 +5,8 @@ file (`--config`, else `STREAM_REC_CONFIG`, else `stream-rec.toml` in the workin
 """
 
 import os
+import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +18,6 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from stream_rec.errors import UserError
@@ -28,7 +29,8 @@ PREFIX = "STREAM_REC_"
 BATCH_BYTES = 64 << 20
 """The default of `max_batch_bytes`, four times that of `max_message_bytes`, see there."""
 
-Port = Annotated[int, Field(ge=0, le=65_535)]
+HIGHEST_PORT = 65_535
+Port = Annotated[int, Field(ge=0, le=HIGHEST_PORT)]
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 
 
@@ -184,6 +186,12 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log record shown")
 
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        check_servers(value)
+        return value
+
     @field_validator("event_types", "categories", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -233,13 +241,20 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Command line, environment, then the TOML file, whose path `load` passes as `_toml`."""
+        """Command line, environment, then the TOML file, whose settings `load` passes as `_toml`."""
         given = dict(init_settings()) if isinstance(init_settings, InitSettingsSource) else {}
-        path = given.pop("_toml", None)
-        sources = [InitSettingsSource(settings_cls, given), env_settings]
-        if path is not None:
-            sources.append(TomlConfigSettingsSource(settings_cls, path))
-        return tuple(sources)
+        in_file = given.pop("_toml", {})
+        return InitSettingsSource(settings_cls, given), env_settings, InitSettingsSource(settings_cls, in_file)
+
+
+def check_servers(text: str) -> None:
+    """Raises `ValueError` for what is no list of host:port; the port may be left out."""
+    for server in text.split(","):
+        found = re.fullmatch(r"(\[[\da-fA-F:.%\w]+\]|[\w.-]+)(?::(\d+))?", server.strip())
+        if found is None:
+            raise ValueError(f"{server.strip()!r} is not of the form host:port")
+        if found[2] and not 1 <= int(found[2][:6]) <= HIGHEST_PORT:
+            raise ValueError(f"the port of {server.strip()!r} is not between 1 and {HIGHEST_PORT:,}")
 
 
 def environment_name(setting: str) -> str:
@@ -277,11 +292,22 @@ def load(config: Path | None = None, **given: Any) -> Settings:
         if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in known:
             raise UserError(f"{name} is no setting: see 'stream-rec settings' for the names")
     try:
-        return Settings(_toml=path, **{name: value for name, value in given.items() if value is not None})  # type: ignore[call-arg]
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return Settings(_toml={} if path is None else _read(path), **chosen)  # type: ignore[call-arg]
     except ValidationError as error:
         raise UserError("; ".join(_line(one) for one in error.errors())) from None
-    except ValueError as error:  # not TOML
-        raise UserError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file, also of one that begins with the mark that some editors put there."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: it is not UTF-8: save it so") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {str(error) or 'it is no TOML'}") from None
 
 
 def _line(error: Any) -> str:

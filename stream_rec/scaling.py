@@ -51,7 +51,7 @@ class Costs(NamedTuple):
     def read(cls, path: Path) -> "Costs":
         """From the last line of what the benchmark printed. Raises `UserError`."""
         try:
-            said = json.loads(path.read_text().strip().splitlines()[-1])
+            said = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
             cpu = said["cpu_s_per_1000_events"]
             return cls(
                 cpu["broker"],

@@ -34,6 +34,10 @@ class Terminal(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
+    def say(self, line: str) -> None:
+        """Prints one line, however long: a terminal wraps it, a file keeps it."""
+        self.print(printable(line), soft_wrap=True)
+
     def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str("\n".join(map(as_line, text.split("\n"))), **how)
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,27 @@ MISTAKES = {
     "a window that is none": (("explain", "--window", "noise.csv"), "noise.csv holds no window"),
     "a demo without its log": (("demo", "--events", "nowhere.csv"), "nowhere.csv"),
     "a rate of nothing": (("demo", "--rate", "0"), "--rate is 0"),
+    "a rate that is no number": (("demo", "--rate", "nan"), "nan is no finite number"),
+    "infinitely many events": (("plan", "--events-per-second", "inf", "--users", "1"), "inf is not in the range"),
+    "a negative count": (
+        ("simulate", "--events", "e.csv", "--items", "i.csv", "--count", "-1"),
+        "-1 is not in the range",
+    ),
+    "no thread": (("train", "log.csv", "--out", "m", "--threads", "0"), "0 is not in the range"),
+    "a port that is none": (("broker", "--port", "99999"), "99999 is not in the range"),
+    "a broker's port that is none": (("topics", "check", "--bootstrap-servers", "a:99999"), "the port of 'a:99999'"),
+    "a broker's place that is none": (("worker", "--bootstrap-servers", "kafka://a:1"), "is not of the form host:port"),
+    "a console's port that is none": (("console", "--port", "-1"), "setting console_port (STREAM_REC_CONSOLE_PORT)"),
+    "a folder in place of a log": (("train", "folder.csv", "--out", "m"), "no file at folder.csv"),
+    "an empty log": (("train", "empty.csv", "--out", "m"), "empty.csv"),
+    "a folder in place of settings": (("--config", "folder.csv", "settings"), "no settings file at folder.csv"),
+    "settings in another encoding": (("--config", "latin.toml", "settings"), "latin.toml: it is not UTF-8"),
+    "a place that can't be written to": (
+        ("simulate", "--events", "nowhere/e.csv", "--items", "i.csv", "--count", "1"),
+        "nowhere/e.csv",
+    ),
+    "a catalogue's column without one": (("train", "log.csv", "--out", "m", "--columns", "title=x"), "has no title"),
+    "a demo's catalogue without its log": (("demo", "--items", "log.csv"), "name it with --events"),
 }
 
 
@@ -115,12 +137,49 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
     (tmp_path / "log.csv").write_text("user,item,time\na,x,1\nb,y,2\n")
     (tmp_path / "noise.csv").write_text("some,thing\n1,2\n")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "latin.toml").write_bytes(b'model = "mod\xe8le"')
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 or lines[0].startswith("Usage:")
+
+
+def piped(*arguments: str, cwd: Path, stdout: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *arguments]
+    err = subprocess.PIPE
+    return subprocess.run(
+        command, cwd=cwd, env=environment, stdout=stdout, stderr=err, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("command", [("version",), ("settings",), ("plan", "--events-per-second=9", "--users=9")])
+def test_an_output_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path, command: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = piped(*command, cwd=tmp_path, stdout=full)
+    said = "stream-rec: what is printed can't be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = piped(*command, cwd=tmp_path, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr.count("\n"), "Broken pipe" in done.stderr) == (2, 1, True)
+
+
+def test_a_terminal_of_ascii_is_shown_what_it_can_show(tmp_path: Path) -> None:
+    done = run("settings", cwd=tmp_path, PYTHONIOENCODING="ascii", STREAM_REC_CACHE_DIR="größe\x1b[2J", COLUMNS="300")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gr\\xf6\\xdfe\\ufffd[2J" in "".join(done.stdout.split())
+    done = run("train", "größe.csv", "--out", "m", cwd=tmp_path, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_settings_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "stream-rec.toml").write_bytes(b"\xef\xbb\xbftop_k = 7\n")
+    assert "top_k                    7 " in run("settings", cwd=tmp_path, COLUMNS="200").stdout
 
 
 def test_a_busy_port_is_one_line_and_exit_code_2(tmp_path: Path, taken: int) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_rec.command import EVERYWHERE, Command
+from stream_rec.command import EVERYWHERE, POSITIVE, Command, Finite
 from stream_rec.cores import share_cores
 from stream_rec.errors import UserError
 from stream_rec.learn.commands import COLUMNS
@@ -17,14 +17,14 @@ EVENTS = click.option(
     "--events", type=click.Path(path_type=Path), help="a log with long histories [default: a simulated shop]"
 )
 ITEMS = click.option(
-    "--items", default=10_000, show_default=True, help="items in the catalogue, at least the log's own"
+    "--items", type=POSITIVE, default=10_000, show_default=True, help="items in the catalogue, at least the log's own"
 )
-RUNS = click.option("--runs", default=3, show_default=True, help="runs, of which the median counts")
-WIDTH = click.option("--width", default=128, show_default=True, help="of the decoder")
-LAYERS = click.option("--layers", default=2, show_default=True, help="of the decoder")
-USERS = click.option("--users", default=2_000, show_default=True, help="users of the simulated shop")
-AGENTS = click.option("--agents", default=1, show_default=True, help="agent processes")
-THREADS = click.option("--threads", default=1, show_default=True, help="CPU threads of torch")
+RUNS = click.option("--runs", type=POSITIVE, default=3, show_default=True, help="runs, of which the median counts")
+WIDTH = click.option("--width", type=POSITIVE, default=128, show_default=True, help="of the decoder")
+LAYERS = click.option("--layers", type=POSITIVE, default=2, show_default=True, help="of the decoder")
+USERS = click.option("--users", type=POSITIVE, default=2_000, show_default=True, help="users of the simulated shop")
+AGENTS = click.option("--agents", type=POSITIVE, default=1, show_default=True, help="agent processes")
+THREADS = click.option("--threads", type=POSITIVE, default=1, show_default=True, help="CPU threads of torch")
 JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
 
 
@@ -37,16 +37,20 @@ def bench() -> None:
 @EVENTS
 @COLUMNS
 @click.option(
-    "--capacity", type=int, help="events in the longest window; it moves by half of it [default: 128; with --base 32]"
+    "--capacity",
+    type=POSITIVE,
+    help="events in the longest window; it moves by half of it [default: 128; with --base 32]",
 )
-@click.option("--width", default=256, show_default=True, help="of the decoder")
-@click.option("--layers", type=int, help="of the decoder [default: 4; with --base all]")
-@click.option("--heads", default=4, show_default=True, help="attention heads")
-@click.option("--kv-heads", default=1, show_default=True, help="heads of the keys and values")
+@click.option("--width", type=POSITIVE, default=256, show_default=True, help="of the decoder")
+@click.option("--layers", type=POSITIVE, help="of the decoder [default: 4; with --base all]")
+@click.option("--heads", type=POSITIVE, default=4, show_default=True, help="attention heads")
+@click.option("--kv-heads", type=POSITIVE, default=1, show_default=True, help="heads of the keys and values")
 @ITEMS
-@click.option("--count", type=int, help="events to answer: the last ones of the log [default: 50000; with --base 400]")
 @click.option(
-    "--batch", type=int, help="windows in a step, and whole windows in a batch [default: 256; with --base 32]"
+    "--count", type=POSITIVE, help="events to answer: the last ones of the log [default: 50000; with --base 400]"
+)
+@click.option(
+    "--batch", type=POSITIVE, help="windows in a step, and whole windows in a batch [default: 256; with --base 32]"
 )
 @RUNS
 @THREADS
@@ -101,10 +105,10 @@ def bench_engine(
     show_default=True,
     help="items in the catalogue; may be given several times",
 )
-@click.option("--width", default=128, show_default=True, help="of the item vectors")
-@click.option("--batch", default=256, show_default=True, help="answers in a step")
+@click.option("--width", type=POSITIVE, default=128, show_default=True, help="of the item vectors")
+@click.option("--batch", type=POSITIVE, default=256, show_default=True, help="answers in a step")
 @RUNS
-@click.option("--threads", default=1, show_default=True, help="CPU threads of torch and of the index")
+@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="CPU threads of torch and of the index")
 @JSON
 def bench_catalog(as_json: bool, **given: Any) -> None:
     """Answers a second by an index of the catalogue, against scoring all of it; and how many items the index finds.
@@ -121,13 +125,27 @@ def bench_catalog(as_json: bool, **given: Any) -> None:
 @bench.command("peers")
 @EVENTS
 @COLUMNS
-@click.option("--capacity", default=128, show_default=True, help="events in the longest window; it moves by half of it")
-@click.option("--width", default=256, show_default=True, help="of every model")
-@click.option("--layers", default=4, show_default=True, help="of every model")
+@click.option(
+    "--capacity",
+    type=POSITIVE,
+    default=128,
+    show_default=True,
+    help="events in the longest window; it moves by half of it",
+)
+@click.option("--width", type=POSITIVE, default=256, show_default=True, help="of every model")
+@click.option("--layers", type=POSITIVE, default=4, show_default=True, help="of every model")
 @ITEMS
-@click.option("--count", default=50_000, show_default=True, help="events that the engine answers: the log's last ones")
-@click.option("--sample", default=1_500, show_default=True, help="of their windows, those that the peers answer")
-@click.option("--batch", default=256, show_default=True, help="windows in a step, and in a peer's batch")
+@click.option(
+    "--count",
+    type=POSITIVE,
+    default=50_000,
+    show_default=True,
+    help="events that the engine answers: the log's last ones",
+)
+@click.option(
+    "--sample", type=POSITIVE, default=1_500, show_default=True, help="of their windows, those that the peers answer"
+)
+@click.option("--batch", type=POSITIVE, default=256, show_default=True, help="windows in a step, and in a peer's batch")
 @RUNS
 @THREADS
 @JSON
@@ -156,8 +174,10 @@ def bench_peers(events: Path | None, columns: str, count: int, as_json: bool, **
 @ITEMS
 @USERS
 @AGENTS
-@click.option("--count", default=15_000, show_default=True, help="events in a run")
-@click.option("--runs", default=3, show_default=True, help="runs at each load, of which the median counts")
+@click.option("--count", type=POSITIVE, default=15_000, show_default=True, help="events in a run")
+@click.option(
+    "--runs", type=POSITIVE, default=3, show_default=True, help="runs at each load, of which the median counts"
+)
 @JSON
 def bench_pipeline(
     settings: "Settings", events: Path | None, columns: str, count: int, as_json: bool, **given: Any
@@ -185,8 +205,10 @@ def bench_pipeline(
     "--events", type=click.Path(path_type=Path), help="a log, its end fed over and over [default: a simulated shop]"
 )
 @COLUMNS
-@click.option("--rate", type=float, required=True, help="events a second: three times what 'bench pipeline' says, say")
-@click.option("--seconds", default=600.0, show_default=True, help="for how long")
+@click.option(
+    "--rate", type=Finite(0), required=True, help="events a second: three times what 'bench pipeline' says, say"
+)
+@click.option("--seconds", type=Finite(0), default=600.0, show_default=True, help="for how long")
 @WIDTH
 @LAYERS
 @ITEMS
@@ -208,8 +230,14 @@ def bench_overload(settings: "Settings", events: Path | None, columns: str, as_j
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("events", type=click.Path(path_type=Path))
 @COLUMNS
-@click.option("--answers", default=4_096, show_default=True, help="in a run")
-@click.option("--sample", default=256, show_default=True, help="answers that are also made from the whole catalogue")
+@click.option("--answers", type=POSITIVE, default=4_096, show_default=True, help="in a run")
+@click.option(
+    "--sample",
+    type=POSITIVE,
+    default=256,
+    show_default=True,
+    help="answers that are also made from the whole catalogue",
+)
 @RUNS
 @THREADS
 @JSON

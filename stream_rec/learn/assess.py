@@ -13,7 +13,7 @@ from stream_rec.learn import ids, logs
 from stream_rec.learn.metrics import QUALITIES, qualities
 from stream_rec.learn.progress import bars
 from stream_rec.learn.protocol import Protocol
-from stream_rec.terminal import Terminal, print_json, printable
+from stream_rec.terminal import Terminal, print_json
 
 CHOICES = {"auto": None, "filter": True, "keep": False, "yes": True, "no": False}
 SHOWN = ("hr_at_10", "ndcg_at_10", "mrr")
@@ -50,7 +50,7 @@ def run(settings: Settings, plan: Plan) -> int:
     device = devices.find(settings.device)
     log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
     for note in (*logs.losses(log, str(plan.events)), f"{plan.events}: {log.period}"):
-        console.print(printable(note))
+        console.say(note)
     how = evaluation.Plan(plan.protocol, settings.stride, CHOICES[plan.seen], CHOICES[plan.baskets], plan.after)
     found: list[dict[str, Any]] = []
     for path in plan.models:
@@ -61,7 +61,7 @@ def run(settings: Settings, plan: Plan) -> int:
         known = [item.item_id for item in model.items]
         frame = log.frame.with_columns(ids.joined(log.frame["item"], known))
         for line in ids.coverage(frame["item"], known):
-            console.print(printable(f"{path}: {line}"))
+            console.say(f"{path}: {line}")
         texts = TextEncoder(model.config.text_encoder, settings.cache_dir, str(device))
         with bars(console, stay=False, before=f"{path.name}: ") as progress:
             found.append(evaluation.run(model, frame, how, texts, progress, device))

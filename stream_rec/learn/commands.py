@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_rec.command import EVERYWHERE, KAFKA, Command
+from stream_rec.command import EVERYWHERE, KAFKA, POSITIVE, SEED, Command, Finite
 from stream_rec.cores import share_cores
 from stream_rec.learn.heap import keep_freed
 
@@ -25,7 +25,7 @@ PROTOCOL = click.option(
     show_default=True,
     help="what is held out: the last part of the log, learned from as it passes or not; or each user's last event",
 )
-THREADS = click.option("--threads", type=int, help="CPU threads [default: all cores]")
+THREADS = click.option("--threads", type=POSITIVE, help="CPU threads [default: all cores]")
 
 
 @click.command(
@@ -59,7 +59,7 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
     help="passes over the log [default: 12, or 20 of a log of 300,000 events or more; with --continue a third]",
 )
 @click.option("--width", type=int, help="of the decoder; a pre-trained one brings its own [default: 128]")
-@click.option("--layers", type=int, help="of the decoder [default: 2; of a pre-trained one all]")
+@click.option("--layers", type=POSITIVE, help="of the decoder [default: 2; of a pre-trained one all]")
 @click.option("--base", help="pre-trained causal language model: a name, a folder or a .gguf file [default: none]")
 @click.option(
     "--tune",
@@ -79,7 +79,7 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
     show_default=True,
     help="an event in words; may hold {event}, {title}, {category}, {brand}, {price}",
 )
-@click.option("--event-tokens", default=16, show_default=True, help="most tokens of an event in words")
+@click.option("--event-tokens", type=POSITIVE, default=16, show_default=True, help="most tokens of an event in words")
 @click.option(
     "--learning-rate",
     type=float,
@@ -92,7 +92,7 @@ THREADS = click.option("--threads", type=int, help="CPU threads [default: all co
     "--weights", default="", help="what event types count in the decoder's loss: view=1,purchase=4 [default: 1]"
 )
 @PROTOCOL
-@click.option("--seed", default=0, show_default=True, help="the same seed and data give the same model")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="the same seed and data give the same model")
 @click.option(
     "--seeds", type=int, metavar="N", help="train N models, from --seed on, into seed-0, seed-1, ... in --out"
 )
@@ -135,7 +135,13 @@ def train(read_topic: Any, /, settings: "Settings", **given: Any) -> int:
 @click.argument("events", type=click.Path(path_type=Path))
 @PROTOCOL
 @COLUMNS
-@click.option("--after", default=0.0, show_default=True, help="predict only what comes after this share of the log")
+@click.option(
+    "--after",
+    type=Finite(0, 1),
+    default=0.0,
+    show_default=True,
+    help="predict only what comes after this share of the log",
+)
 @click.option(
     "--seen",
     type=click.Choice(["auto", "filter", "keep"]),

@@ -62,7 +62,7 @@ def run(settings: Settings, plan: Plan, read_topic: ReadTopic, load: Load) -> No
     console = Terminal(stderr=True)
     source = _read(plan, period, read_topic, console)
     for note in source.notes:
-        console.print(note, highlight=False)
+        console.say(note)
     with console.status("loading the models"):
         first, second = (_opened(settings, path, source.items, load) for path in plan.models)
     told = _compare(settings, plan, source, period.since, (first, second), console)

@@ -64,7 +64,7 @@ def _read(chosen: Plan, read_topic: ReadTopic, console: Terminal) -> Source:
     if chosen.continues is not None and not source.log.has_time:
         raise UserError(f"{source.about}: it has no times, and --continue goes by them")
     for note in source.notes:
-        console.print(note, highlight=False)
+        console.say(note)
     return source
 
 

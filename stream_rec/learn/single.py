@@ -58,7 +58,7 @@ def train_one(given: Given, chosen: Plan, config: TrainConfig) -> Trained:
         continues=f"model `{given.before.version}`" if given.before is not None else "",
         plot=plot.draw(measured, out),
     )
-    (out / "README.md").write_text(card(model, measured, trained.tune, chosen.protocol, origin))
+    (out / "README.md").write_text(card(model, measured, trained.tune, chosen.protocol, origin), encoding="utf-8")
     checkpoints.remove()
     return trained._replace(model=model)
 

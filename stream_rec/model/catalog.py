@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from stream_rec.errors import UserError
-from stream_rec.messages import Item, Rejected, without_fraction
+from stream_rec.messages import Item, Rejected, check_vector, without_fraction
 from stream_rec.model.features import ItemFeatures, Vectors, prices_of, unit
 from stream_rec.model.lexicon import Lexicon
 from stream_rec.model.likeness import Alike, by_direction, by_words, replaced

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_rec.command import EVERYWHERE, KAFKA, Command, shown
+from stream_rec.command import EVERYWHERE, KAFKA, PORT, POSITIVE, SEED, Command, Finite, shown
 from stream_rec.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,11 +21,13 @@ TOPICS = ("events_topic", "windows_topic", "items_topic", "recommendations_topic
 )
 @click.option("--items", type=click.Path(path_type=Path), help="the log's catalogue")
 @click.option("--columns", default="", help="the files' columns, such as user=customer,time=when,title=name")
-@click.option("--first", default=0.8, show_default=True, help="share of the log to train on; the rest is fed")
-@click.option("--seconds", type=float, help="how long to feed, seconds [default: until Ctrl-C or the log's end]")
-@click.option("--rate", default=100.0, show_default=True, help="events a second")
-@click.option("--epochs", default=8, show_default=True, help="passes over the training log")
-@click.option("--seed", default=0, show_default=True, help="of the simulated shop and the training")
+@click.option(
+    "--first", type=Finite(0, 1), default=0.8, show_default=True, help="share of the log to train on; the rest is fed"
+)
+@click.option("--seconds", type=Finite(0), help="how long to feed, seconds [default: until Ctrl-C or the log's end]")
+@click.option("--rate", type=Finite(0), default=100.0, show_default=True, help="events a second")
+@click.option("--epochs", type=POSITIVE, default=8, show_default=True, help="passes over the training log")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="of the simulated shop and the training")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
 def demo(settings: "Settings", as_json: bool, **given: Any) -> int:
     """Run everything on this machine: broker, training, agents, worker, live events, a live table.
@@ -39,8 +41,8 @@ def demo(settings: "Settings", as_json: bool, **given: Any) -> int:
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="folder to keep topics in [default: a temporary one]")
-@click.option("--port", default=9092, show_default=True, help="port on 127.0.0.1; 0 takes any free one")
-@click.option("--heap-mb", default=512, show_default=True, help="Java's heap, MiB")
+@click.option("--port", type=PORT, default=9092, show_default=True, help="port on 127.0.0.1; 0 takes any free one")
+@click.option("--heap-mb", type=click.IntRange(64), default=512, show_default=True, help="Java's heap, MiB")
 def broker(data: Path | None, port: int, heap_mb: int) -> int:
     """Run a real Apache Kafka (KRaft, one node) in the foreground until Ctrl-C.
 
@@ -196,7 +198,11 @@ def pseudonym(settings: "Settings", user: str) -> None:
     "--wait", is_flag=True, help="until it is done, and print a receipt as JSON: what was checked, what remains"
 )
 @click.option(
-    "--timeout", default=60.0, show_default=True, help="longest wait for the agents, and for the worker, seconds"
+    "--timeout",
+    type=Finite(0),
+    default=60.0,
+    show_default=True,
+    help="longest wait for the agents, and for the worker, seconds",
 )
 def forget(settings: "Settings", user: str, wait: bool, timeout: float) -> int:
     """Erase USER: window, recommendation, cached keys and values, in order with the user's other events.

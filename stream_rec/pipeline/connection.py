@@ -19,7 +19,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 
-from stream_rec.config import Settings, environment_name
+from stream_rec.config import Settings, check_servers, environment_name
 from stream_rec.errors import NoBrokerError, UserError
 from stream_rec.pipeline.aiokafka_compat import correct, create_conn
 
@@ -103,6 +103,7 @@ async def connect(access: Access, timeout_s: float = 5) -> AsyncIterator[AIOKafk
     """
     access = {**access, "request_timeout_ms": int(1_000 * timeout_s)}
     try:
+        check_servers(access["bootstrap_servers"])
         admin = AIOKafkaAdminClient(**access)
     except ValueError:
         raise _no_list(access) from None

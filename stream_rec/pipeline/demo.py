@@ -32,7 +32,7 @@ from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.follow import Follower, following
 from stream_rec.pipeline.processes import Processes
 from stream_rec.pipeline.publish import publish_items
-from stream_rec.terminal import Terminal, print_json, printable
+from stream_rec.terminal import Terminal, print_json
 
 SIMULATED_EVENTS = 40_000
 """Of the storefront, to train on; what comes after them is fed live."""
@@ -117,7 +117,7 @@ def _simulated(plan: Plan, home: Path) -> Shop:
 def _logged(plan: Plan, events: Path, console: Terminal) -> Shop:
     source = from_files(events, plan.items, plan.columns, Period())
     for note in source.notes:
-        console.print(printable(note))
+        console.say(note)
     log, items = source.log, source.items
     past, live = logs.split(log, plan.first)
     training = [str(events), "--first", str(plan.first), "--columns", plan.columns]

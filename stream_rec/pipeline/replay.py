@@ -22,7 +22,7 @@ from stream_rec.pipeline.follow import following
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.history import read_catalogue
 from stream_rec.pipeline.rights import on
-from stream_rec.terminal import Terminal, print_json, printable
+from stream_rec.terminal import Terminal, print_json
 
 QUIET_S = 30.0
 """After the last event: how long nothing may be answered before the rest counts as lost, seconds."""
@@ -56,7 +56,7 @@ def run(settings: Settings, log: Log, plan: Plan) -> None:
     stamp = now if plan.shift else keep
     console = Terminal(stderr=True)
     for note in (*logs.losses(log, "the log"), log.period, *asyncio.run(_coverage(settings, log))):
-        console.print(printable(note))
+        console.say(note)
     fed, summary = asyncio.run(_interruptible(settings, logs.to_events(log), count, floors, pace, stamp))
     if summary is None:
         console.print(f"{fed.events:,} events sent in {fed.seconds:.1f} s", highlight=False)

@@ -100,6 +100,19 @@ async def test_python(settings: Settings, run: Callable[..., Awaitable[Example]]
     assert [await view.ask(user) for user in "uvw"] == ["u tea pot cup", "v -", "w -"]
 
 
+@pytest.mark.parametrize("name", ["consumer.py", "view.py"])
+@pytest.mark.parametrize("topic", ["no-such-topic", None])
+async def test_a_topic_or_a_broker_that_is_missing_is_one_line(
+    settings: Settings, name: str, topic: str | None
+) -> None:
+    where = ("127.0.0.1:99999",) if topic is None else (settings.bootstrap_servers, topic)
+    command = (sys.executable, EXAMPLES / name, *where)
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"{name}: ")
+    assert (topic or "127.0.0.1:99999") in done.stderr
+
+
 async def test_shell(settings: Settings, run: Callable[..., Awaitable[Example]], tmp_path: Path) -> None:
     tool = tmp_path / "kafka-console-consumer.sh"  # a stand-in for the script of Kafka's distribution; the rest is real
     command = java_command("org.apache.kafka.tools.consumer.ConsoleConsumer", artifact=CONSOLE)
