@@ -146,10 +146,15 @@ class Recommendation(Struct, frozen=True, gc=False):
 
 
 class TombstoneHeaders(Struct, frozen=True, omit_defaults=True):
-    """Headers of a record without a value in topic `recommendations`: its user was erased."""
+    """Headers of a record without a value in topic `windows` or `recommendations`: its user was erased."""
 
     held: Literal["nothing", "something"] | None = None
-    """What the worker found of the user in itself after it had erased them. Absent in tombstones by others."""
+    """In `recommendations`: what the worker found of the user in itself after it had erased them. Absent in tombstones
+    by others."""
+    offset: Digits | None = None
+    """In `windows`: offset, in the events topic's partition, of the event that asked for the erasure."""
+    topic_id: str | None = None
+    """In `windows`: Kafka's id of that events topic."""
 
 
 class DeadLetterHeaders(Struct, frozen=True, omit_defaults=True):
@@ -204,23 +209,6 @@ def as_headers(told: TombstoneHeaders | DeadLetterHeaders) -> list[tuple[str, by
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What reading raises for bytes that are no such message."""
-
-
-class _Kind(Struct):
-    event_type: str = ""
-
-
-_kind = msgspec.json.Decoder(_Kind)
-
-
-def asks_erasure(value: bytes | None) -> bool:
-    """Whether an event would erase its user if it is acceptable. Costs little where it would not."""
-    if not value or (b"erase" not in value and b"\\" not in value):  # an escaped letter is a backslash
-        return False
-    try:
-        return _kind.decode(value).event_type == ERASE
-    except UNREADABLE:
-        return False
 
 
 def event_in(key: bytes | None, value: bytes | None, name: Callable[[str], str] = str) -> Event | None:

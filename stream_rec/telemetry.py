@@ -32,6 +32,12 @@ class AgentMetrics:
         self.lag = Gauge(
             "stream_rec_agent_lag_events", "Events waiting in an assigned partition", ["partition"], registry=registry
         )
+        self.held_up = Gauge(
+            "stream_rec_agent_held_up_seconds",
+            "For how long an open transaction has kept the events behind it from being read",
+            ["partition"],
+            registry=registry,
+        )
         self.seconds = Histogram(
             "stream_rec_agent_seconds",
             "From Kafka's timestamp of an event to its window being handed to the producer",

@@ -14,7 +14,6 @@ from stream_rec.messages import (
     RankedItem,
     Recommendation,
     Rejected,
-    asks_erasure,
     check_vector,
     encode,
     read_event,
@@ -139,18 +138,6 @@ class OldItem(msgspec.Struct, frozen=True):
 class OldRecommendation(msgspec.Struct, frozen=True):
     user_id: str
     items: tuple[OldItem, ...]
-
-
-@given(st.binary(max_size=40) | st.builds(encode, json_values))
-def test_any_bytes_ask_for_an_erasure_or_not(value: bytes) -> None:
-    asks_erasure(value)
-
-
-def test_an_erasure_is_known_however_it_is_written() -> None:
-    assert asks_erasure(encode(Event("u", ERASE, NOW)))
-    assert asks_erasure(b'{"event_type":"\\u0065rase"}')
-    assert not asks_erasure(encode(Event("u", "view", NOW, ERASE)))
-    assert not asks_erasure(None)
 
 
 @pytest.mark.parametrize("interest", [None, 0.25])

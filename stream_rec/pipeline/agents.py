@@ -1,8 +1,8 @@
 """The agents: events in, each user's window out, in a faust table whose changelog is the `windows` topic.
 
 Delivery is at least once, and what comes of it exactly once. A window carries the offset of the event applied last, so
-that an event read again changes nothing; before an erasure, which leaves no window to tell, everything is committed;
-and whoever takes a partition over looks up which of its events are dead letters already. Whether an event is acceptable
+that an event read again changes nothing; and whoever takes a partition over looks up which of its events are dead
+letters already, or stand before an erasure, which leaves no window to tell. Whether an event is acceptable
 depends on the log alone (on Kafka's timestamp of it, not on today's clock): the same log gives the same windows and
 dead letters, whatever crashed in between.
 """
@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,17 +31,18 @@ from stream_rec.pipeline import (
     faust_memory,
     faust_producer,
     faust_queues,
+    faust_table,
     faust_thread,
     garbage,
     rights,
     topics,
 )
 from stream_rec.pipeline.batches import Unreadable
-from stream_rec.pipeline.buried import buried
+from stream_rec.pipeline.buried import done
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import Topic, describe
 from stream_rec.pipeline.keeper import Keeper
-from stream_rec.pipeline.lag import Lag
+from stream_rec.pipeline.lag import HeldUp, Lag
 from stream_rec.pipeline.patience import patiently
 from stream_rec.pipeline.scratch import own_folder
 from stream_rec.pipeline.topic_guard import TopicGuard, state_of
@@ -68,6 +70,7 @@ def build(
     app.topic_guard = TopicGuard(access(settings), topics, health)
     app.max_batch_bytes = settings.max_batch_bytes
     events = topics[settings.events_topic]
+    app.events_topic_id = events.id
     app.committed_for = state_of(events, topics[settings.windows_topic])
     app.flow_control = faust_queues.FlowControl()
     app.tables._changelog_queue = faust_queues.ChangelogQueue(
@@ -104,20 +107,16 @@ def build(
 
     async def take(stream: Any) -> None:
         app.producer.table, app.producer.decide_anew = table, decide_anew
-        done, left = app.consumer.done, app.consumer.left
+        done = app.consumer.done
         try:
             async for event in stream.events():
                 await app.producer.room()
                 message = event.message
                 unread = message.record if isinstance(message, faust_kafka.NoEvent) else None
-                if unread is None and message.tp not in left and keeper.erases(message):
-                    await app.consumer.settle(message.tp)
-                if message.tp in left:  # it will be read again
-                    continue
-                if unread is None:
-                    keeper.take(message)
-                elif isinstance(unread, Unreadable):
+                if isinstance(unread, Unreadable):
                     keeper.refuse(message, unread.reason, unread.error)
+                elif unread is None:
+                    keeper.take(message)
                 done[message.tp] = message.offset + 1
         except Exception as error:
             await app.crash(error)
@@ -128,10 +127,10 @@ def build(
         while not app.should_stop:
             await app.producer.confirmed()  # dead letters of this process's own may be on their way
             try:
-                keeper.recall(await buried(settings, mine, app.committed_for))
+                keeper.recall(await done(settings, mine, app.committed_for, events.id))
                 break
             except (KafkaError, UserError) as error:
-                log.warning("the dead letters can't be read (%s): trying again", type(error).__name__)
+                log.warning("what is done already can't be read (%s): trying again", type(error).__name__)
                 await asyncio.sleep(RETRY_S)
         metrics.users.set(len(table.data))
         garbage.settle()
@@ -141,9 +140,10 @@ def build(
     async def moving(*_: Any, **__: Any) -> None:
         health.hindrances.add(MOVING)
 
-    lag = Lag(metrics.lag, health)
+    lag, held_up = Lag(metrics.lag, health), HeldUp(metrics.held_up)
 
     async def measure() -> None:
+        held_up.show(app.consumer.readable(settings.events_topic), time.monotonic())
         await lag.measure(app.consumer.waiting(settings.events_topic))
 
     app.agent(app.topic(settings.events_topic, **raw), name="windows", concurrency=1)(take)
@@ -270,6 +270,7 @@ def _app(settings: Settings, folder: Path) -> faust.App:
         topic_allow_declare=False,  # 'stream-rec topics create' knows the right settings
         topic_disable_leader=True,
         web_enabled=False,
+        Table=faust_table.Table,
     )
 
 
@@ -281,7 +282,7 @@ def _log(level: str) -> None:
     for name in (
         "faust",
         "mode",
-        *(module.__name__ for module in (faust_kafka, faust_memory, faust_producer, faust_thread)),
+        *(module.__name__ for module in (faust_kafka, faust_memory, faust_producer, faust_table, faust_thread)),
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("faust.topics").setLevel(logging.CRITICAL)  # it would log a refused record, key and all

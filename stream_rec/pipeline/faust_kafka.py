@@ -47,6 +47,7 @@ from stream_rec.pipeline.connection import Access
 from stream_rec.pipeline.consumer import log_skipped
 from stream_rec.pipeline.faust_producer import Producer
 from stream_rec.pipeline.faust_thread import SESSION_S, ConsumerThread
+from stream_rec.pipeline.lag import Readable
 
 SCHEME = "exact"
 FRESH = 0.75
@@ -96,8 +97,6 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._committed: dict[TP, int] = {}
         """What of it Kafka has confirmed."""
         self._committing = asyncio.Lock()
-        self.left: set[TP] = set()
-        """Partitions of which an event was left undone: no more of them is done until they are assigned anew."""
         self._sought: asyncio.Future[None] | None = None
         """The last return to what is committed, done or not."""
 
@@ -123,7 +122,6 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         self._thread.counted_at = time.monotonic()
-        self.left.clear()
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def perform_seek(self) -> None:
@@ -185,24 +183,21 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """Whether the group's last answer is so young that no partition of this process can have a new owner."""
         return bool(time.monotonic() - self._thread.counted_at < FRESH * SESSION_S)
 
-    async def settle(self, tp: TP) -> None:
-        """Returns when all that is done of `tp` is committed: whoever comes next reads none of it again.
-
-        Where that can't be, because the partition moves or the group has given this process up, `tp` is left.
-        """
-        done = self.done.get(tp)
-        while done is not None and self._committed.get(tp) != done:
-            if self.done.get(tp) != done or not await self.counted():
-                self.left.add(tp)
-                return
-            if not await self._commit({tp: done}):
-                await asyncio.sleep(0.05)
-
     async def waiting(self, topic: str) -> dict[int, int]:
         """Events not done yet, in each assigned partition of `topic`."""
         assigned = [tp for tp in self.assignment() if tp.topic == topic]
         ends = await self.highwaters(*assigned)
         return {tp.partition: max(0, ends[tp] - (self.done.get(tp) or await self.position(tp) or 0)) for tp in assigned}
+
+    def readable(self, topic: str) -> dict[int, Readable]:
+        """How far each assigned partition of `topic` could be read when it was last fetched from."""
+        assigned = self._thread._ensure_consumer()._subscription.subscription.assignment
+        states = {tp.partition: assigned.state_value(tp) for tp in assigned.tps if tp.topic == topic}
+        return {
+            partition: Readable(state.lso, state.highwater)
+            for partition, state in states.items()
+            if state.highwater is not None and state.lso is not None
+        }
 
     async def wait_first(self, *waits: Any, **options: Any) -> Any:
         """The same; but a message is handed over at once where no queue is full, without a task for each of `waits`."""
@@ -236,7 +231,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         """Gaps do not matter: `done` is no guess."""
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        """One after the other, and never back: the commit before an erasure must not be overtaken by an older one."""
+        """One after the other, and never back: an older commit that comes late must not have events read again."""
         if not await self.app.producer.confirmed():
             return False
         async with self._committing:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Set
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from msgspec import structs
@@ -13,6 +13,7 @@ from stream_rec import messages, window
 from stream_rec.config import Settings
 from stream_rec.messages import ERASE, UNREADABLE, Rejected, Window
 from stream_rec.pipeline import dead_letters
+from stream_rec.pipeline.buried import Done
 from stream_rec.pipeline.dead_letters import Place
 from stream_rec.pipeline.topics import ENVELOPE, Room
 from stream_rec.pseudonyms import Naming
@@ -53,19 +54,15 @@ class Keeper:
         self._topic_id = topic_id
         self._event_types = frozenset(settings.event_types)
         self._buried: set[Place] = set()
+        self._erased: Mapping[tuple[int, bytes], int] = {}
         self._continued: set[int] = set()
         """Partitions with a window from an events topic that is no more."""
         self.room = Room(settings.max_message_bytes, settings.max_message_bytes)
 
-    def recall(self, buried: Set[Place]) -> None:
-        """Events that are dead letters although their agent did not come to commit them."""
-        self._buried |= buried
-
-    def erases(self, message: Any) -> bool:
-        """Whether a record asks for the erasure of a window that is there."""
-        if not message.key or not messages.asks_erasure(message.value):
-            return False
-        return self._table.get(self._name(message.key.decode(errors="replace")).encode()) is not None
+    def recall(self, done: Done) -> None:
+        """What is done already of the events that come next, although their agent did not come to commit them."""
+        self._buried |= done.buried
+        self._erased = done.erased
 
     def take(self, message: Any) -> None:
         """Applies a record of the events topic (a faust `Message`), or makes it a dead letter.
@@ -103,7 +100,7 @@ class Keeper:
             raise Rejected("reserved key")
         held = self._table.get(key)
         before = None if held is None else self._read(held, message, event.user_id)
-        if before is not None and message.offset <= before.offset and self._same_topic(before, message):
+        if message.offset <= self._applied(before, key, message):
             return None
         if event.event_type == ERASE:
             return Change(key, ERASE, None, 0 if held is None else -1)
@@ -130,6 +127,12 @@ class Keeper:
         self._metrics.unreadable.inc()
         log.warning("the window before %s can't be read: its user starts anew", _place(message))
         return None
+
+    def _applied(self, before: Window | None, key: bytes, message: Any) -> int:
+        """The offset of the user's event that was applied last, -1 for none that is known."""
+        if before is None:
+            return self._erased.get((message.partition, key), -1)
+        return before.offset if self._same_topic(before, message) else -1
 
     def _same_topic(self, before: Window, message: Any) -> bool:
         """Whether the window's last event was in the topic that is read now: a window of version 1 does not say.

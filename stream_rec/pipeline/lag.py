@@ -1,8 +1,9 @@
-"""How far a process is behind, and whether Kafka answers."""
+"""How far a process is behind, what holds it up, and whether Kafka answers."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
+from typing import NamedTuple
 
 from aiokafka.errors import IllegalStateError, KafkaError
 from prometheus_client import Gauge
@@ -44,3 +45,36 @@ class Lag:
         for partition, records in waiting.items():
             self._gauge.labels(str(partition)).set(records)
         self._shown = set(waiting)
+
+
+class Readable(NamedTuple):
+    """How far a partition can be read."""
+
+    stable: int
+    """Before the first record of the oldest open transaction, or the end."""
+    end: int
+
+
+class HeldUp:
+    """The gauge of how long an open transaction has kept the records behind it from being read, by partition.
+
+    Its producer may be another than that of those records. Kafka ends it after the time-out that its producer asked
+    for, one minute unless it asked for more.
+    """
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+        self._since: dict[int, tuple[int, float]] = {}
+
+    def show(self, partitions: Mapping[int, Readable], now: float) -> None:
+        """`now` in seconds, of a clock that does not go back."""
+        held = {partition: read.stable for partition, read in partitions.items() if read.stable < read.end}
+        before = self._since
+        self._since = {
+            partition: before[partition] if before.get(partition, (None,))[0] == stable else (stable, now)
+            for partition, stable in held.items()
+        }
+        self._gauge.clear()
+        for partition in partitions:
+            since = self._since[partition][1] if partition in held else now
+            self._gauge.labels(str(partition)).set(now - since)

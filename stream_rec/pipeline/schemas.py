@@ -115,7 +115,7 @@ def _channels(settings: Settings) -> dict[str, Channel]:
             settings.windows_topic,
             "What the agents remember of each user, and the worker's queue. Read it, never write to it.",
             "send",
-            ["Window", "Tombstone"],
+            ["Window", "Erased"],
         ),
         "items": Channel(settings.items_topic, "The catalogue.", "receive", ["Item", "Tombstone"]),
         "recommendations": Channel(
@@ -154,13 +154,10 @@ def _operation(name: str, channel: Channel) -> Json:
 
 def _messages() -> Json:
     user, item = ({"type": "string", "description": f"The {whose}_id, in UTF-8."} for whose in ("user", "item"))
-    either = {"type": "string", "description": "The user_id or item_id, in UTF-8."}
     return {
         **{of.__name__: _message(user, payload=_ref(of)) for of in (Event, Window, Recommendation)},
         "Item": _message(item, payload=_ref(Item)),
-        "Tombstone": _message(
-            either, payload={"type": "null"}, summary="No value: the user was erased, or the item is withdrawn."
-        ),
+        "Tombstone": _message(item, payload={"type": "null"}, summary="No value: the item is withdrawn."),
         "Erased": _message(
             user,
             payload={"type": "null"},

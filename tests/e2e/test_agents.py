@@ -2,22 +2,27 @@ import asyncio
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
+from faust.types import TP
+from prometheus_client import CollectorRegistry
 
 from stream_rec import window
 from stream_rec.config import Settings
+from stream_rec.health import Health
 from stream_rec.messages import ERASE, Rejected, Window, WindowEvent, encode, read_event, read_window
-from stream_rec.pipeline import topics
+from stream_rec.pipeline import agents, rights, topics
 from stream_rec.pipeline.broker import Broker
 from stream_rec.pipeline.connection import access
+from stream_rec.pipeline.faust_kafka import Consumer
 from stream_rec.pipeline.granted import describe
 from stream_rec.pipeline.rights import on
+from stream_rec.telemetry import AgentMetrics
 from tests import batches
 from tests.e2e.kafka import (
     BOMB,
@@ -296,6 +301,31 @@ async def test_what_no_transaction_leaves_to_read_does_not_count_as_lag(make_set
     await until(ready)
 
 
+async def test_an_open_transaction_holds_up_the_events_behind_it_and_a_metric_says_for_how_long(
+    running: Running,
+) -> None:
+    settings, part = running
+    held_up = 'stream_rec_agent_held_up_seconds{partition="0"}'
+
+    async def held() -> bool:
+        return part.metrics().get(held_up, 0) > 1
+
+    async def free() -> bool:
+        return part.metrics()[held_up] == 0
+
+    options = {"bootstrap_servers": settings.bootstrap_servers}
+    async with AIOKafkaProducer(**options, transactional_id=f"{settings.events_topic}-open") as stranger:
+        await stranger.begin_transaction()
+        await stranger.send_and_wait(settings.events_topic, sent("stranger").value, key=b"stranger", partition=0)
+        async with AIOKafkaProducer(**options) as producer:
+            await producer.send_and_wait(settings.events_topic, sent("waits").value, key=b"waits", partition=0)
+        await until(held)
+        assert "waits" not in await windows_in(settings)
+        await stranger.abort_transaction()
+    await have_windows(settings, "waits")
+    await until(free)
+
+
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 async def test_compressed_events_are_read(running: Running, codec: str) -> None:
     settings, _ = running
@@ -412,6 +442,57 @@ async def test_events_read_again_change_nothing(make_settings: Make, start: Star
     await produce(settings, [Sent(b"u1", b"{")])  # what is new is buried
     await all_done(another_group)
     assert len(await read_topic(settings, settings.dead_letter_topic)) == 8
+
+
+@pytest.mark.parametrize("store", ["memory", "rocksdb"])
+async def test_erasures_that_no_agent_has_committed_are_not_done_again(
+    make_settings: Make, start: Start, store: str
+) -> None:
+    settings = make_settings(store=store, partitions=1)
+    await topics.create(settings)
+    first = start("agents", settings)
+    erase = sent("u", None, event_type=ERASE)
+    await produce(settings, [sent("v"), *[sent("u"), erase] * 200, sent("w"), sent("w", None, event_type=ERASE)])
+    await produce(settings, [sent("w")])
+    await all_done(settings)
+    assert first.metrics()["stream_rec_users_erased_total"] == 201
+    assert first.stop() == 0
+    written = len(await read_topic(settings, settings.windows_topic))
+    assert written == 1 + 400 + 3
+    again = settings.model_copy(update={"agents_group": f"{settings.agents_group}-again"})
+    second = start("agents", again)
+    await all_done(again)
+    assert second.metrics()["stream_rec_events_read_again_total"] == 404
+    await produce(settings, [sent("u")])
+    await all_done(again)
+    assert len(await read_topic(settings, settings.windows_topic)) == written + 1
+    assert {user: made.n for user, made in (await windows_in(settings)).items()} == {"u": 1, "v": 1, "w": 1}
+
+
+async def test_a_user_who_is_erased_again_and_again_delays_nobody_by_commits(
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(partitions=1)
+    await topics.create(settings)
+    commits = 0
+    commit = Consumer._commit
+
+    async def counted(self: Consumer, offsets: Mapping[TP, int]) -> bool:
+        nonlocal commits
+        commits += 1
+        return await commit(self, offsets)
+
+    monkeypatch.setattr(Consumer, "_commit", counted)
+    await produce(settings, [*[sent("u"), sent("u", None, event_type=ERASE)] * 1_500, sent("innocent")])
+    registry = CollectorRegistry()
+    found = await describe(access(settings), *rights.agents(settings))
+    app = agents.build(settings, AgentMetrics(registry), Health(settings.ready_lag), tmp_path / "agents", found)
+    running = asyncio.ensure_future(app.start())
+    await have_windows(settings, "innocent")
+    await app.stop()
+    await running
+    assert registry.get_sample_value("stream_rec_users_erased_total") == 1_500
+    assert commits < 1_500  # twice a second, however many erasures
 
 
 async def test_rocksdb_keeps_the_windows_and_leaves_no_files(make_settings: Make, start: Start) -> None:

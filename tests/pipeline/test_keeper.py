@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.messages import ERASE, Event, Window, encode, read_window
+from stream_rec.pipeline.buried import Done
 from stream_rec.pipeline.dead_letters import Place
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pseudonyms import Naming
@@ -107,7 +108,6 @@ def test_an_event_read_again_at_once_is_counted_and_changes_nothing(log: list[An
 def test_under_pseudonyms_the_windows_are_the_same_and_dead_letters_are_as_they_came(log: list[Any]) -> None:
     plain, hidden = Bench(), Bench(name=str.upper)
     for one in written(log):
-        assert hidden.keeper.erases(one) == plain.keeper.erases(one)
         for bench in (plain, hidden):
             bench.keeper.take(one)
     assert hidden.table.keys() == {key.upper() for key in plain.table}
@@ -201,21 +201,22 @@ def test_the_clock_that_counts_is_kafkas(timestamp: float) -> None:
 
 def test_what_is_a_dead_letter_already_is_not_buried_twice() -> None:
     bench = Bench()
-    bench.keeper.recall({Place("events", 0, 3, "1000.000"), Place("events", 1, 4, "1000.000")})
+    bench.keeper.recall(Done({Place("events", 0, 3, "1000.000"), Place("events", 1, 4, "1000.000")}, {}))
     for offset in (3, 4):
         bench.keeper.take(bad(offset, "u"))
     assert [headers["offset"] for _, _, headers in bench.graveyard.letters] == ["4"]
     assert bench.count("events_read_again_total") == 1
 
 
-def test_only_the_erasure_of_a_window_that_is_there_erases() -> None:
+def test_what_stands_before_an_erasure_that_is_done_is_not_done_again() -> None:
     bench = Bench()
-    assert not bench.keeper.erases(record(0, event_type=ERASE))
-    bench.keeper.take(record(1))
-    assert bench.keeper.erases(record(2, event_type=ERASE))
-    assert not bench.keeper.erases(record(3))
-    bench.keeper.take(record(4, event_type=ERASE))
-    assert not bench.keeper.erases(record(5, event_type=ERASE))
+    bench.keeper.recall(Done(set(), {(0, b"u"): 3, (1, b"v"): 9}))
+    for event in (record(1), record(2, "v"), record(3, event_type=ERASE), record(4)):
+        bench.keeper.take(event)
+    assert bench.count("events_read_again_total") == 2
+    assert (bench.window("u").n, bench.window("v").n) == (1, 1)  # v was erased in another partition
+    bench.keeper.take(record(3, event_type=ERASE))  # it must not erase what came after it
+    assert bench.window("u").n == 1
 
 
 def test_events_of_a_topic_that_was_made_anew_are_no_repeats() -> None:
@@ -241,6 +242,6 @@ def test_a_window_that_does_not_say_its_topic_is_of_the_one_that_is_read() -> No
 
 def test_a_dead_letter_of_a_topic_that_was_deleted_stands_for_no_event_of_the_new_one() -> None:
     bench = Bench()
-    bench.keeper.recall({Place("events", 0, 3, "999.000")})
+    bench.keeper.recall(Done({Place("events", 0, 3, "999.000")}, {}))
     bench.keeper.take(bad(3, "u"))
     assert len(bench.graveyard.letters) == 1
