@@ -163,6 +163,7 @@ class Prequential:
         self._users: OrderedDict[tuple[int, str], _User] = OrderedDict()
         self._uncovered: OrderedDict[tuple[int, int], _User | None] = OrderedDict()
         self._dead: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._refused: Counter[str] = Counter()
         self._records = 0
         self.dead_letters = 0
         self.recommendations = 0
@@ -175,6 +176,11 @@ class Prequential:
     def events(self) -> int:
         """Accepted events: records read, less dead letters."""
         return self._records - self.dead_letters
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Dead letters by their reason, the most frequent first."""
+        return dict(self._refused.most_common())
 
     @property
     def updates_per_s(self) -> float:
@@ -240,13 +246,14 @@ class Prequential:
             return []
         return self._cover(partition, state, answer)
 
-    def dead_letter(self, partition: int, offset: int) -> None:
-        """The record of the events topic at `offset` was refused; told twice, it counts once."""
+    def dead_letter(self, partition: int, offset: int, reason: str = "") -> None:
+        """The record of the events topic at `offset` was refused, and why; told twice, it counts once."""
         if offset < self._start.get(partition, 0):
             return
         if (partition, offset) in self._dead:
             return
         self.dead_letters += 1
+        self._refused[reason] += 1
         self._dead[partition, offset] = None
         if self._bounds is not None and len(self._dead) > self._bounds.places:
             self._dead.popitem(last=False)

@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 
 READ = 2_000
 """Most records that are taken from Kafka's client at a time."""
+TELL_S = 60.0
+"""How often the log says how many records were refused, if any were, seconds."""
 RETRY_S = 0.5
 STOP_S = 8.0
 """How long the last commit and the goodbye to the group may take, seconds."""
@@ -146,10 +148,16 @@ def build(
         held_up.show(app.consumer.readable(settings.events_topic), time.monotonic())
         await lag.measure(app.consumer.waiting(settings.events_topic))
 
+    async def tell() -> None:
+        if refused := keeper.refused.most_common():
+            log.warning("refused in the last minute: %s", ", ".join(f"{count} {reason}" for reason, count in refused))
+            keeper.refused.clear()
+
     app.agent(app.topic(settings.events_topic, **raw), name="windows", concurrency=1)(take)
     app.on_partitions_revoked.connect(moving)
     table.on_recover(ready)
     app.timer(interval=1.0)(measure)
+    app.timer(interval=TELL_S)(tell)
     return app
 
 

@@ -105,6 +105,11 @@ def place_of(headers: Iterable[tuple[str, bytes]]) -> Place | None:
         return None
 
 
+def reason_of(headers: Iterable[tuple[str, bytes]]) -> str:
+    """Why the record was refused, as one of a few short phrases."""
+    return dict(headers).get("reason", b"no reason given").decode(errors="replace")
+
+
 class DeadLetterWriter:
     """Writes dead letters beside a stream, which neither waits for them nor ends for them.
 

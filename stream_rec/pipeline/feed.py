@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import NamedTuple
 
+from aiokafka.structs import RecordMetadata
 from msgspec.structs import replace
 
 from stream_rec.config import Settings
@@ -82,16 +83,18 @@ async def feed(
     limit: int | None = None,
     stop: asyncio.Event | None = None,
     on_sent: Callable[[int], None] = lambda _sent: None,
+    on_stored: Callable[[RecordMetadata], None] = lambda _stored: None,
 ) -> Fed:
     """Sends events, at most `limit`, until they end or `stop` is set; what was sent is flushed in any case.
 
-    `on_sent` hears now and then how many went out so far. Raises `UserError` like `Publisher`.
+    `on_sent` hears now and then how many went out so far, `on_stored` where each event stands. Raises `UserError` like
+    `Publisher`.
     """
     stop = stop or asyncio.Event()
     began = time.monotonic()
     first: float | None = None
     finished = False
-    async with Publisher(settings, settings.events_topic) as publisher:
+    async with Publisher(settings, settings.events_topic, on_stored) as publisher:
         for number, event in enumerate(islice(events, limit)):
             first = event.timestamp if first is None else first
             wait = began + pace(number, event.timestamp - first) - time.monotonic()

@@ -16,7 +16,7 @@ from stream_rec.pipeline import rights
 from stream_rec.pipeline.accuracy import Prequential
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.consumer import make_consumer
-from stream_rec.pipeline.dead_letters import place_of
+from stream_rec.pipeline.dead_letters import place_of, reason_of
 from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.report import Report
@@ -170,7 +170,7 @@ class Follower:
         if place is None:
             log.warning("dead letter at %s/%s does not say where it came from", record.partition, record.offset)
         elif place.topic == self._topics.events:
-            self.prequential.dead_letter(place.partition, place.offset)
+            self.prequential.dead_letter(place.partition, place.offset, reason_of(record.headers))
 
 
 def _seconds(record: ConsumerRecord) -> float:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 import traceback
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -54,6 +55,8 @@ class Keeper:
         self._topic_id = topic_id
         self._event_types = frozenset(settings.event_types)
         self._buried: set[Place] = set()
+        self.refused: Counter[str] = Counter()
+        """Records that became dead letters, by reason; whoever logs them clears it."""
         self._erased: Mapping[tuple[int, bytes], int] = {}
         self._continued: set[int] = set()
         """Partitions with a window from an events topic that is no more."""
@@ -171,6 +174,7 @@ class Keeper:
         )
         self._graveyard.send_soon(key=letter.key, value=letter.value, headers=letter.headers)
         self._metrics.dead_letters.labels(reason).inc()
+        self.refused[reason] += 1
 
 
 def _place(message: Any) -> str:

@@ -2,10 +2,12 @@
 
 import asyncio
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
+from aiokafka.errors import KafkaError
+from aiokafka.structs import RecordMetadata
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -21,6 +23,7 @@ from stream_rec.pipeline.floors import Floors
 from stream_rec.pipeline.follow import following
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.history import read_catalogue
+from stream_rec.pipeline.refused import Sent
 from stream_rec.pipeline.rights import on
 from stream_rec.terminal import Terminal, print_json
 
@@ -57,9 +60,11 @@ def run(settings: Settings, log: Log, plan: Plan) -> None:
     console = Terminal(stderr=True)
     for note in (*logs.losses(log, "the log"), log.period, *asyncio.run(_coverage(settings, log))):
         console.say(note)
-    fed, summary = asyncio.run(_interruptible(settings, logs.to_events(log), count, floors, pace, stamp))
+    sent = Sent()
+    fed, summary = asyncio.run(_interruptible(settings, logs.to_events(log), count, floors, pace, stamp, sent))
     if summary is None:
-        console.print(f"{fed.events:,} events sent in {fed.seconds:.1f} s", highlight=False)
+        refused = asyncio.run(_refused(settings, sent)) if fed.events else "nothing to refuse"
+        console.say(f"{fed.events:,} events sent in {fed.seconds:.1f} s: {refused}")
     elif plan.as_json:
         print_json(summary)
     else:
@@ -79,14 +84,24 @@ async def _coverage(settings: Settings, log: Log) -> list[str]:
     return ids.coverage(ids.joined(log.frame["item"], known), known)
 
 
+async def _refused(settings: Settings, sent: Sent) -> str:
+    """What the agents made of the events, in words."""
+    try:
+        by_reason, whole = await sent.refused(settings)
+    except (KafkaError, UserError) as error:
+        return f"whether any was refused is not known ({error})"
+    so_far = "" if whole else f" so far; the agents (group {settings.agents_group}) have not committed all of them"
+    return report.refusals(by_reason) + so_far
+
+
 async def _interruptible(
-    settings: Settings, events: Iterable[Event], count: int, floors: Floors | None, pace: Pace, stamp: Stamp
+    settings: Settings, events: Iterable[Event], count: int, floors: Floors | None, pace: Pace, stamp: Stamp, sent: Sent
 ) -> tuple[Fed, dict[str, Any] | None]:
     """Ctrl-C ends the feeding; what was sent is reported."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return await replay(events, settings, count, floors=floors, pace=pace, stamp=stamp, stop=stop)
+    return await replay(events, settings, count, floors=floors, pace=pace, stamp=stamp, stop=stop, on_stored=sent.add)
 
 
 async def replay(
@@ -99,6 +114,7 @@ async def replay(
     pace: Pace,
     stamp: Stamp = keep,
     stop: asyncio.Event | None = None,
+    on_stored: Callable[[RecordMetadata], None] = lambda _stored: None,
 ) -> tuple[Fed, dict[str, Any] | None]:
     """Feeds at most `count` events, with a progress bar on stderr.
 
@@ -119,6 +135,7 @@ async def replay(
                 limit=count,
                 stop=stop,
                 on_sent=lambda sent: bar.update(task, completed=sent),
+                on_stored=on_stored,
             )
         if follower is None:
             return fed, None

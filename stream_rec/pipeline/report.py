@@ -1,7 +1,7 @@
 """The prequential report: accuracy by event type beside the floors, latency, counts; as a dict for JSON, as a table."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
@@ -77,6 +77,7 @@ class Report:
             "repeated": prequential.repeated,
             "lost": prequential.lost(),
             "dead_letters": prequential.dead_letters,
+            "refused": prequential.refused,
             "first_events": self.first_events,
             "updates_per_s": prequential.updates_per_s,
             "latency_ms": {"p50": self.latency_ms(0.5), "p99": self.latency_ms(0.99)},
@@ -99,7 +100,7 @@ def table(summary: dict[str, Any], uncovered: str = "lost") -> Table:
         caption=(
             f"{summary['events']:,} events, {summary['recommendations']:,} recommendations "
             f"({summary['updates_per_s']:,.0f}/s), {summary['lost']:,} {uncovered}, "
-            f"{summary['dead_letters']:,} dead letters; "
+            f"{refusals(summary['refused'])}; "
             f"latency p50 {_number(latency['p50'])} ms, p99 {_number(latency['p99'])} ms"
         ),
     )
@@ -112,6 +113,16 @@ def table(summary: dict[str, Any], uncovered: str = "lost") -> Table:
     view.add_section()
     view.add_row("all", *_cells(summary), style="bold")
     return view
+
+
+def refusals(by_reason: Mapping[str, int]) -> str:
+    """How many events were refused, and why.
+
+    >>> refusals({"duplicate event_id": 50, "unknown event type": 3})
+    '53 refused (50 duplicate event_id, 3 unknown event type)'
+    """
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
+    return f"{sum(by_reason.values()):,} refused" + (f" ({reasons})" if reasons else "")
 
 
 def _cells(scores: dict[str, Any]) -> list[str]:

@@ -15,12 +15,15 @@ from prometheus_client import CollectorRegistry
 from stream_rec import window
 from stream_rec.config import Settings
 from stream_rec.health import Health
-from stream_rec.messages import ERASE, Rejected, Window, WindowEvent, encode, read_event, read_window
-from stream_rec.pipeline import agents, rights, topics
+from stream_rec.messages import ERASE, Event, Rejected, Window, WindowEvent, encode, read_event, read_window
+from stream_rec.pipeline import agents, refused, rights, topics
 from stream_rec.pipeline.broker import Broker
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.faust_kafka import Consumer
+from stream_rec.pipeline.feed import feed
 from stream_rec.pipeline.granted import describe
+from stream_rec.pipeline.refused import Sent as Feeding
+from stream_rec.pipeline.replay import _refused
 from stream_rec.pipeline.rights import on
 from stream_rec.telemetry import AgentMetrics
 from tests import batches
@@ -242,6 +245,22 @@ async def test_a_second_event_of_an_id_becomes_a_dead_letter(running: Running) -
     (letter,) = await dead_letters_of(settings, *place)
     assert dict(letter.headers)["reason"] == b"duplicate event_id"
     assert [event.item_id for event in (await windows_in(settings))["twice"].events] == ["tea", "pot"]
+
+
+async def test_who_sent_events_is_told_how_many_were_refused_and_why(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, _ = running
+    told = Feeding()
+    events = [Event("teller", "view", 1_000.0, "tea", event_id=str(number % 3)) for number in range(5)]
+    await feed([*events, Event("teller", "share", 1_000.0, "tea")], settings, on_stored=told.add)
+    assert await told.refused(settings) == ({"duplicate event_id": 2, "unknown event type": 1}, True)
+    assert await _refused(settings, told) == "3 refused (2 duplicate event_id, 1 unknown event type)"
+    unheard = settings.model_copy(update={"agents_group": "nobody"})
+    monkeypatch.setattr(refused, "AGENTS_S", 0.1)
+    assert (await _refused(unheard, told)).endswith("so far; the agents (group nobody) have not committed all of them")
+    lost = settings.model_copy(update={"dead_letter_topic": "nowhere"})
+    assert (await _refused(lost, told)).startswith("whether any was refused is not known (topic nowhere does not exist")
 
 
 async def test_an_erasure_is_a_tombstone_and_the_user_starts_anew(running: Running) -> None:
@@ -470,7 +489,7 @@ async def test_erasures_that_no_agent_has_committed_are_not_done_again(
 
 
 async def test_a_user_who_is_erased_again_and_again_delays_nobody_by_commits(
-    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = make_settings(partitions=1)
     await topics.create(settings)
@@ -483,12 +502,19 @@ async def test_a_user_who_is_erased_again_and_again_delays_nobody_by_commits(
         return await commit(self, offsets)
 
     monkeypatch.setattr(Consumer, "_commit", counted)
-    await produce(settings, [*[sent("u"), sent("u", None, event_type=ERASE)] * 1_500, sent("innocent")])
+    monkeypatch.setattr(agents, "TELL_S", 3)
+    bad = [Sent(b"u", b"{"), Sent(None, b"{"), Sent(b"u", b"{")]
+    await produce(settings, [*bad, *[sent("u"), sent("u", None, event_type=ERASE)] * 1_500, sent("innocent")])
     registry = CollectorRegistry()
     found = await describe(access(settings), *rights.agents(settings))
     app = agents.build(settings, AgentMetrics(registry), Health(settings.ready_lag), tmp_path / "agents", found)
     running = asyncio.ensure_future(app.start())
     await have_windows(settings, "innocent")
+
+    async def said() -> bool:
+        return "refused in the last minute: 2 broken JSON, 1 empty key" in caplog.text
+
+    await until(said)
     await app.stop()
     await running
     assert registry.get_sample_value("stream_rec_users_erased_total") == 1_500

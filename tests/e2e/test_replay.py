@@ -235,6 +235,7 @@ async def test_dead_letters_are_no_events_and_an_erasure_is_no_loss(settings: Se
         await follower.drain()
         summary = follower.summary()
     assert (summary["events"], summary["dead_letters"], summary["lost"]) == (25, 5, 0)
+    assert sum(summary["refused"].values()) == 5
     assert set(summary["by_event_type"]) <= {"view"}
 
 

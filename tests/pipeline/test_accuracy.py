@@ -13,7 +13,7 @@ from rich.console import Console
 from stream_rec.messages import ERASE, RankedItem, Recommendation
 from stream_rec.pipeline.accuracy import Bounds, Outcome, Prequential, Tally, gain, hit, in_time, rank_of, reciprocal
 from stream_rec.pipeline.floors import FloorRanks, Floors
-from stream_rec.pipeline.report import Report, table
+from stream_rec.pipeline.report import Report, refusals, table
 
 
 def answer(user: str, offset: int, *items: str) -> Recommendation:
@@ -382,3 +382,14 @@ def test_updates_a_second_come_from_the_answers_own_timestamps() -> None:
         join.event(0, offset, "u", "a", "view", 0.0)
         join.recommendation(0, answer("u", offset), 100 + offset / 2)
     assert join.updates_per_s == 2.0
+
+
+def test_a_report_says_how_many_events_were_refused_and_why() -> None:
+    join = Prequential(Floors())
+    for offset, reason in enumerate(["duplicate event_id", "broken JSON", "broken JSON"]):
+        join.dead_letter(0, offset, reason)
+    join.dead_letter(0, 2, "broken JSON")
+    summary = Report().summary(join)
+    assert summary["refused"] == {"broken JSON": 2, "duplicate event_id": 1}
+    assert "3 refused (2 broken JSON, 1 duplicate event_id)" in str(table(summary).caption)
+    assert refusals({}) == "0 refused"

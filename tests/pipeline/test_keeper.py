@@ -152,6 +152,13 @@ def test_what_kafka_would_refuse_is_cut_and_says_so() -> None:
     assert headers["reason"] == "too large"
 
 
+def test_what_is_refused_is_counted_by_reason_for_the_log() -> None:
+    bench = Bench()
+    for one in (bad(0, "u"), record(1), record(2, event_type="share"), bad(3, "v")):
+        bench.keeper.take(one)
+    assert bench.keeper.refused == {"broken JSON": 2, "unknown event type": 1}
+
+
 def test_a_window_that_no_record_can_hold_is_refused_and_the_old_one_stays() -> None:
     bench = Bench(capacity=4_096, max_message_bytes=1 << 16)
     for offset in range(500):
