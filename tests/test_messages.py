@@ -16,6 +16,7 @@ from stream_rec.messages import (
     Rejected,
     check_vector,
     encode,
+    event_in,
     read_event,
     read_item,
     read_recommendation,
@@ -125,6 +126,18 @@ def test_a_price_that_single_precision_cannot_hold_is_refused() -> None:
     assert read_item(b'{"item_id":"a","price":1e18}').price == 1e18
     with pytest.raises(msgspec.ValidationError, match=r"\$\.price"):
         read_item(b'{"item_id":"a","price":1e300}')
+
+
+def test_the_event_of_a_record_is_its_users_own_and_under_the_name_that_the_user_goes_by() -> None:
+    event = Event("u", "share", NOW, "tea")  # whether the agents accept it is not asked
+    value = encode(event)
+    assert event_in(b"u", value) == event
+    assert event_in(b"u", value, str.upper) == msgspec.structs.replace(event, user_id="U")
+    assert event_in(b"U", value, str.upper) is None
+    for key in (b"v", b"", None):
+        assert event_in(key, value) is None
+    for broken in (None, b"", b"{", b"\xff"):
+        assert event_in(b"u", broken) is None
 
 
 class OldItem(msgspec.Struct, frozen=True):

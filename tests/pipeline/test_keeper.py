@@ -1,6 +1,7 @@
 from typing import Any, NamedTuple
 
 import pytest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
@@ -11,6 +12,7 @@ from stream_rec.messages import ERASE, Event, Window, encode, read_window
 from stream_rec.pipeline.buried import Done
 from stream_rec.pipeline.dead_letters import Place
 from stream_rec.pipeline.keeper import Keeper
+from stream_rec.pipeline.topics import ENVELOPE
 from stream_rec.pseudonyms import Naming
 from stream_rec.telemetry import AgentMetrics
 
@@ -167,6 +169,33 @@ def test_a_window_that_no_record_can_hold_is_refused_and_the_old_one_stays() -> 
     assert refused > 0
     assert bench.window("u").n == 500 - refused
     assert 60_000 < len(bench.table[b"u"]) < 1 << 16
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+def test_a_window_fits_when_kafka_takes_it_with_its_key_and_envelope(spare: int) -> None:
+    user, plain = "u" * 256, Bench()
+    plain.keeper.take(record(0, user))
+    bench = Bench()
+    size = len(user) + len(plain.table[user.encode()]) + ENVELOPE
+    bench.keeper.room = bench.keeper.room._replace(record=size + spare)
+    bench.keeper.take(record(0, user))
+    assert bench.table == (plain.table if spare == 0 else {})
+    batch = DefaultRecordBatchBuilder(2, 0, 0, 2**62, 2**15 - 1, 2**31 - 1, 1)
+    batch.append(0, 2**62, user.encode(), plain.table[user.encode()], [])
+    assert len(batch.build()) <= size
+
+
+def test_a_user_whose_window_can_not_be_read_is_counted_once() -> None:
+    bench = Bench()
+    bench.keeper.take(record(0))
+    bench.table[b"u"] = b"no window"
+    bench.keeper.take(record(1))
+    assert bench.window("u").n == 1
+    assert bench.count("agent_windows_unreadable_total") == 1
+    assert bench.count("users") == 1
+    bench.table[b"u"] = b"no window"
+    bench.keeper.take(record(2, event_type=ERASE))
+    assert bench.count("users") == 0
 
 
 def test_an_unforeseen_error_costs_one_event_and_tells_no_id(
