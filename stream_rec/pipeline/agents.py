@@ -101,6 +101,7 @@ def build(
         if room == keeper.room:
             raise UserError("Kafka refused a write for its size, and says that it takes such")
         log.warning("Kafka takes windows of up to %d bytes: the events of larger ones become dead letters", room.record)
+        await app.producer.quiet()  # a later window of the same user may be on its way
         keeper.room = room
         app.producer.fit(room.batch)
         for event in faust_producer.undo(refused, table):

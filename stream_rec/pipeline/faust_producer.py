@@ -39,8 +39,8 @@ class Write(NamedTuple):
 class Producer(driver.Producer):  # type: ignore[misc]
     """Knows which writes Kafka has not confirmed, and writes nothing for a group that has given this process up.
 
-    What Kafka refuses for its size, because a topic takes less than it did at the start, `decide_anew` is given once
-    no other write is on its way; until it returns, nothing counts as confirmed and the agent pauses.
+    What Kafka refuses for its size, because a topic takes less than it did at the start, is given to `decide_anew`;
+    until that returns, nothing counts as confirmed and the agent pauses.
     """
 
     table: Any
@@ -120,9 +120,13 @@ class Producer(driver.Producer):  # type: ignore[misc]
                 await self._decide_anew()
         return self._refused is None
 
-    async def _decide_anew(self) -> None:
+    async def quiet(self) -> None:
+        """Returns when no write is on its way; the agent hands none over before its next turn of the event loop."""
         while self._unconfirmed:
             await asyncio.wait(set(self._unconfirmed))
+
+    async def _decide_anew(self) -> None:
+        await self.quiet()
         if not self._too_large:
             return
         try:
