@@ -57,6 +57,8 @@ class Event(Struct, frozen=True, omit_defaults=True, gc=False):
     price: float | None = None
     quantity: float | None = None
     context: dict[str, Any] | None = None
+    pseudonym: bool = False
+    """With `erase` alone: `user_id` is what the user is called in windows and recommendations, not the user's id."""
 
 
 class WindowEvent(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
@@ -222,7 +224,12 @@ def event_in(key: bytes | None, value: bytes | None, name: Callable[[str], str] 
         return None
     if event.user_id.encode() != key:
         return None
-    return msgspec.structs.replace(event, user_id=name(event.user_id))
+    return renamed(event, name)
+
+
+def renamed(event: Event, name: Callable[[str], str]) -> Event:
+    """The event of the user as they are called in windows; `name` says what that is for an id."""
+    return event if event.pseudonym else msgspec.structs.replace(event, user_id=name(event.user_id))
 
 
 def read_event(
@@ -254,6 +261,8 @@ def read_event(
     if event.user_id.encode() != key:
         raise Rejected("key is not the user_id")
     if event.event_type != ERASE:
+        if event.pseudonym:
+            raise Rejected("invalid field", "pseudonym is for erase alone")
         if event.event_type not in event_types:
             raise Rejected("unknown event type", repr(event.event_type))
         if event.item_id is None:

@@ -26,6 +26,16 @@ def naming(key_file: Path | None) -> Naming:
     """
     if key_file is None:
         return str
+    key = _key(key_file)
+    return lambda user_id: blake2b(user_id.encode(), digest_size=SIZE, key=key).hexdigest()
+
+
+def fingerprint(key_file: Path | None) -> str:
+    """The same for the same key, and tells nothing else of it; empty without a key file. Raises `UserError`."""
+    return "" if key_file is None else blake2b(digest_size=8, key=_key(key_file), person=b"fingerprint").hexdigest()
+
+
+def _key(key_file: Path) -> bytes:
     try:
         key = key_file.read_bytes()
     except OSError as error:
@@ -35,4 +45,4 @@ def naming(key_file: Path | None) -> Naming:
             f"the key of the pseudonyms in {key_file} has {len(key)} bytes: {LEAST_KEY} to {MOST_KEY} are taken, "
             f"say of 'head -c 32 /dev/urandom'"
         )
-    return lambda user_id: blake2b(user_id.encode(), digest_size=SIZE, key=key).hexdigest()
+    return key

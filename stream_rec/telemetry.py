@@ -28,6 +28,11 @@ class AgentMetrics:
             "stream_rec_agent_windows_unreadable", "Windows in the table that were none", registry=registry
         )
         self.erased = Counter("stream_rec_users_erased", "Erasures applied", registry=registry)
+        self.users_in_several = Counter(
+            "stream_rec_users_in_several_partitions",
+            "Users who began a window while another partition of this process held one of theirs",
+            registry=registry,
+        )
         self.users = Gauge("stream_rec_users", "Users with a window in this process", registry=registry)
         self.lag = Gauge(
             "stream_rec_agent_lag_events", "Events waiting in an assigned partition", ["partition"], registry=registry

@@ -67,6 +67,14 @@ RECOVERY = Row(
             "ops",
             [Series("users", rate("stream_rec_users_erased_total", of=CHOSEN))],
         ),
+        Panel(
+            "Users in several partitions",
+            "Users whose events come by more than one partition of an agent: they have a window in each.",
+            "clients that write events use different partitioners: see Partitions in docs/downstream.md.",
+            "short",
+            [Series("users", f"sum(stream_rec_users_in_several_partitions_total{{{CHOSEN}}})")],
+            Limit(1),
+        ),
     ],
 )
 

@@ -226,13 +226,14 @@ class Memory:
 
         `rows` and `times` are the window's, oldest first; `n` and `offset` its place in the user's log: a window that
         is read again (an offset not above the last) teaches nothing. An event whose time is after `arrived`, when the
-        window's last event arrived (seconds), counts as one of then: no event moves `now` into the future.
+        window's last event arrived (seconds), counts as one of then: no event moves `now` into the future. A topic that
+        was deleted and created again has lower offsets: there, a window with more and later events is new.
         """
         last = self._learned.pop(user, Learned(0, -1, -np.inf))
-        if offset <= last.offset:
+        times = [min(time, arrived) for time in times]
+        if offset <= last.offset and not (n > last.n and times[-1] > last.time):
             self._learned[user] = last
             return
-        times = [min(time, arrived) for time in times]
         self.now = max(self.now, *times)
         fresh = n - last.n if n > last.n else n  # a smaller n: the user was erased and began anew
         self._learned[user] = Learned(n, offset, times[-1])

@@ -46,7 +46,7 @@ from stream_rec.pipeline.lag import HeldUp, Lag
 from stream_rec.pipeline.patience import patiently
 from stream_rec.pipeline.scratch import own_folder
 from stream_rec.pipeline.topic_guard import TopicGuard, state_of
-from stream_rec.pseudonyms import naming
+from stream_rec.pseudonyms import fingerprint, naming
 from stream_rec.telemetry import AgentMetrics
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def build(
     events = topics[settings.events_topic]
     app.events_topic_id = events.id
     app.committed_for = state_of(events, topics[settings.windows_topic])
+    app.commit_metadata = f"{app.committed_for} {fingerprint(settings.pseudonym_key_file)}".rstrip()
     app.flow_control = faust_queues.FlowControl()
     app.tables._changelog_queue = faust_queues.ChangelogQueue(
         maxsize=app.conf.stream_buffer_maxsize, flow_control=app.flow_control, clear_on_resume=True
@@ -93,7 +94,15 @@ def build(
         options=dict(ROCKSDB) if settings.store == "rocksdb" else {},
     )
     graveyard = app.topic(settings.dead_letter_topic, **raw)
-    keeper = Keeper(settings, metrics, table, graveyard, naming(settings.pseudonym_key_file), events.id)
+    keeper = Keeper(
+        settings,
+        metrics,
+        table,
+        graveyard,
+        naming(settings.pseudonym_key_file),
+        topic_id=events.id,
+        in_several=partial(_in_several, table),
+    )
 
     async def decide_anew(refused: Sequence[faust_producer.Write]) -> None:
         """Events whose windows or dead letters are larger than Kafka takes by now."""
@@ -160,6 +169,14 @@ def build(
     app.timer(interval=1.0)(measure)
     app.timer(interval=TELL_S)(tell)
     return app
+
+
+def _in_several(table: Any, key: bytes) -> bool:
+    """Whether more than one partition of this process has a window of `key`."""
+    store = table.data
+    if isinstance(store, faust_memory.Memory):
+        return store.in_several(key)
+    return sum(db.get(key) is not None for db in store._dbs.values()) > 1
 
 
 def run(settings: Settings) -> int:

@@ -5,6 +5,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from msgspec import structs
+
 from stream_rec.config import Settings
 from stream_rec.messages import (
     UNREADABLE,
@@ -84,6 +86,7 @@ class Erasure(NamedTuple):
     """What a tombstone asks for."""
 
     user_id: str
+    """As models call the user, see `in_partition`."""
 
 
 class Unreadable(NamedTuple):
@@ -100,6 +103,14 @@ class Answered(NamedTuple):
     answers: list[Answer]
     records: int
     """How many leading records they answer."""
+
+
+def in_partition(user_id: str, partition: int) -> str:
+    """What models call the user of a partition.
+
+    A user whose events come by several partitions has a window in each: to a model those are different users.
+    """
+    return f"{partition}:{user_id}"
 
 
 class Answerer:
@@ -137,14 +148,14 @@ class Answerer:
         if isinstance(record, batches.Unreadable):
             return Unreadable(record.error, record.reason)
         if record.value is None and record.key is not None:
-            return Erasure(record.key.decode(errors="replace"))
+            return Erasure(in_partition(record.key.decode(errors="replace"), record.partition))
         try:
             window = read_window(record.value or b"")
             if window.user_id.encode() != record.key:
                 raise ValueError("the key is not the user_id")
         except (*UNREADABLE, ValueError) as error:
             return Unreadable(str(error))
-        return window
+        return structs.replace(window, user_id=in_partition(window.user_id, record.partition))
 
     def _answer_windows(self, model: Model, waiting: Sequence[tuple[Record, Window]]) -> list[Answer]:
         if self._settings.coalesce:
@@ -180,7 +191,7 @@ class Answerer:
 
     def _publish(self, record: Record, window: Window, told: Told) -> Answer:
         self._live.happened(window, told.floors)
-        value = encode(told.recommendation)
+        value = encode(structs.replace(told.recommendation, user_id=(record.key or b"").decode()))
         if len(record.key or b"") + len(value) + ENVELOPE > self.room.record:
             return self._bury(record, "answer too large", f"{len(value)} bytes: lower top_k or raise max_message_bytes")
         prediction = self._live.predicted(told.recommendation)

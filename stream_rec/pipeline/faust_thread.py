@@ -124,7 +124,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         self, commit: Callable[[Mapping[TP, Any]], Awaitable[None]], offsets: Mapping[TP, OffsetAndMetadata]
     ) -> None:
         """Commits with what the offsets are valid for: Kafka keeps a commit that comes after a topic was made anew."""
-        await commit({tp: OffsetAndMetadata(offset, self.app.committed_for) for tp, (offset, _) in offsets.items()})
+        await commit({tp: OffsetAndMetadata(offset, self.app.commit_metadata) for tp, (offset, _) in offsets.items()})
 
     async def _heartbeat(self, beat: Callable[[], Awaitable[bool]]) -> bool:
         asked = time.monotonic()

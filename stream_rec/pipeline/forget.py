@@ -1,32 +1,44 @@
 """Erasing a user, and proof of it.
 
-An erasure is an event like any other, in order with what its user did before and after. It is done when the agents have
-committed it and the worker has committed what follows from it; what the topics hold by then is read, not inferred.
+An erasure is an event like any other, in order with what its user did before and after. A user whose events came by
+producers of different partitioners has a window and an answer in several partitions, and is erased in each. It is done
+when the agents have committed it and the worker has committed what follows from it; what the topics hold by then is
+read, not inferred.
 """
 
 import asyncio
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import msgspec
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.structs import RecordMetadata
+from aiokafka.errors import GroupCoordinatorNotAvailableError
+from aiokafka.structs import OffsetAndMetadata, RecordMetadata
 from msgspec import Struct
 
 from stream_rec import messages
-from stream_rec.config import Settings
+from stream_rec.config import Settings, environment_name
 from stream_rec.errors import UserError
 from stream_rec.messages import ERASE, UNREADABLE, Event, Rejected, TombstoneHeaders, as_headers
 from stream_rec.pipeline import rights, topics
 from stream_rec.pipeline.connection import access, connect
-from stream_rec.pipeline.granted import require
+from stream_rec.pipeline.consumer import make_consumer
+from stream_rec.pipeline.granted import describe, require
 from stream_rec.pipeline.publish import Publisher
-from stream_rec.pipeline.search import newest_of
+from stream_rec.pipeline.rights import on
+from stream_rec.pipeline.search import Search
+from stream_rec.pipeline.spans import Span, read, since
+from stream_rec.pipeline.topic_guard import state_of, valid
+from stream_rec.pipeline.transactions import committed_for
+from stream_rec.pseudonyms import fingerprint, naming
 from stream_rec.terminal import Terminal, print_json
 
+READ = 5_000
+"""Most events that are looked through in one go."""
 POLL_S = 0.2
 NEVER_MS = (1 << 63) - 1
 """What Kafka says for "no limit"."""
@@ -56,24 +68,54 @@ class Remainder(Struct, frozen=True):
     because: str
 
 
-class Receipt(Struct, frozen=True):
-    user_id: str
+class Erasure(Struct, frozen=True):
+    """Of a user in one partition."""
+
     asked: Place
     """The event that asks for the erasure."""
     window: Place | None
     """The tombstone in the windows topic; None where there was no window, or a new one has taken its place."""
     recommendation: Place | None
     """The same in the recommendations topic."""
+
+
+class Receipt(Struct, frozen=True):
+    user_id: str
+    asked: Place
+    """`asked`, `window` and `recommendation` are those of the first `Erasure`."""
+    window: Place | None
+    recommendation: Place | None
     returned: bool
     """Whether the user did something after the erasure: what stands in the topics then is of that alone."""
     checked: tuple[str, ...]
     remains: tuple[Remainder, ...]
+    also: tuple[Erasure, ...]
+    """The same in the other partitions that held something of the user."""
+
+
+class Asked(NamedTuple):
+    """The event that erases a user in a partition."""
+
+    place: Place
+    time_ms: int
+    """When Kafka took it."""
+    called: bytes
+    """What the user is called in the windows of that partition."""
 
 
 class _MadeFor(Struct):
     """What windows and answers have in common."""
 
     offset: int
+    topic_id: str = ""
+
+
+class _Topics(NamedTuple):
+    """Of the topics as they are now: the id of that of events, and what commits must be valid for (`topic_guard`)."""
+
+    events: str
+    agents: str
+    worker: str
 
 
 async def run(user: str, settings: Settings, timeout_s: float | None) -> int:
@@ -81,12 +123,12 @@ async def run(user: str, settings: Settings, timeout_s: float | None) -> int:
 
     Raises `UserError` when no broker answers or a topic does not exist.
     """
-    if timeout_s is not None:
-        await require(access(settings), *rights.eraser(settings))
+    await require(access(settings), *rights.eraser(settings))
     said = Terminal(stderr=True)
     with said.status("asking for the erasure"):
         asked = await ask(user, settings)
-    said.print(f"asked for in {asked.topic}, partition {asked.partition}, offset {asked.offset}", highlight=False)
+    for place, *_ in asked:
+        said.print(f"asked for in {place.topic}, partition {place.partition}, offset {place.offset}", highlight=False)
     if timeout_s is None:
         return 0
     try:
@@ -99,8 +141,13 @@ async def run(user: str, settings: Settings, timeout_s: float | None) -> int:
     return 0
 
 
-async def ask(user: str, settings: Settings) -> Place:
-    """Writes the event that erases the user; returns where it stands. Raises `UserError`."""
+async def ask(user: str, settings: Settings) -> tuple[Asked, ...]:
+    """Writes the events that erase the user; returns where they stand.
+
+    One goes to each partition that holds a window of the user, or an event that the agents have yet to apply: whoever
+    wrote them may have a partitioner of their own. Where there is none, one goes to the partition of the user's key.
+    `user` is an id, or with the key of the pseudonyms a pseudonym. Raises `UserError`.
+    """
     try:
         key, value = user.encode(), messages.encode(Event(user, ERASE, time.time()))
         messages.read_event(
@@ -108,54 +155,124 @@ async def ask(user: str, settings: Settings) -> Place:
         )
     except (Rejected, UnicodeEncodeError) as error:
         raise UserError(f"that is no user id ({error})") from None
-    window = await newest_of(user, settings, settings.windows_topic)
-    stored: list[RecordMetadata] = []
-    async with Publisher(settings, settings.events_topic, stored.append) as publisher:
-        # to the partition of the user's other events: whoever wrote them may have a partitioner of their own
-        await publisher.send(user, value, None if window is None else window.partition)
-    return _place(stored[0])
+    waiting = await _unapplied(user, settings)  # first: what is applied meanwhile is found among the windows
+    windows = await _newest(user, settings, settings.windows_topic)
+    named = naming(settings.pseudonym_key_file)(user)
+    where: dict[tuple[int | None, bytes], None] = dict.fromkeys([*windows, *waiting]) or {(None, named.encode()): None}
+    asked: list[Asked] = []
+    for partition, called in where:
+        stored: list[RecordMetadata] = []
+        event = Event(user, ERASE, time.time(), pseudonym=called.decode() != named)
+        async with Publisher(settings, settings.events_topic, stored.append) as publisher:
+            await publisher.send(user, messages.encode(event), partition)
+        asked.append(Asked(_place(stored[0]), stored[0].timestamp, called))
+    return tuple(asked)
 
 
-async def receive(user: str, asked: Place, settings: Settings, timeout_s: float) -> Receipt:
+async def receive(user: str, asked: Sequence[Asked], settings: Settings, timeout_s: float) -> Receipt:
     """Waits up to `timeout_s` seconds for what `asked` asks for, and looks at what is there then.
 
     Raises `NotErasedError`, and `UserError` when no broker answers or a topic does not exist.
     """
+    now = await _topics_now(settings)
     async with connect(access(settings)) as admin:
-        where = TopicPartition(asked.topic, asked.partition)
-        await _committed(admin, settings.agents_group, where, asked.offset, timeout_s, "agents")
-        window = await newest_of(user, settings, settings.windows_topic)
-        returned = window is not None and window.value is not None
-        if returned and _offset(window) < asked.offset:
+        for place, *_ in asked:
+            await _committed(admin, settings, place, timeout_s, now)
+        windows = await _newest(user, settings, settings.windows_topic)
+        for record in windows.values():
+            await _committed(admin, settings, _place(record), timeout_s, now)
+        answers = await _newest(user, settings, settings.recommendations_topic)
+        configured = await topics.configured(admin, rights.personal(settings))
+    offsets = {(place.partition, called): place.offset for place, _, called in asked}
+    returned = any(record.value is not None for record in windows.values())
+    for where, record in windows.items():
+        if record.value is not None and _is_before(record, offsets.get(where, -1), now.events):
             raise NotErasedError(
-                f"the agents passed the erasure by: look for offset {asked.offset} of partition {asked.partition} "
+                f"the agents passed the erasure by: look for offset {offsets.get(where, '-')} of partition {where[0]} "
                 f"in topic {settings.dead_letter_topic}"
             )
-        if window is not None:
-            where = TopicPartition(window.topic, window.partition)
-            await _committed(admin, settings.worker_group, where, window.offset, timeout_s, "worker")
-        answer = await newest_of(user, settings, settings.recommendations_topic)
-        configured = await topics.configured(admin, rights.personal(settings))
-    if answer is not None and answer.value is not None and _offset(answer) < asked.offset:
-        raise NotErasedError(f"topic {settings.recommendations_topic} still has an answer from before the erasure")
+    for where, record in answers.items():
+        # where nothing was asked for, there was no window, and an answer from before has been left by one that is lost
+        lost = where not in offsets and where not in windows and record.timestamp < asked[0].time_ms
+        if record.value is not None and (lost or _is_before(record, offsets.get(where, -1), now.events)):
+            raise NotErasedError(f"topic {settings.recommendations_topic} still has an answer from before the erasure")
     checked = [
         f"the agents have committed the erasure (group {settings.agents_group})",
         f"no window from before it is the newest record of the user in {settings.windows_topic}",
         f"no answer from before it is the newest record of the user in {settings.recommendations_topic}",
     ]
-    if answer is not None and answer.value is None:
-        if not set(as_headers(TombstoneHeaders("nothing"))) <= set(answer.headers):
+    tombstones = [record for record in answers.values() if record.value is None]
+    if tombstones:
+        held_nothing = set(as_headers(TombstoneHeaders("nothing")))
+        if not all(held_nothing <= set(record.headers) for record in tombstones):
             raise NotErasedError("the worker does not say that it holds nothing of the user: restart it")
         checked.append("the worker looked after itself: no keys, values, counters or answers of the user are held")
+    first, *others = [
+        Erasure(place, _tombstone(windows.get(where)), _tombstone(answers.get(where)))
+        for place, _, called in asked
+        for where in [(place.partition, called)]
+    ]
     return Receipt(
         user_id=user,
-        asked=asked,
-        window=_tombstone(window),
-        recommendation=_tombstone(answer),
+        asked=first.asked,
+        window=first.window,
+        recommendation=first.recommendation,
         returned=returned,
         checked=tuple(checked),
         remains=remains(settings, configured, time.time()),
+        also=tuple(others),
     )
+
+
+async def _newest(user: str, settings: Settings, topic: str) -> dict[tuple[int, bytes], ConsumerRecord]:
+    """The newest records of a user, by partition and by what the user is called there: as the topic does, or the id."""
+    keys = {naming(settings.pseudonym_key_file)(user).encode(), user.encode()}
+    async with Search(access(settings), topic) as search:
+        return await search.everywhere(keys)
+
+
+async def _unapplied(user: str, settings: Settings) -> set[tuple[int, bytes]]:
+    """Partitions with events of a user that the agents have yet to apply, and what windows will call that user."""
+    name, topic, now = naming(settings.pseudonym_key_file), settings.events_topic, await _topics_now(settings)
+    async with connect(access(settings)) as admin:
+        committed = await _commits(admin, settings.agents_group)
+    _same_key(committed, settings)
+    found: set[tuple[int, bytes]] = set()
+    async with make_consumer(
+        access(settings),
+        auto_offset_reset="earliest",
+        max_partition_fetch_bytes=settings.max_message_bytes,
+    ) as reader:
+        partitions = [
+            TopicPartition(topic, number)
+            for number in range((await require(access(settings), *on("Read", topic)))[topic])
+        ]
+        spans = await since(reader, partitions, None)
+        for one, (offset, made_for) in committed.items():
+            if one in spans and valid(made_for, now.agents):
+                spans[one] = Span(max(spans[one].begin, offset), spans[one].end)
+        async for partition, records, _ in read(reader, spans, READ):
+            for record in records:
+                key = (record.key or b"").decode(errors="replace")
+                if user in (key, called := name(key)):
+                    found.add((partition.partition, called.encode()))
+    return found
+
+
+def _same_key(committed: Mapping[TopicPartition, OffsetAndMetadata], settings: Settings) -> None:
+    """Raises `UserError` where agents call users otherwise than the key here does: a user would not be found."""
+    own = fingerprint(settings.pseudonym_key_file)
+    said = [one.metadata for partition, one in committed.items() if partition.topic == settings.events_topic]
+    if any(metadata and metadata.partition(" ")[2] != own for metadata in said):
+        setting = environment_name("pseudonym_key_file")
+        raise UserError(f"the agents use another key for pseudonyms, or none: set {setting} to theirs")
+
+
+async def _topics_now(settings: Settings) -> _Topics:
+    names = settings.events_topic, settings.windows_topic, settings.recommendations_topic
+    found = await describe(access(settings), *on("Read", *names))
+    events, windows, answers = (found[name] for name in names)
+    return _Topics(events.id, state_of(events, windows), state_of(windows, answers))
 
 
 def remains(settings: Settings, configured: Mapping[str, Mapping[str, str]], now: float) -> tuple[Remainder, ...]:
@@ -171,6 +288,12 @@ def remains(settings: Settings, configured: Mapping[str, Mapping[str, str]], now
     return (
         *(_kept(name, what, configured[name], now) for name, what in kept.items()),
         *(_replaced(name, what, configured[name], now) for name, what in replaced.items()),
+        Remainder(
+            "memory.safetensors in the cache_dir of workers that do not run",
+            "the user's id, how many events and the time of the last one, if such a worker was stopped before",
+            None,
+            "a worker that runs has removed its own; another removes or renews it when it starts: delete the file",
+        ),
         Remainder("the online memory", "sums over all users, in which nobody can be told apart", None, "they decay"),
         Remainder(
             "the trained model",
@@ -198,15 +321,23 @@ def _replaced(name: str, what: str, configured: Mapping[str, str], now: float) -
 
 
 async def _committed(
-    admin: AIOKafkaAdminClient, group: str, where: TopicPartition, offset: int, timeout_s: float, who: str
+    admin: AIOKafkaAdminClient, settings: Settings, place: Place, timeout_s: float, now: _Topics
 ) -> None:
-    """Returns when `group` is beyond `offset`."""
+    """Returns when the agents, or of a window the worker, are beyond `place` in the topics that there are now."""
+    if place.topic == settings.events_topic:
+        group, who, wanted = settings.agents_group, "agents", now.agents
+    else:
+        group, who, wanted = settings.worker_group, "worker", now.worker
+    where = TopicPartition(place.topic, place.partition)
     try:
         async with asyncio.timeout(timeout_s):
             while True:
-                found = (await admin.list_consumer_group_offsets(group)).get(where)
-                if found is not None and found.offset > offset:
-                    return
+                found = (await _commits(admin, group)).get(where)
+                if found is not None and found.offset > place.offset:
+                    mark = found.metadata or ""
+                    made_for = mark.partition(" ")[0] if who == "agents" else committed_for(mark, settings)
+                    if made_for == wanted:
+                        return
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         raise NotErasedError(
@@ -215,12 +346,21 @@ async def _committed(
         ) from None
 
 
-def _offset(record: ConsumerRecord) -> int:
-    """Of the event that a window, or an answer, was made for; -1 where that can't be read."""
+async def _commits(admin: AIOKafkaAdminClient, group: str) -> Mapping[TopicPartition, OffsetAndMetadata]:
     try:
-        return msgspec.json.decode(record.value, type=_MadeFor).offset
+        found: Mapping[TopicPartition, OffsetAndMetadata] = await admin.list_consumer_group_offsets(group)
+    except GroupCoordinatorNotAvailableError:  # a new broker has no groups yet
+        return {}
+    return found
+
+
+def _is_before(record: ConsumerRecord, asked: int, topic_id: str) -> bool:
+    """Whether a window, or an answer, is of an event before offset `asked` of the events topic, or of another topic."""
+    try:
+        made_for = msgspec.json.decode(record.value, type=_MadeFor)
     except UNREADABLE:
-        return -1
+        return True
+    return made_for.offset < asked or made_for.topic_id != topic_id
 
 
 def _tombstone(record: ConsumerRecord | None) -> Place | None:

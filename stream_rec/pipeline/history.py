@@ -33,6 +33,7 @@ from stream_rec.pipeline.rights import on
 from stream_rec.pipeline.spans import Span, since
 from stream_rec.pipeline.spans import read as read_spans
 from stream_rec.pipeline.upserts import item_of
+from stream_rec.pseudonyms import naming
 from stream_rec.window import start_of
 
 SILENCE_S = 10.0
@@ -75,13 +76,18 @@ class History:
         self._settings = settings
         self._period = period
         self._event_types = frozenset(settings.event_types)
-        self._recent: dict[str, Recent] = {}
+        self._name = naming(settings.pseudonym_key_file)
+        self._recent: dict[tuple[int, str], Recent] = {}
+        """Of the users of each partition, who have a window in each."""
+        self._holders: dict[tuple[int, str], int] = {}
+        self._held = array("q")
+        """Of each row, the number of its holder: a user of a partition."""
         self._numbers: dict[str, dict[str, int]] = {"user": {}, "item": {}, "event": {}}
         self._columns = {name: array("q") for name in self._numbers}
         self._times = array("d")
         self._partitions = array("q")
         self._erased: dict[int, int] = {}
-        """Of an erased user's number, the row from which on events count."""
+        """Of an erased holder's number, the row from which on events count."""
         self.refused: Counter[str] = Counter()
         """Records that can't be used, by reason."""
 
@@ -104,11 +110,14 @@ class History:
             max_future_s=settings.max_future_s,
         )
         if event.event_type == ERASE:
-            self._recent.pop(event.user_id, None)
-            if (number := self._numbers["user"].get(event.user_id)) is not None:
+            user = self._id_of(event.user_id) if event.pseudonym else event.user_id
+            holder = record.partition, user
+            self._recent.pop(holder, None)
+            if (number := self._holders.get(holder)) is not None:
                 self._erased[number] = len(self._times)
             return
-        recent = self._recent.setdefault(event.user_id, Recent())
+        holder = record.partition, event.user_id
+        recent = self._recent.setdefault(holder, Recent())
         if not recent.admit(event.event_id, settings.capacity, settings.move):
             raise Rejected("duplicate event_id")
         if event.item_id is None or event.timestamp not in self._period:
@@ -116,8 +125,18 @@ class History:
         for name, value in (("user", event.user_id), ("item", event.item_id), ("event", event.event_type)):
             numbers = self._numbers[name]
             self._columns[name].append(numbers.setdefault(value, len(numbers)))
+        self._held.append(self._holders.setdefault(holder, len(self._holders)))
         self._times.append(event.timestamp)
         self._partitions.append(record.partition)
+
+    def _id_of(self, pseudonym: str) -> str:
+        """The id behind a pseudonym that an erasure names, looked for among the users so far.
+
+        Raises `UserError` without the key: who was erased could not be left out.
+        """
+        if self._settings.pseudonym_key_file is None:
+            raise UserError("a user was erased by a pseudonym: set pseudonym_key_file, to leave that user out")
+        return next((user for _, user in self._recent if self._name(user) == pseudonym), pseudonym)
 
     def frame(self) -> pl.DataFrame:
         """`user`, `item`, `event`, `time`, in the order of time; at one time in that of partition and offset."""
@@ -139,10 +158,10 @@ class History:
     @property
     def _removed(self) -> NDArray[np.bool_]:
         """Which rows an erasure removes, (rows,)."""
-        users = np.array(self._columns["user"], np.int64)
-        begins = np.zeros(len(self._numbers["user"]), np.int64)
+        holders = np.array(self._held, np.int64)
+        begins = np.zeros(len(self._holders), np.int64)
         begins[list(self._erased)] = list(self._erased.values())
-        removed: NDArray[np.bool_] = np.arange(len(users)) < begins[users]
+        removed: NDArray[np.bool_] = np.arange(len(holders)) < begins[holders]
         return removed
 
 

@@ -5,10 +5,8 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-
-from msgspec import structs
 
 from stream_rec import messages, window
 from stream_rec.config import Settings
@@ -41,11 +39,20 @@ class Keeper:
     """Applies one event after the other to the table. No asyncio: nothing can come between reading and writing.
 
     `table` maps a user's key, what `name` makes of the id, to the bytes of the window; `graveyard` is the topic of what
-    can't be applied; `topic_id` is Kafka's id of the events topic, which windows and dead letters may be older than.
+    can't be applied; `topic_id` is Kafka's id of the events topic, which windows and dead letters may be older than;
+    `in_several` says whether other partitions have a window of a key too.
     """
 
     def __init__(
-        self, settings: Settings, metrics: AgentMetrics, table: Any, graveyard: Any, name: Naming, topic_id: str = ""
+        self,
+        settings: Settings,
+        metrics: AgentMetrics,
+        table: Any,
+        graveyard: Any,
+        name: Naming,
+        *,
+        topic_id: str = "",
+        in_several: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -53,6 +60,8 @@ class Keeper:
         self._graveyard = graveyard
         self._name = name
         self._topic_id = topic_id
+        self._in_several = in_several
+        self._said_several = False
         self._event_types = frozenset(settings.event_types)
         self._buried: set[Place] = set()
         self.refused: Counter[str] = Counter()
@@ -97,7 +106,7 @@ class Keeper:
             max_bytes=settings.max_event_bytes,
             max_future_s=settings.max_future_s,
         )
-        event = structs.replace(event, user_id=self._name(event.user_id))
+        event = messages.renamed(event, self._name)
         key = event.user_id.encode()
         if key == RESERVED_KEY:
             raise Rejected("reserved key")
@@ -161,6 +170,11 @@ class Keeper:
             metrics.events.labels(change.event_type).inc()
             metrics.seconds.observe(max(0.0, time.time() - message.timestamp))
         metrics.users.inc(change.users)
+        if change.users > 0 and self._in_several(change.key):
+            metrics.users_in_several.inc()
+            if not self._said_several:
+                self._said_several = True
+                log.warning("a user's events come by several partitions: see 'Partitions' in docs/downstream.md")
 
     def refuse(self, message: Any, reason: str, error: str) -> None:
         """Makes a record a dead letter, unless it is one already."""

@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, read_window
+from stream_rec.pipeline.answers import in_partition
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.granted import cluster_of, describe
@@ -251,10 +252,11 @@ class Learning:
             self.learned[partition] = record.offset + 1
             count += 1
             if record.value is None:
-                self.forget((record.key or b"").decode(errors="replace"))
+                self.forget(in_partition((record.key or b"").decode(errors="replace"), record.partition))
                 continue
             try:
                 window = read_window(record.value)
+                window = msgspec.structs.replace(window, user_id=in_partition(window.user_id, record.partition))
                 self._engine.learn(window, number)
                 if partition in self._own:
                     self._recent.add(window)

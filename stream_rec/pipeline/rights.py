@@ -76,10 +76,10 @@ def personal(settings: Settings) -> tuple[str, ...]:
 
 
 def eraser(settings: Settings) -> Rights:
-    """Of `forget --wait`; without waiting, those of topics `events` and `windows` are enough."""
+    """Of `forget`, which also without `--wait` looks for the partitions that hold something of the user."""
     return (
+        *on("Read", settings.events_topic, settings.windows_topic, settings.recommendations_topic),
         *on("Write", settings.events_topic),
-        *on("Read", settings.windows_topic, settings.recommendations_topic),
         *on("Describe", settings.dead_letter_topic),
         *on("DescribeConfigs", *personal(settings)),
         *(Right("Describe", "group", group) for group in (settings.agents_group, settings.worker_group)),

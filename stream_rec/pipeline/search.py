@@ -65,6 +65,14 @@ class Search:
             found |= await self._backwards(partition, set(keys) - found.keys() - usual[partition])
         return found
 
+    async def everywhere(self, keys: Collection[bytes]) -> dict[tuple[int, bytes], ConsumerRecord]:
+        """The newest record of each key in each partition, tombstones included: reads the whole topic where it must."""
+        found: dict[tuple[int, bytes], ConsumerRecord] = {}
+        for partition in range(self._partitions):
+            held = await self._backwards(partition, set(keys))
+            found |= {(partition, key): record for key, record in held.items()}
+        return found
+
     async def _backwards(self, partition: int, missing: set[bytes]) -> dict[bytes, ConsumerRecord]:
         if not missing:
             return {}

@@ -32,8 +32,12 @@ def state_of(*topics: Topic) -> str:
 
 
 def valid(committed_for: str, now: str) -> bool:
-    """Whether an offset that was committed for some topics counts for those of `now`; an earlier version names none."""
-    return not committed_for or not now or committed_for == now
+    """Whether an offset that was committed for some topics counts for those of `now`; an earlier version names none.
+
+    Agents add to the topics, after a space, the fingerprint of their pseudonyms, see `forget`.
+    """
+    made_for = committed_for.partition(" ")[0]
+    return not made_for or not now or made_for == now
 
 
 class TopicGuard:

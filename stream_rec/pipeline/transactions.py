@@ -63,7 +63,7 @@ class Outlet:
         self._producer = producer
         self._mark = mark
         self._settings = settings
-        self._topics = _topics(mark, settings)
+        self._topics = committed_for(mark, settings)
         self.partitions: set[TopicPartition] = set()
 
     @classmethod
@@ -91,7 +91,7 @@ class Outlet:
                 await _close(await _start(former.metadata, self._settings))
                 former = (await committed([partition])).get(partition)
             position = begin if former is None else former.offset
-            if former is not None and not valid(_topics(former.metadata, self._settings), self._topics):
+            if former is not None and not valid(committed_for(former.metadata, self._settings), self._topics):
                 log.warning("%s[%d]: answers begin anew, the last commit is for topics that are no more", *partition)
                 position = begin
             async with gate.transaction():
@@ -136,7 +136,7 @@ class Outlet:
         await _close(self._producer)
 
 
-def _topics(mark: str, settings: Settings) -> str:
+def committed_for(mark: str, settings: Settings) -> str:
     """What a commit with this metadata is valid for: empty where it does not say."""
     own = mark.removeprefix(transactions(settings))
     return "" if own == mark else own.partition(".")[2]

@@ -538,6 +538,36 @@ async def test_rocksdb_keeps_the_windows_and_leaves_no_files(make_settings: Make
     assert not list((settings.cache_dir / "agents").iterdir())
 
 
+@pytest.mark.parametrize("store", ["memory", "rocksdb"])
+async def test_a_user_of_two_partitions_has_a_window_in_each(make_settings: Make, start: Start, store: str) -> None:
+    settings = make_settings(store=store)
+    await topics.create(settings)
+
+    async def send(*partitions: int, **fields: str) -> None:
+        async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+            for number, partition in enumerate(partitions):
+                key, value = sent("u", **{"item": f"{number}", **fields})
+                await producer.send_and_wait(settings.events_topic, value, key=key, partition=partition)
+
+    async def held() -> dict[int, int | None]:
+        await all_done(settings)
+        records = await read_topic(settings, settings.windows_topic)
+        return {one.partition: one.value and read_window(one.value).n for one in records}
+
+    first = start("agents", settings)
+    await send(0, 0, 0, 1, 0, 1)
+    assert await held() == {0: 4, 1: 2}
+    assert first.metrics()["stream_rec_users_in_several_partitions_total"] == 1
+    assert first.metrics()["stream_rec_events_read_again_total"] == 0
+    assert "a user's events come by several partitions" in first.said
+    assert first.stop() == 0
+    second = start("agents", settings)
+    await send(1)
+    await send(0, event_type=ERASE)
+    assert await held() == {0: None, 1: 3}
+    assert second.metrics()["stream_rec_users"] == 1
+
+
 async def test_what_others_wrote_among_the_windows_is_passed_over(make_settings: Make, start: Start) -> None:
     settings = make_settings()
     await topics.create(settings)
@@ -566,7 +596,7 @@ async def test_an_event_whose_window_kafka_has_come_to_refuse_is_a_dead_letter_a
     part = start("agents", settings)
     await produce(settings, [sent(user, "i" * 200) for user in ("full", "full", "new", "gone")])
     await all_done(settings)
-    await alter(settings, settings.windows_topic, max_message_bytes="1000")
+    await alter(settings, settings.windows_topic, max_message_bytes="1050")
     burst = [sent(user, size * "i") for size in (200, 200, 200, 9) for user in ("full", "new", "gone", "other")]
     burst[6] = sent("gone", None, event_type=ERASE)
     await produce(settings, [*burst, Sent(b"full", b"no JSON")])
@@ -577,7 +607,8 @@ async def test_an_event_whose_window_kafka_has_come_to_refuse_is_a_dead_letter_a
     assert sorted(refused.values()) == [b"broken JSON"] + [b"window too large"] * 3
     log = await read_topic(settings, settings.events_topic)
     found = await windows_in(settings)
-    assert found == expected([record for record in log if record.offset not in refused], settings)
+    topic = (await describe(access(settings), *on("Read", settings.events_topic)))[settings.events_topic]
+    assert found == expected([record for record in log if record.offset not in refused], settings, topic.id)
     assert {user: made.n for user, made in found.items()} == {"full": 4, "new": 4, "gone": 2, "other": 4}
     assert part.running
 

@@ -10,6 +10,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
 
 from stream_rec.config import Settings
+from stream_rec.errors import UserError
+from stream_rec.messages import read_recommendation
 from stream_rec.model import folder
 from stream_rec.pipeline import forget, topics
 from stream_rec.pipeline.client import latest
@@ -82,6 +84,7 @@ async def test_the_receipt_says_where_the_tombstones_stand_and_what_remains(
         tombstone = at[place["partition"], place["offset"]]
         assert (tombstone.key, tombstone.value) == (called.encode(), None)
         assert all(SECRET.encode() not in one.key + (one.value or b"") for one in at.values())
+    assert any("cache_dir of workers that do not run" in one["where"] for one in receipt["remains"])
     remains = {one["where"]: one["until"] for one in receipt["remains"] if one["where"].startswith("topic ")}
     assert remains.keys() == {f"topic {name}" for name in settings.topics if name != settings.items_topic}
     assert all(remains.values())
@@ -101,6 +104,66 @@ async def test_a_user_nobody_knows_has_nothing_to_erase(running: Running) -> Non
     asked = await forget.ask("nobody", running.settings)
     receipt = await forget.receive("nobody", asked, running.settings, 30)
     assert (receipt.window, receipt.recommendation, receipt.returned) == (None, None, False)
+
+
+async def test_a_user_is_erased_by_the_pseudonym_too(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = running.settings
+    called = naming(settings.pseudonym_key_file)("hidden")
+    await produce(settings, [sent("hidden")])
+    await answered(settings, "hidden")
+    assert await forget.run(called, settings, 30) == 0
+    receipt = json.loads(capsys.readouterr().out)
+    for topic, place in ((settings.windows_topic, receipt["window"]), (settings.recommendations_topic, None)):
+        newest = [one for one in await read_topic(settings, topic) if one.key == called.encode()][-1]
+        assert newest.value is None
+        assert place is None or (place["partition"], place["offset"]) == (newest.partition, newest.offset)
+
+
+async def test_a_user_of_two_partitions_is_erased_in_both(running: Running) -> None:
+    settings = running.settings
+    called = naming(settings.pseudonym_key_file)("twofold").encode()
+    async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+        for partition, times in ((0, 3), (1, 1)):
+            for n in range(times):
+                key, value = sent("twofold", f"i{n}")
+                await producer.send_and_wait(settings.events_topic, value, key=key, partition=partition)
+
+    async def newest() -> dict[int, int | None]:
+        records = [one for one in await read_topic(settings, settings.recommendations_topic) if one.key == called]
+        return {one.partition: one.value and read_recommendation(one.value).seq for one in records}
+
+    async def both() -> bool:
+        return await newest() == {0: 3, 1: 1}
+
+    await until(both)
+    for part in running[1:]:
+        assert "twofold" not in part.said
+        assert called.decode() not in part.said
+    assert running.agents.metrics()["stream_rec_users_in_several_partitions_total"] == 1
+    receipt = await forget.receive("twofold", await forget.ask("twofold", settings), settings, 30)
+    erased = [receipt, *receipt.also]
+    assert {one.asked.partition for one in erased} == {0, 1}
+    assert all(one.window and one.recommendation for one in erased)
+    assert await newest() == {0: None, 1: None}
+
+
+async def test_who_lacks_the_agents_key_of_pseudonyms_is_told(running: Running) -> None:
+    await produce(running.settings, [sent("keyed")])
+    await answered(running.settings, "keyed")
+    with pytest.raises(UserError, match="the agents use another key for pseudonyms"):
+        await forget.ask("keyed", running.settings.model_copy(update={"pseudonym_key_file": None}))
+
+
+async def test_what_agents_have_yet_to_apply_is_erased_where_it_stands(
+    make_settings: Callable[..., Settings],
+) -> None:
+    settings = make_settings()
+    await topics.create(settings)
+    async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+        for partition in (0, 1):
+            key, value = sent("u")
+            await producer.send_and_wait(settings.events_topic, value, key=key, partition=partition)
+    assert {asked.place.partition for asked in await forget.ask("u", settings)} == {0, 1}
 
 
 async def test_without_agents_the_erasure_stays_asked_for(

@@ -7,9 +7,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from stream_rec.config import Settings
-from stream_rec.messages import ERASE
 from stream_rec.model import folder
-from stream_rec.pipeline import topics
+from stream_rec.pipeline import forget, topics
 from stream_rec.pipeline.connection import access
 from tests.e2e.kafka import add_partitions, delete, produce, read_topic, sent, until, waiting, windows_in
 from tests.e2e.process import Part
@@ -78,11 +77,15 @@ async def test_events_that_were_made_anew_are_all_applied(settings: Settings, st
     await applied(settings)
     await delete(settings, settings.events_topic)
     await topics.create(settings)
+    asked = await forget.ask("erased", settings)
     # as many as were read: a client that asks by name goes on in their midst
-    await produce(settings, [sent("erased", None, event_type=ERASE), *[sent("new")] * 5])
-    await produce(settings, [sent("bad", event_type="share"), sent("known")])
+    await produce(settings, [*[sent("new")] * 5, sent("bad", event_type="share"), sent("known")])
     assert_ended(first, f"{settings.events_topic} was deleted and created again")
     start("agents", settings)
+    start("worker", settings)
+    receipt = await forget.receive("erased", asked, settings, 60)
+    assert receipt.window is not None
+    assert not receipt.returned
     await applied(settings)
     held = await windows_in(settings)
     assert {user: window and window.n for user, window in held.items()} == {"known": 4, "erased": None, "new": 5}

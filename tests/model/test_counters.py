@@ -304,6 +304,15 @@ def test_no_event_is_learned_twice_nor_lost_when_windows_are_skipped(log: list[t
     assert same(once, often)
 
 
+def test_events_of_a_topic_that_was_made_anew_are_learned() -> None:
+    calm, moved = Memory(HORIZONS), Memory(HORIZONS)
+    for n in range(1, 6):
+        rows, times = list(range(1, n + 1)), [float(at) for at in range(n)]
+        calm.learn("u", n, 100 + n, rows, times)
+        moved.learn("u", n, 100 + n if n < 4 else n, rows, times)
+    assert same(moved, calm)
+
+
 def test_what_was_trained_is_not_learned_again() -> None:
     memory = Memory(HORIZONS, since=10.0)
     memory.learn("u", 3, 2, [1, 2, 3], [9.0, 10.0, 11.0])

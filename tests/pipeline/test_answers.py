@@ -15,7 +15,7 @@ from stream_rec.model.counters import Floors, Memory
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.parts import Evidence, Found
 from stream_rec.model.tokens import Numbers
-from stream_rec.pipeline.answers import Answer, Answerer, Failed, Told
+from stream_rec.pipeline.answers import Answer, Answerer, Failed, Told, in_partition
 from stream_rec.telemetry import WorkerMetrics
 from stream_rec.window import append
 from tests.pipeline.records import Record
@@ -185,7 +185,7 @@ def test_what_fails_after_the_memory_has_learned_is_not_answered_by_what_it_lear
     make, ask = engine_module.recommendations, Evidence.ask
 
     def spoil(windows: Sequence[Window], *given: object) -> list[Recommendation]:
-        if any(window.user_id == "c" for window in windows):
+        if any(window.user_id.endswith(":c") for window in windows):
             raise ArithmeticError
         return make(windows, *given)
 
@@ -213,10 +213,19 @@ def test_what_fails_after_the_memory_has_learned_is_not_answered_by_what_it_lear
         )
     for name, table in calm.memory.state().items():
         assert np.array_equal(table, spoilt.memory.state()[name])
-    assert [floors for key, floors in spoilt.floors if key != "c"] == [
-        floors for key, floors in calm.floors if key != "c"
-    ]
+    others = [[floors for key, floors in one.floors if not key.endswith("c")] for one in (calm, spoilt)]
+    assert others[0] == others[1]
 
 
 def with_seq(answers: Sequence[Answer]) -> list[tuple[Answer, tuple[str, int]]]:
     return list(zip(answers, told(answers), strict=True))
+
+
+def test_a_user_of_two_partitions_is_answered_in_each_and_erased_in_one(model: Accounts) -> None:
+    first, second = log_of("aaa"), [record._replace(partition=1) for record in log_of("aa")]
+    got = answer_all(model, [first[0], second[0], *first[1:], second[1]], coalesce=True)
+    assert [(answer.partition, told([answer])) for answer in got] == [(0, [("a", 3)]), (1, [("a", 2)])]
+    (erased,) = answer_all(model, [Record(b"a", None, 3)])
+    assert erased.reply.headers == [("held", b"nothing")]
+    assert in_partition("a", 0) not in model
+    assert in_partition("a", 1) in model

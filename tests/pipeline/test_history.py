@@ -1,14 +1,18 @@
 """A topic as a log to train on, without Kafka: records of its own making in the order in which a partition has them."""
 
+from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_rec import config, messages, window
+from stream_rec.errors import UserError
 from stream_rec.learn.source import Period
 from stream_rec.messages import ERASE, Event, Item, Rejected, Window, encode
 from stream_rec.pipeline.history import Catalogue, History
+from stream_rec.pseudonyms import naming
 
 CAPACITY, STRIDE = 4, 2
 
@@ -143,3 +147,21 @@ def test_the_newest_of_an_item_counts_and_a_withdrawn_one_keeps_its_text() -> No
         catalogue.take(one)
     assert catalogue.sorted() == [Item("a", "gone", available=False), Item("b", "new")]
     assert catalogue.refused.total() == 3
+
+
+def test_who_is_erased_by_a_pseudonym_is_left_out(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    erase = Event(naming(key)("ann"), ERASE, 2.0, pseudonym=True)
+    log = [record(Event(user, "view", 1.0, "tea")) for user in ("ann", "bob")]
+    history = History(SETTINGS.model_copy(update={"pseudonym_key_file": key}), EVERYTHING)
+    for one in [*log, record(erase)]:
+        history.take(one)
+    assert history.frame()["user"].to_list() == ["bob"]
+    with pytest.raises(UserError, match="set pseudonym_key_file"):
+        rows_of([*log, record(erase)])
+
+
+def test_an_erasure_is_of_the_user_of_its_partition() -> None:
+    view, erase = Event("ann", "view", 1.0, "tea", event_id="1"), Event("ann", ERASE, 2.0)
+    assert rows_of([record(view), record(view, 1), record(erase, 1)]) == [("ann", "tea", "view", 1.0)]

@@ -48,7 +48,7 @@ class Bench:
         self.table = {} if table is None else table
         self.graveyard = Graveyard()
         made = Settings(**{"capacity": 4, **settings})
-        self.keeper = Keeper(made, AgentMetrics(self.registry), self.table, self.graveyard, name, topic_id)
+        self.keeper = Keeper(made, AgentMetrics(self.registry), self.table, self.graveyard, name, topic_id=topic_id)
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"stream_rec_{name}", labels) or 0.0
@@ -281,3 +281,13 @@ def test_a_dead_letter_of_a_topic_that_was_deleted_stands_for_no_event_of_the_ne
     bench.keeper.recall(Done({Place("events", 0, 3, "999.000")}, {}))
     bench.keeper.take(bad(3, "u"))
     assert len(bench.graveyard.letters) == 1
+
+
+def test_a_pseudonym_erases_its_user_and_does_nothing_else() -> None:
+    bench = Bench(name=str.upper)
+    bench.keeper.take(record(0, "u"))
+    erase = record(1, "U", ERASE, pseudonym=True)
+    bench.keeper.take(record(2, "U", pseudonym=True))
+    assert [headers["reason"] for _, _, headers in bench.graveyard.letters] == ["invalid field"]
+    bench.keeper.take(erase)
+    assert bench.table == {}

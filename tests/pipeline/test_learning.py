@@ -69,7 +69,7 @@ async def test_a_window_that_cannot_be_learned_is_passed_over_and_counted(
     learn = engine.learn
 
     def spoil(taught: Window, number: int) -> None:
-        if taught.user_id == "bad":
+        if taught.user_id == "0:bad":
             raise OverflowError
         learn(taught, number)
 
@@ -77,7 +77,7 @@ async def test_a_window_that_cannot_be_learned_is_passed_over_and_counted(
     records = [at(offset, window(user, 1, ["i1"])) for offset, user in enumerate(["a", "bad", "b"])]
     assert await learning._learn(records) == 3
     known = engine.memories.evidence(0).memory.known
-    assert set(known) == {"a", "b"}
+    assert set(known) == {"0:a", "0:b"}
     assert metrics.failures.labels("statistics")._value.get() == 1
 
 
