@@ -21,14 +21,18 @@ from stream_rec.model.likeness import Alike, by_direction, by_words, replaced
 from stream_rec.model.text import Progress, TextEncoder, text_of
 from stream_rec.model.tokens import UNKNOWN, Numbers
 
+NO_CATEGORY = 0
+"""The category of the unknown item, and of all items without one."""
+
 
 def text_vectors(
     items: Sequence[Item], encoder: TextEncoder, lexicon: Lexicon, progress: Progress | None = None
 ) -> Vectors:
     """What the text of each item means, and its words: two vectors of unit length in one, (len(items), text_dim).
 
-    An item's own vector takes the place of the meaning. Raises `UserError` where these differ in length, and for one
-    whose direction single precision loses.
+    An item's own vector takes the place of the meaning. Both are zero for an item with neither text nor vector: whatever
+    the encoder makes of an empty text says nothing of the item. Raises `UserError` where own vectors differ in length,
+    and for one whose direction single precision loses.
     """
     for item in items:
         try:
@@ -36,7 +40,8 @@ def text_vectors(
                 check_vector(item.vector)
         except Rejected as rejected:
             raise UserError(f"item {item.item_id!r}: {rejected}") from None
-    encoded = iter(encoder.encode([text_of(item) for item in items if not item.vector], progress))
+    texts = [text_of(item) for item in items]
+    encoded = iter(encoder.encode([text for item, text in zip(items, texts, strict=True) if not item.vector], progress))
     meaning = [np.array(item.vector or next(encoded), np.float32) for item in items]
     for item, vector in zip(items, meaning, strict=True):
         if len(vector) != len(meaning[0]):
@@ -44,9 +49,8 @@ def text_vectors(
                 f"item {item.item_id!r} has a vector of {len(vector)} numbers and item {items[0].item_id!r} one of "
                 f"{len(meaning[0])}: give each item one of the same length, or none a vector"
             )
-    return np.concatenate(
-        [unit(np.stack(meaning)), lexicon.vectors(lexicon.rows([text_of(item) for item in items]))], axis=1
-    )
+    told = np.array([bool(item.vector or text.strip()) for item, text in zip(items, texts, strict=True)])
+    return np.concatenate([unit(np.stack(meaning)) * told[:, None], lexicon.vectors(lexicon.rows(texts))], axis=1)
 
 
 class Catalog:
@@ -64,7 +68,7 @@ class Catalog:
         self._own = {row: digest for row, item in enumerate(items, UNKNOWN + 1) if (digest := _digest(item))}
         """Of the vectors that items came with, by row."""
         self._row_of = {item.item_id: row for row, item in enumerate(self._items) if row != UNKNOWN}
-        self._number_of: dict[str, int] = {}
+        self._number_of = {"": NO_CATEGORY}
         self.vectors: Vectors = np.concatenate([np.zeros((1, features.dim), np.float32), vectors])
         self.stamps: Numbers = np.arange(len(self._items), dtype=np.int64)
         """A number for each version of each row's vector, never given twice. Like all arrays here it is as long as the
@@ -109,7 +113,7 @@ class Catalog:
 
     @property
     def labels(self) -> list[str]:
-        """The categories; the empty one is that of items without."""
+        """The categories; the first, `NO_CATEGORY`, is empty."""
         return list(self._number_of)
 
     def news(self, items: Sequence[Item]) -> list[Item]:

@@ -31,8 +31,10 @@ class ItemFeatures(NamedTuple):
 
     @classmethod
     def fit(cls, texts: Vectors, prices: Vectors) -> Self:
-        """`texts` (items, text_dim) as the text encoder gives them; `prices` (items,), NaN where there is none."""
+        """`texts` (items, text_dim), zero for an item without one; `prices` (items,), NaN where there is none."""
         texts = unit(texts)
+        if (told := texts.any(axis=1)).any():
+            texts = texts[told]
         mean = texts.mean(0)
         variance, axes = np.linalg.eigh(np.cov(texts - mean, rowvar=False, bias=True).astype(np.float64))
         telling = variance > max(NOISE, 1e-5 * variance.max())  # the rest is noise: whitening would amplify it
@@ -49,13 +51,13 @@ class ItemFeatures(NamedTuple):
         )
 
     def transform(self, texts: Vectors, prices: Vectors) -> Vectors:
-        """Item vectors (items, components + bumps). An item without a price has the mean bump."""
+        """Item vectors (items, components + bumps). What an item lacks is zero, as what is the mean of all items."""
         return self.priced(self.text(texts), prices)
 
     def text(self, texts: Vectors) -> Vectors:
-        """What texts make of items, (items, components)."""
-        text: Vectors = ((unit(texts) - self.mean) @ self.whiten).astype(np.float32)
-        return text
+        """What texts make of items, (items, components); zero for an item without one."""
+        text = (unit(texts) - self.mean) @ self.whiten * texts.any(axis=1, keepdims=True)
+        return text.astype(np.float32)
 
     def priced(self, text: Vectors, prices: Vectors) -> Vectors:
         """Item vectors (items, components + bumps) from what their texts make of them, `text` (items, components)."""

@@ -43,8 +43,9 @@ from stream_rec.model.validation import check_body, check_model
 
 LIKENESS = ("text", "words")
 FORMAT = 7
-"""Of the model folder. Older ones are read too: the memory of one of 6 holds only what followed each item, and not what
-each item followed; one of 5 is never private, one of 4 tells nothing of drift, one of 3 has no goal either."""
+"""Of the model folder. Older ones are read too: in one of 6 items without a text are like each other, as the model was
+trained, and the memory holds what followed each item, but not what each item followed; one of 5 is never private, one
+of 4 tells nothing of drift, one of 3 has no goal either."""
 READABLE = (3, 4, 5, 6, FORMAT)
 LAST_TYPE = 4
 """The format since which the next event's type is told from the last one's too."""

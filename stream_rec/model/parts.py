@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from stream_rec.model.catalog import Catalog
+from stream_rec.model.catalog import NO_CATEGORY, Catalog
 from stream_rec.model.counters import REACH, Memory
 from stream_rec.model.decay import Heard, Sums
 from stream_rec.model.likeness import Likeness
@@ -44,7 +44,7 @@ popularity   log(1 + n_j)
 again        log(1 + how often j is in the window), but not the last item
 recency      log(n_j + .05) with a short half-life
 session      sum over d of .8^d where h_d is j, but not the last item
-category     1 for the last item's category, but not in the window
+category     1 for the last item's category, if it has one, but not in the window
 price        exp(-3 times the distance of log prices to the last item's)
 repeat       1 for the last item
 """
@@ -73,6 +73,7 @@ class Items(NamedTuple):
     text: Likeness
     words: Likeness
     categories: Numbers
+    """`NO_CATEGORY` where there is none."""
     prices: NDArray[np.float32]
     """Logarithms, NaN where there is none."""
 
@@ -157,7 +158,8 @@ def _found(
                 columns[at, part] = np.log(1 + scale * sums[at, part])  # log1p takes twice as long
         columns[at, RECENCY] = np.log(sums[at, RECENCY] + 0.05)
         columns[at, SESSION] = sums[at, SESSION]
-        columns[at, CATEGORY] = not sums[at, AGAIN] and items.categories[row] == items.categories[last]
+        if items.categories[last] != NO_CATEGORY:
+            columns[at, CATEGORY] = not sums[at, AGAIN] and items.categories[row] == items.categories[last]
         apart = abs(items.prices[row] - items.prices[last])
         columns[at, PRICE] = 0 if np.isnan(apart) else np.exp(-3 * apart)  # without a price nothing is close
     at = mark[last]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_rec.messages import Interest, RankedItem, Recommendation, Window
+from stream_rec.model.catalog import NO_CATEGORY
 from stream_rec.model.scorer import BARRED, Ranked
 
 
@@ -18,7 +19,7 @@ class Names(NamedTuple):
     """The model's version."""
     event_types: Sequence[str]
     categories: Sequence[str]
-    """The empty one is that of items without."""
+    """The first one, `NO_CATEGORY`, is that of items without."""
     items: Callable[[Sequence[int]], list[str]]
     """Of rows."""
 
@@ -35,13 +36,14 @@ def recommendations(
 
     Of the interests by category the `interests` strongest are named.
     """
-    best = ranked.interests.topk(min(interests, ranked.interests.shape[1]), dim=1)
+    named = ranked.interests[:, NO_CATEGORY + 1 :]
+    best = named.topk(min(interests, named.shape[1]), dim=1)
     shown = (ranked.scores > BARRED).sum(dim=1)
     counts, rows, labels = (one.cpu().numpy() for one in (shown, ranked.rows, best.indices))  # their `tolist` is fast
     wanted = np.full(ranked.rows.shape, None) if interest is None else _rounded(interest, 5)
     columns = (
         *(counts, rows, _rounded(ranked.scores, 4), _rounded(ranked.probabilities, 6), wanted),
-        *(labels, _rounded(best.values, 4), _rounded(types, 4)),
+        *(labels + NO_CATEGORY + 1, _rounded(best.values, 4), _rounded(types, 4)),
     )
     return [
         Recommendation(
@@ -51,11 +53,7 @@ def recommendations(
             event_time=window.events[-1].timestamp,
             items=tuple(map(RankedItem, names.items(rows[:count]), scores, probabilities, goals)),
             next_event=dict(zip(names.event_types, next_types, strict=True)),
-            interests=tuple(
-                Interest(name, weight)
-                for at, weight in zip(labels, weights, strict=True)
-                if (name := names.categories[at])
-            ),
+            interests=tuple(map(Interest, map(names.categories.__getitem__, labels), weights)),
             model=names.model,
             topic_id=window.topic_id,
         )

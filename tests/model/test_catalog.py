@@ -1,5 +1,6 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -7,13 +8,50 @@ from msgspec.structs import replace
 
 from stream_rec.errors import UserError
 from stream_rec.messages import Item, Rejected
-from stream_rec.model.catalog import Catalog, text_vectors
+from stream_rec.model.catalog import NO_CATEGORY, Catalog, text_vectors
 from stream_rec.model.engine import Engine
-from stream_rec.model.features import prices_of
+from stream_rec.model.features import ItemFeatures, prices_of
 from stream_rec.model.folder import Model
 from stream_rec.model.lexicon import Lexicon
-from stream_rec.model.text import TextEncoder
+from stream_rec.model.likeness import Alike, Likeness, by_direction, by_words
+from stream_rec.model.text import TextEncoder, text_of
 from tests.tiny import ITEMS, TEXT_DIM, copied, items
+
+SILENT = [Item(f"silent {number}", title=" " * (number % 2)) for number in range(9)]
+TOLD = [Item(f"told {number}", title=f"red thing {number % 5}", category="things") for number in range(30)]
+
+
+class Texts(TextEncoder):
+    """A vector for each text, the empty one among them, as real encoders have it."""
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, texts: Sequence[str], progress: object = None) -> np.ndarray:  # noqa: ARG002
+        drawn = [np.random.default_rng(crc32(text.encode())).normal(size=8) for text in texts]
+        return np.array(drawn, np.float32)
+
+
+def catalog_of(items: Sequence[Item]) -> Catalog:
+    texts, count = [text_of(item) for item in items], len(items) + 1
+    lexicon = Lexicon.fit(texts)
+    read = text_vectors(items, Texts(), lexicon)
+    features = ItemFeatures.fit(read, prices_of(items))
+    vectors = features.transform(read, prices_of(items))
+    meaning = np.concatenate([np.zeros((1, features.components), np.float32), vectors[:, : features.components]])
+    kinds = (by_direction(meaning), by_words(lexicon.rows(["", *texts])))
+    alike = Alike(lexicon, *(Likeness.empty(count).updated(count, np.arange(1, count), kind) for kind in kinds))
+    return Catalog(items, vectors, features, alike, Texts())
+
+
+def neighbours(catalog: Catalog, item_id: str) -> set[str]:
+    """Items that have something in common with one by text or words, whoever holds whom."""
+    row, found = catalog.row(item_id), set[int]()
+    for likeness in (catalog.text, catalog.words):
+        cosines = likeness.cosines[: len(catalog)]
+        found |= set(likeness.rows[row][cosines[row] > 0].tolist())
+        found |= set(np.flatnonzero(((likeness.rows[: len(catalog)] == row) & (cosines > 0)).any(axis=1)).tolist())
+    return set(catalog.ids(sorted(found)))
 
 
 def test_vectors_of_different_lengths_are_told_by_their_items(tmp_path: Path) -> None:
@@ -143,3 +181,35 @@ def test_a_cache_that_can_be_used_again_is(tmp_path: Path) -> None:
     assert not encoder.cache.failing
     del encoder.__dict__["_model"]
     assert encoder.encode(["a"]).tolist() == [[1, 1]]
+
+
+def test_items_without_a_text_are_like_nothing() -> None:
+    catalog = catalog_of([*SILENT, *TOLD])
+    assert not any(neighbours(catalog, item.item_id) for item in SILENT)
+    assert all(neighbours(catalog, item.item_id) for item in TOLD)
+    assert not catalog.vectors[: len(SILENT) + 1].any()
+    assert np.abs(catalog.vectors[len(SILENT) + 1 :]).max(axis=1).min() > 0.1
+    assert catalog.vectors[len(SILENT) + 1 :].mean(axis=0) == pytest.approx(0, abs=1e-4)
+
+
+def test_an_item_that_gets_a_text_gets_neighbours_and_one_that_loses_it_loses_them() -> None:
+    catalog = catalog_of([*SILENT, *TOLD])
+    for items in ([Item("new"), Item("told 3"), Item("silent 1")], [Item("new", title="red thing 4")]):
+        catalog.upsert(items, catalog.read(items))
+    assert "told 4" in neighbours(catalog, "new")
+    assert not neighbours(catalog, "told 3")
+    assert not neighbours(catalog, "silent 1")
+    assert "told 3" not in neighbours(catalog, "told 8")
+
+
+def test_a_catalogue_without_any_text_says_nothing_of_its_items() -> None:
+    catalog = catalog_of(SILENT)
+    assert not any(neighbours(catalog, item.item_id) for item in SILENT)
+    items = [Item("new", title="red thing")]
+    assert np.isfinite(catalog.read(items)).all()
+
+
+def test_no_category_is_the_category_of_the_unknown_item_and_of_no_label() -> None:
+    catalog = catalog_of([*TOLD, *SILENT])
+    assert catalog.categories[0] == catalog.categories[len(TOLD) + 1] == NO_CATEGORY
+    assert catalog.labels == ["", "things"]

@@ -274,6 +274,15 @@ def test_a_new_item_is_found_through_its_text_by_users_of_similar_items(engine_o
     assert np.isclose(catalog.text.cosines[catalog.row("foreign")].max(), 1, atol=1e-4)
 
 
+def test_items_without_a_category_take_no_interests_place(engine_of: EngineOf) -> None:
+    engine = engine_of(interests_k=3)
+    bare = [replace(item, category="") for item in items()[5:]]
+    engine.upsert(bare, engine.read(bare))
+    answer = engine.step([window("u", 2, ["i7", "i9"])]).recommendations[0]
+    assert {interest.label for interest in answer.interests} == {"c0", "c1", "c2"}
+    assert sum(interest.weight for interest in answer.interests) < 0.5
+
+
 def test_an_event_from_long_ago_is_answered_like_any_other(engine_of: EngineOf) -> None:
     engine = engine_of()
     for user in range(20):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_rec.model import counters
+from stream_rec.model.catalog import NO_CATEGORY
 from stream_rec.model.counters import Horizons, Memory
 from stream_rec.model.likeness import Likeness, by_direction
 from stream_rec.model.parts import DECODER, PARTS, Evidence, Found, Items
@@ -84,7 +85,7 @@ class Naive:
             case "again":
                 return log1p(window.count(j)) * (j != last)
             case "category":
-                return float(items.categories[j] == items.categories[last] and j not in window)
+                return float(items.categories[j] == items.categories[last] != NO_CATEGORY and j not in window)
             case "price":
                 apart = abs(float(items.prices[j]) - float(items.prices[last]))
                 return exp(-3 * apart) if isfinite(apart) else 0.0
