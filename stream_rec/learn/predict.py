@@ -129,6 +129,13 @@ def ranks(table: Table, values: Tensor, of: Tensor, truth: Tensor) -> Tensor:
     return found.masked_fill((truth < 0) | (own <= BARRED), MISSED)
 
 
+def without_unknown(predicted: Predicted) -> Predicted:
+    """Without the unknown item, which is among the candidates of a small catalogue and is never recommended."""
+    answers, rows, columns = predicted.table
+    known = rows != UNKNOWN
+    return predicted._replace(table=Table(answers[known], rows[known], columns[known]))
+
+
 def joined(parts: Sequence[Predicted]) -> Predicted:
     """All predictions in one."""
     offsets = np.cumsum([0, *(len(part.places) for part in parts[:-1])])

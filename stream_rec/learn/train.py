@@ -23,7 +23,18 @@ from stream_rec.learn.dataset import Dataset
 from stream_rec.learn.evaluation import First
 from stream_rec.learn.event_types import goal_of, weights_of
 from stream_rec.learn.metrics import Ranks, calibration, figures
-from stream_rec.learn.predict import Predicted, everything, find, joined, predict, probable, ranks, states_at, teach
+from stream_rec.learn.predict import (
+    Predicted,
+    everything,
+    find,
+    joined,
+    predict,
+    probable,
+    ranks,
+    states_at,
+    teach,
+    without_unknown,
+)
 from stream_rec.learn.prepare import Prepared, prepare
 from stream_rec.learn.progress import Progress
 from stream_rec.learn.protocol import BASKETS, Split, first_of_basket, same_time
@@ -216,7 +227,7 @@ def validate(
         *(prepared, split, memory, lambda which: nearest(states[which], NEAREST), config),
         lambda done: progress("predicting", done, count),
     )
-    predicted = joined(list(asked))
+    predicted = without_unknown(joined(list(asked)))
     truth = find(predicted.table, np.arange(count), data.rows[predicted.places])
     order = np.random.default_rng(config.seed).permutation(count)
     first, second = (Half.of(predicted, truth, np.sort(half)) for half in np.array_split(order, 2))

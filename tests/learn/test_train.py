@@ -18,6 +18,7 @@ from stream_rec.model import folder
 from stream_rec.model.encoder import EncoderConfig
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.model.text import TextEncoder
+from stream_rec.model.tokens import UNKNOWN
 from stream_rec.window import append
 
 SMALL = TrainConfig(
@@ -79,6 +80,22 @@ def test_the_seed_decides_the_model(shop, whole, tmp_path: Path) -> None:
     assert whole.measured == again.measured
     other = run(shop, msgspec.structs.replace(SMALL, seed=1), tmp_path / "other")
     assert not torch.equal(weights(other)["project.weight"], weights(whole)["project.weight"])
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_unknown_item_is_no_candidate_in_validation(shop, tmp_path: Path, monkeypatch) -> None:
+    """It is among the nearest items of a catalogue of fewer than are asked for, and is never recommended."""
+    frame, items = shop
+    few = items[:20]
+    own = frame.filter(pl.col("item").is_in([item.item_id for item in few]))
+    tables, fit = [], train.blend.fit
+    monkeypatch.setattr(train.blend, "fit", lambda table, *given: tables.append(table) or fit(table, *given))
+    trained = run((own, few), msgspec.structs.replace(SMALL, epochs=1), tmp_path)
+    assert tables
+    assert all((table.rows != UNKNOWN).all() for table in tables)
+    assert all(table.columns.abs().max() < 100 for table in tables)
+    assert all(len(table.answers.unique()) == table.answers.max() + 1 > 10 for table in tables)
+    assert trained.measured.calibration_error < 0.2
 
 
 @pytest.mark.usefixtures("quick")
