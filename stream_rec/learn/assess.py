@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.table import Table
 
@@ -15,7 +15,12 @@ from stream_rec.learn.progress import bars
 from stream_rec.learn.protocol import Protocol
 from stream_rec.terminal import Terminal, print_json
 
-CHOICES = {"auto": None, "filter": True, "keep": False, "yes": True, "no": False}
+BASKETS = {"auto": None, "yes": True, "no": False}
+SEEN = {
+    "keep": "seen items kept",
+    "window": "items in the window left out, as exclude_seen does",
+    "ever": "all items that the user has met left out",
+}
 SHOWN = ("hr_at_10", "ndcg_at_10", "mrr")
 
 
@@ -27,7 +32,8 @@ class Plan(NamedTuple):
     events: Path
     protocol: Protocol = "prequential"
     columns: str = ""
-    seen: str = "auto"
+    seen: Literal["served", "keep", "window", "ever"] = "served"
+    """Served: what the setting `exclude_seen` says."""
     baskets: str = "auto"
     after: float = 0.0
     threads: int | None = None
@@ -52,6 +58,9 @@ def run(settings: Settings, plan: Plan) -> int:
     for note in (*logs.losses(log, str(plan.events)), f"{plan.events}: {log.period}"):
         console.say(note)
     how = evaluation.Plan(plan.protocol, settings.stride, CHOICES[plan.seen], CHOICES[plan.baskets], plan.after)
+    served: evaluation.Seen = "window" if settings.exclude_seen else "keep"
+    seen = served if plan.seen == "served" else plan.seen
+    how = evaluation.Plan(plan.protocol, settings.stride, seen, BASKETS[plan.baskets], plan.after)
     found: list[dict[str, Any]] = []
     for path in plan.models:
         model = folder.load(path)
@@ -127,7 +136,7 @@ def _show(path: Path, found: dict[str, Any]) -> None:
         mean, low, high = over[key]
         console.print(f"{name} over {over['floor']}: {mean:+.4f}, 95% of resampled users {low:+.4f} to {high:+.4f}")
     console.print(
-        f"seen items {'left out' if found['seen_items_filtered'] else 'kept'}"
+        f"{SEEN[found['seen_items']]} ({found['repeats']:.1%} of the log's events repeat an item)"
         f"{', baskets predicted in one' if found['baskets'] else ''}; coverage {found['coverage']:.1%},"
         f" novelty {found['novelty_bits']} bits, intra-list diversity {found['intra_list_diversity']:.3f},"
         f" calibration error {found['calibration_error']:.4f}",

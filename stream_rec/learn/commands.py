@@ -144,10 +144,11 @@ def train(read_topic: Any, /, settings: "Settings", **given: Any) -> int:
 )
 @click.option(
     "--seen",
-    type=click.Choice(["auto", "filter", "keep"]),
-    default="auto",
+    type=click.Choice(["served", "keep", "window", "ever"]),
+    default="served",
     show_default=True,
-    help="items that the user has met before; auto: filtered if the log knows no repeats",
+    help="items that the user has met: keep them, leave out those in the window, or all that they ever met, as"
+    " published figures do; served: as the setting exclude_seen says",
 )
 @click.option(
     "--baskets",

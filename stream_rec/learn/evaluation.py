@@ -1,7 +1,7 @@
 """A finished model on events that it never saw: every figure, by kind of event and user, beside the floors."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -45,14 +45,18 @@ LENGTHS = {
 TOP = 20
 
 
+Seen = Literal["keep", "window", "ever"]
+"""Which of the items that a user has met are left out: none, those in the window, as serving does with `exclude_seen`,
+or all that the log has, as published evaluations do."""
+
+
 class Plan(NamedTuple):
     """How a model is evaluated."""
 
     protocol: Protocol
     stride: int | None
     """How far a served window moves, events; None: half of what the model reads."""
-    exclude_seen: bool | None = None
-    """Whether items that the user has met are left out; None: if the log knows no repeats."""
+    seen: Seen = "keep"
     baskets: bool | None = None
     """Whether what a user does at one time is predicted in one; None: if that is most of what they do."""
     after: float = 0.0
@@ -113,7 +117,6 @@ def run(
         split = split._replace(targets=first_of_basket(data, split.targets))
     if not len(split.targets):
         raise UserError("the log holds nothing that the model has not seen: train it with the same --protocol")
-    exclude = repeats(data) < 0.01 if plan.exclude_seen is None else plan.exclude_seen
     states = states_at(model.encoder, prepared, split.targets, config)
     nearest = everything(model.encoder, prepared)
 
@@ -126,12 +129,12 @@ def run(
             lambda done: progress(what, done, len(split.targets)),
         )
         weights, outputs = model.config.blend, nearest.outputs
-        return collect(predicted, prepared, weights, outputs, strengths, baskets=baskets, exclude_seen=exclude)
+        return collect(predicted, prepared, weights, outputs, strengths, baskets=baskets, seen=plan.seen)
 
     found = outcome(split.online, STRENGTHS, "predicting")
     frozen = outcome(False, (), "predicting, memory frozen") if split.online else found
     users = fit.users_of(model.encoder, prepared, states, split.targets)
-    figures = report(prepared, found, frozen, known, baskets=baskets, exclude_seen=exclude)
+    figures = report(prepared, found, frozen, known, baskets=baskets, seen=plan.seen)
     return figures | {"probabilities": told(model, prepared, users, nearest.outputs, found, known)}
 
 
@@ -152,11 +155,12 @@ def collect(
     strengths: Sequence[float],
     *,
     baskets: bool,
-    exclude_seen: bool,
+    seen: Seen,
 ) -> Outcome:
     """Ranks what was right, by the blend and by each part alone, and what the blend's lists would be with diversity.
 
-    `strengths` are those of the diversity, and `outputs` (rows, width) say which items are alike.
+    `strengths` are those of the diversity, and `outputs` (rows, width) say which items are alike. What is left out of
+    the window keeps its probability, as in serving: it takes no place in a list.
     """
     data, categories = prepared.data, prepared.catalog.categories
     scores = {BLEND: weights, **{part: blend.alone(part) for part in PARTS}}
@@ -171,17 +175,22 @@ def collect(
         begin = sum(map(len, places))
         right_of, right_rows = right(data, places_now, baskets=baskets)
         truth = find(table, right_of, right_rows)
-        barred = table.rows == UNKNOWN
-        if exclude_seen:
+        barred, left_out = table.rows == UNKNOWN, torch.zeros(len(table.rows), dtype=torch.bool)
+        if seen == "ever":
             barred |= torch.from_numpy(met(data, places_now, table))
+        elif seen == "window":
+            left_out = table.seen
         of.append(right_of + begin)
         places.append(places_now)
         rights.append(right_rows)
+        said = (table.columns @ weights.weights).masked_fill_(barred, BARRED)
+        barred |= left_out
         values = {name: (table.columns @ one.weights).masked_fill_(barred, BARRED) for name, one in scores.items()}
         for name, found in values.items():
             ranks[name].append(ranks_of(table, found, torch.from_numpy(right_of), truth).numpy())
-        shares, candidates = probable(table, values[BLEND], weights.covered)
-        first.append(First.of(shares, candidates, right_of, right_rows))
+        shares, candidates = probable(table, said, weights.covered)
+        listed = shares.masked_fill(table.spread(left_out, False), 0)
+        first.append(First.of(listed, candidates, right_of, right_rows))
         masses.append(Mass.of(shares, candidates, data.rows[places_now], categories))
         varied.append(diversity_curve.vary(table, values[BLEND], outputs, strengths))
     whose, count = np.concatenate(of), sum(map(len, places))
@@ -196,7 +205,7 @@ def collect(
 
 
 def report(
-    prepared: Prepared, live: Outcome, frozen: Outcome, known: NDArray[np.bool_], *, baskets: bool, exclude_seen: bool
+    prepared: Prepared, live: Outcome, frozen: Outcome, known: NDArray[np.bool_], *, baskets: bool, seen: Seen
 ) -> dict[str, Any]:
     """The figures of an evaluation; `known` (events,) is what the model had seen."""
     data, ours = prepared.data, live.ranks[BLEND]
@@ -222,7 +231,9 @@ def report(
         "predictions": ours.predictions,
         "users": len(np.unique(user)),
         "baskets": baskets,
-        "seen_items_filtered": exclude_seen,
+        "seen_items": seen,
+        "seen_items_filtered": seen != "keep",
+        "repeats": round(repeats(data), 4),
         "coverage": round(lists.coverage(len(prepared.items)), 4),
         "novelty_bits": round(lists.novelty(counts), 2),
         "intra_list_diversity": round(lists.diversity(vectors), 4),

@@ -30,9 +30,9 @@ def text_vectors(
 ) -> Vectors:
     """What the text of each item means, and its words: two vectors of unit length in one, (len(items), text_dim).
 
-    An item's own vector takes the place of the meaning. Both are zero for an item with neither text nor vector: whatever
-    the encoder makes of an empty text says nothing of the item. Raises `UserError` where own vectors differ in length,
-    and for one whose direction single precision loses.
+    An item's own vector takes the place of the meaning. Both are zero for an item with neither text nor vector:
+    whatever the encoder makes of an empty text says nothing of the item. Raises `UserError` where own vectors differ in
+    length, and for one whose direction single precision loses.
     """
     for item in items:
         try:

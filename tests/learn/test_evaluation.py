@@ -1,5 +1,6 @@
+from collections import Counter
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from stream_rec.errors import UserError
-from stream_rec.learn import dataset, evaluation, protocol, train, truth
+from stream_rec.learn import dataset, evaluation, metrics, protocol, train, truth
 from stream_rec.learn.diversity_curve import STRENGTHS, figures
 from stream_rec.learn.recipe import TrainConfig
 from stream_rec.learn.simulate import Storefront
@@ -170,6 +171,135 @@ def test_a_basket_is_predicted_in_one() -> None:
     assert targets.tolist() == [1, 4]
     of, rows = truth.right(data, targets, baskets=True)
     assert (of.tolist(), rows.tolist()) == ([0, 0, 1], [2, 3, 4])
+
+
+class Split(NamedTuple):
+    """An evaluation, and the parts of it that a test looks into."""
+
+    figures: dict[str, Any]
+    data: dataset.Dataset
+    outcome: evaluation.Outcome
+    known: np.ndarray
+
+
+def evaluated(world, plan: evaluation.Plan, frame: pl.DataFrame | None = None) -> Split:
+    """As `evaluation.run`, with the first list of arguments that its report was given."""
+    trained, whole, texts = world
+    told: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        report = evaluation.report
+        patch.setattr(evaluation, "report", lambda *given, **how: told.append(given) or report(*given, **how))
+        figures = evaluation.run(trained.model, whole if frame is None else frame, plan, texts, quiet)
+    prepared, live, _, known = told[0]
+    return Split(figures, prepared.data, live, known)
+
+
+@pytest.fixture(scope="module")
+def little(world) -> pl.DataFrame:
+    """A part of the log with few predictions."""
+    return world[1].head(EVENTS * 83 // 100)
+
+
+@pytest.fixture(scope="module")
+def kept(world, little) -> Split:
+    return evaluated(world, PLAN, little)
+
+
+def hits(split: Split) -> np.ndarray:
+    """Which right items are among the first ten."""
+    return split.outcome.ranks[evaluation.BLEND].rank < metrics.CUT
+
+
+def test_items_in_the_window_are_left_out_as_they_are_served(world, little, kept) -> None:
+    """Item by item: the lists of an engine whose memory has learned as much, with `exclude_seen`."""
+    window = evaluated(world, PLAN._replace(seen="window"), little)
+    data, model = kept.data, world[0].model
+    rows = []
+    for at, place in enumerate(window.outcome.places.tolist()):
+        served = set(data.rows[dataset.served(data, place, model.config.capacity, 16)].tolist())
+        listed = [row for row in kept.outcome.first.rows[at].tolist() if row not in served]
+        shown = [row for row in window.outcome.first.rows[at].tolist() if row != UNKNOWN]
+        assert not served & set(shown)
+        assert shown[: len(listed)] == listed
+        chances = dict(zip(kept.outcome.first.rows[at], kept.outcome.first.probabilities[at], strict=True))
+        said = zip(window.outcome.first.rows[at], window.outcome.first.probabilities[at], strict=True)
+        assert all(chances[row] == chance for row, chance in said if row in listed)
+        if data.rows[place] in served:
+            rows.append(at)
+    assert rows
+    assert (window.outcome.ranks[evaluation.BLEND].rank[rows] == metrics.MISSED).all()
+    assert window.figures["seen_items"] == "window"
+    assert kept.figures["seen_items"] == "keep"
+    assert 0 < kept.figures["repeats"] < 1
+    assert window.figures["probabilities"]["probability"] == kept.figures["probabilities"]["probability"]
+
+
+def test_items_that_a_user_ever_met_are_left_out_however_long_ago(world, little, kept) -> None:
+    ever = evaluated(world, PLAN._replace(seen="ever"), little)
+    data, beyond = kept.data, 0
+    for at, place in enumerate(ever.outcome.places.tolist()):
+        before = data.rows[data.begins[data.user_of(np.array(place))] : place]
+        beyond += bool(set(before[:-32].tolist()) - set(before[-32:].tolist()))
+        assert not set(before.tolist()) & set(ever.outcome.first.rows[at].tolist())
+    assert beyond
+    assert ever.figures["seen_items"] == "ever"
+    assert 0 < hits(ever).sum() < hits(kept).sum()
+
+
+def test_leave_one_out_predicts_each_users_last_event_from_all_others(world, little) -> None:
+    last = evaluated(world, PLAN._replace(protocol="leave-one-out"), little)
+    data, lengths = last.data, np.diff(last.data.begins)
+    assert sorted(last.outcome.places.tolist()) == (last.data.begins[1:][lengths > 1] - 1).tolist()
+    assert last.figures["predictions"] == last.figures["users"] == int((lengths > 1).sum())
+    assert last.known.sum() == len(data.rows) - len(lengths)
+    assert not last.known[data.begins[1:] - 1].any()
+    assert last.figures["frozen"]["blend"]["hr_at_10"] == last.figures["hr_at_10"] > 0
+    assert last.figures["floors"] == {name: last.figures["frozen"][name] for name in last.figures["floors"]}
+
+
+def test_baskets_are_predicted_in_one(world, little) -> None:
+    """The same log, where each user does three things at a time."""
+    number = pl.col("time").cum_count().over("user")
+    time = pl.when(number % 3 == 1).then(pl.col("time")).forward_fill().over("user")
+    coarse = little.with_columns(time=time).sort("time", maintain_order=True)
+    split = evaluated(world, PLAN, coarse)
+    data, ranks = split.data, split.outcome.ranks[evaluation.BLEND]
+    assert split.figures["baskets"]
+    assert (data.times[split.outcome.places] != data.times[split.outcome.places - 1]).all()
+    for number, place in enumerate(split.outcome.places.tolist()):
+        user = slice(place, data.begins[data.user_of(np.array(place)) + 1])
+        basket = set(data.rows[user][data.times[user] == data.times[place]].tolist())
+        assert set(split.outcome.right[ranks.of == number].tolist()) == basket
+    assert split.figures["by_time"].keys() == {"later"}
+    assert not evaluated(world, PLAN._replace(baskets=False), coarse).figures["baskets"]
+
+
+def test_the_figures_by_kind_are_those_of_their_events_alone(kept) -> None:
+    figures, data, outcome = kept.figures, kept.data, kept.outcome
+    places, hit = outcome.places, hits(kept)
+    floors = {part: outcome.ranks[part].rank < metrics.CUT for part in evaluation.FLOORS}
+    named = {name: part for part, name in evaluation.FLOORS.items()}
+    best = floors[named[figures["over_best_floor"]["floor"]]]
+    known = set(data.rows[kept.known].tolist())
+    new = np.array([row not in known for row in data.rows[places].tolist()])
+    same = np.array([data.times[place] == data.times[place - 1] for place in places.tolist()])
+    kinds = {"item": {"new": new, "known": ~new}, "time": {"that of the event before": same, "later": ~same}}
+    for kind, which in kinds.items():
+        assert figures[f"by_{kind}"].keys() == {name for name, chosen in which.items() if chosen.any()}
+        for name, group in figures[f"by_{kind}"].items():
+            chosen = which[name]
+            assert group["predictions"] == chosen.sum()
+            assert group["hr_at_10"] == pytest.approx(hit[chosen].mean(), abs=1e-4)
+            assert group["floor_hr_at_10"] == pytest.approx(best[chosen].mean(), abs=1e-4)
+
+
+def test_novelty_is_the_information_of_a_listed_item_by_what_the_model_had_seen(world, kept) -> None:
+    met = Counter(kept.data.rows[kept.known].tolist())
+    every = met.total() + len(world[0].model.items) + 1  # each is counted once more, the unknown item too
+    listed = kept.outcome.first.rows[:, : metrics.CUT].ravel().tolist()
+    assert kept.figures["novelty_bits"] == pytest.approx(
+        -np.mean([np.log2((met[row] + 1) / every) for row in listed]), abs=0.006
+    )
 
 
 def test_what_a_user_ever_met_is_known_per_user() -> None:

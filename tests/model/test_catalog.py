@@ -194,8 +194,8 @@ def test_items_without_a_text_are_like_nothing() -> None:
 
 def test_an_item_that_gets_a_text_gets_neighbours_and_one_that_loses_it_loses_them() -> None:
     catalog = catalog_of([*SILENT, *TOLD])
-    for items in ([Item("new"), Item("told 3"), Item("silent 1")], [Item("new", title="red thing 4")]):
-        catalog.upsert(items, catalog.read(items))
+    for news in ([Item("new"), Item("told 3"), Item("silent 1")], [Item("new", title="red thing 4")]):
+        catalog.upsert(news, catalog.read(news))
     assert "told 4" in neighbours(catalog, "new")
     assert not neighbours(catalog, "told 3")
     assert not neighbours(catalog, "silent 1")
