@@ -63,6 +63,25 @@ def test_the_interval_holds_the_mean_and_draws_whole_users() -> None:
     assert wide.high - wide.low > 3 * (narrow.high - narrow.low)  # events of a user are not independent
 
 
+def test_the_interval_is_that_of_19_samples_in_20() -> None:
+    difference = np.random.default_rng(0).normal(5, 3, 400)
+    found = metrics.bootstrap(difference, np.arange(400))
+    margin = 1.96 * difference.std() / 20  # of a mean of 400 that are independent
+    assert found.high - found.mean == pytest.approx(margin, rel=0.1)
+    assert found.mean - found.low == pytest.approx(margin, rel=0.1)
+
+
+def test_what_is_equally_likely_is_in_one_bin() -> None:
+    """However the events stand that had the same probability."""
+    said, happened = np.repeat([0.2, 0.6], [55, 45]), np.zeros(100, np.bool_)
+    happened[:11] = happened[55:82] = True
+    for order in (np.arange(100), np.arange(100)[::-1], np.random.default_rng(0).permutation(100)):
+        found = metrics.calibration(said[order], happened[order])
+        assert [count for *_, count in found.bins] == [55, 45]
+        assert [came for _, came, _ in found.bins] == pytest.approx([0.2, 0.6])
+        assert found.error == pytest.approx(0)
+
+
 @given(st.lists(st.floats(0.01, 0.99), min_size=50, max_size=200), st.integers(0, 9))
 def test_probabilities_that_come_true_as_often_as_they_say_have_no_error(said: list[float], seed: int) -> None:
     probabilities = np.repeat(said, 400)

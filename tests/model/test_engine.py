@@ -274,6 +274,24 @@ def test_a_new_item_is_found_through_its_text_by_users_of_similar_items(engine_o
     assert np.isclose(catalog.text.cosines[catalog.row("foreign")].max(), 1, atol=1e-4)
 
 
+def test_a_step_that_fails_while_it_writes_spoils_no_later_answer(engine_of: EngineOf, monkeypatch) -> None:
+    engine = engine_of()
+    before, other = (["i1", "i2", *names] for names in (["i3", "i4", "i5"], ["i9", "i8", "i7", "i6"]))
+    engine.step([window("u", 5, before)])
+    forward = engine.incremental._forward
+
+    def fail(*given: object) -> None:
+        forward(*given)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine.incremental, "_forward", fail)
+    with pytest.raises(RuntimeError):
+        engine.step([window("u", 6, other)])
+    monkeypatch.undo()
+    asked = [window("u", 7, [*before, "i6", "i7"])]
+    assert (engine.states(asked) - engine.full(asked)).abs().max() <= 1e-4
+
+
 def test_items_without_a_category_take_no_interests_place(engine_of: EngineOf) -> None:
     engine = engine_of(interests_k=3)
     bare = [replace(item, category="") for item in items()[5:]]
