@@ -1,9 +1,14 @@
 """The pages of a process: /metrics, /healthz (does it live?) and /readyz (does it do its work?)."""
 
 import asyncio
+import contextlib
+import io
+import logging
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler
@@ -13,6 +18,12 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from stream_rec.errors import UserError
 
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 64
+"""Connections at a time, each with a thread. One more takes the place of the oldest one."""
+SILENT_S = 10.0
+"""How long a client may send or read nothing, seconds."""
 HUNG_S = 30.0
 """After how long without a turn of its event loop a process counts as dead, seconds."""
 
@@ -75,8 +86,7 @@ def _pages(metrics: Any, checks: dict[str, tuple[Callable[[], str | None], Calla
     def page(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         check = checks.get(environ["PATH_INFO"])
         if check is None:
-            found: Iterable[bytes] = metrics(environ, start_response)
-            return found
+            return _metrics_page(metrics, environ, start_response)
         hindrance, remarks = (asked() for asked in check)
         start_response(
             "503 Service Unavailable" if hindrance else "200 OK", [("Content-Type", "text/plain; charset=utf-8")]
@@ -87,12 +97,64 @@ def _pages(metrics: Any, checks: dict[str, tuple[Callable[[], str | None], Calla
     return page
 
 
+def _metrics_page(metrics: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    try:
+        found: Iterable[bytes] = metrics(environ, start_response)
+    except Exception as error:  # noqa: BLE001 - a request may be at fault, and the error's text may hold parts of it
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s: a request for metrics fails with status 500\n%s", type(error).__name__, frames)
+        start_response("500 Internal Server Error", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"internal error\n"]
+    return found
+
+
 class _Server(ThreadingWSGIServer):
+    request_queue_size = 128
+
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        self._open: dict[socket.socket, None] = {}
+        """Connections, the oldest first."""
+        self._changing = threading.Lock()
         super().__init__((host, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Starts a thread for a connection. Ends the oldest one where there are too many.
+
+        So clients that keep connections open without sending a request cannot keep a probe out.
+        """
+        with self._changing:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > CONNECTIONS else None
+            if oldest is not None:
+                del self._open[oldest]
+                _end(oldest)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._changing:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, *_: Any) -> None:
+        """Says nothing of a client that was silent for too long or went away, and of a defect no more than its kind."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("%s: a request is not answered", type(error).__name__)
+
+
+def _end(connection: socket.socket) -> None:
+    """Wakes the thread that reads from `connection` or writes to it; that thread closes it."""
+    with contextlib.suppress(OSError):  # the client was faster
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(WSGIRequestHandler):
+    timeout = SILENT_S
+
     def log_message(self, *_: Any) -> None:
         """Nobody wants to read that the metrics were read."""
+
+    def get_stderr(self) -> Any:
+        """Where wsgiref writes the traceback of a client that went away."""
+        return io.StringIO()

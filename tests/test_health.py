@@ -1,7 +1,9 @@
 import asyncio
+import contextlib
 import socket
 import time
 import urllib.request
+from collections.abc import Iterator
 from urllib.error import HTTPError
 
 import pytest
@@ -59,3 +61,63 @@ def test_what_goes_wrong_beside_the_work_is_told_by_a_page_that_says_ok() -> Non
     state.hindrances.clear()
     assert read(port, "/readyz") == (200, "ok, but the cache is full\n")
     assert read(port, "/healthz") == (200, "ok\n")
+
+
+@contextlib.contextmanager
+def connections(port: int, count: int, request: bytes) -> Iterator[list[socket.socket]]:
+    """`count` clients that send `request` and keep the connection open."""
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            clients.append(stack.enter_context(socket.create_connection(("127.0.0.1", port))))
+            clients[-1].sendall(request)
+        yield clients
+
+
+@pytest.mark.parametrize("half", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: "])
+def test_half_sent_requests_keep_no_probe_out(half: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "CONNECTIONS", 4)
+    port = serve(CollectorRegistry(), Health(5), "127.0.0.1", 0)
+    with connections(port, 20, half) as clients:
+        assert read(port, "/healthz") == (200, "ok\n")
+        for client in clients[:16]:
+            assert client.recv(1) == b""  # it made room
+        assert read(port, "/healthz") == (200, "ok\n")
+
+
+def test_half_a_request_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(health._Handler, "timeout", 0.05)
+    port = serve(CollectorRegistry(), Health(5), "127.0.0.1", 0)
+    with connections(port, 2, b"GET /metr") as clients:
+        for client in clients:
+            assert client.recv(1) == b""
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"secret\r\n\r\n",
+        b"\x16\x03\x01secret\r\n\r\n",
+        b"GET /secret\xff%ff%zz HTTP/1.1\r\n\r\n",
+        b"GET /secret HTTP/9.9\r\n\r\n",
+        b"GET /secret HTTP/1.1\r\nX: " + 70_000 * b"x" + b"\r\n\r\n",
+        b"GET /secret" + 70_000 * b"x" + b" HTTP/1.1\r\n\r\n",
+        b"GET /secret HTTP/1.1\r\n" + 200 * b"X: 1\r\n" + b"\r\n",
+        b"GET /metrics?name[]=%ff&secret;=&&= HTTP/1.1\r\nAccept: application/openmetrics-text;q=secret,;;\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text; version=secret; escaping=\r\n\r\n",
+        b"POST /metrics HTTP/1.1\r\nContent-Length: secret\r\n\r\n",
+    ],
+)
+def test_a_malformed_request_is_answered_and_written_nowhere(
+    request_bytes: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    port = serve(CollectorRegistry(), Health(5), "127.0.0.1", 0)
+    with connections(port, 1, request_bytes) as (client,), contextlib.suppress(ConnectionResetError):
+        while client.recv(1_000_000):
+            pass
+    assert read(port, "/healthz") == (200, "ok\n")
+    assert capfd.readouterr().err == ""
+    assert "secret" not in caplog.text

@@ -57,7 +57,6 @@ def run(settings: Settings, plan: Plan) -> int:
     log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
     for note in (*logs.losses(log, str(plan.events)), f"{plan.events}: {log.period}"):
         console.say(note)
-    how = evaluation.Plan(plan.protocol, settings.stride, CHOICES[plan.seen], CHOICES[plan.baskets], plan.after)
     served: evaluation.Seen = "window" if settings.exclude_seen else "keep"
     seen = served if plan.seen == "served" else plan.seen
     how = evaluation.Plan(plan.protocol, settings.stride, seen, BASKETS[plan.baskets], plan.after)
