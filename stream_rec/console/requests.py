@@ -14,8 +14,8 @@ from aiokafka.structs import RecordMetadata
 from stream_rec.config import Settings
 from stream_rec.console import views
 from stream_rec.console.following import Following
-from stream_rec.console.guard import BODY, dress, guard, policy, refusal
-from stream_rec.console.hub import Full, frame
+from stream_rec.console.guard import BODY, dress, guard, policy, refusal, sending
+from stream_rec.console.hub import frame
 from stream_rec.console.lookup import held
 from stream_rec.console.standby import NotReady, Standby
 from stream_rec.messages import ERASE, UNREADABLE, Event, Id, Label, encode
@@ -24,6 +24,8 @@ from stream_rec.pipeline.publish import Publisher
 
 ANSWER_S = 15.0
 """How long an answer to a sent event is waited for, seconds."""
+BODY_S = 10.0
+"""How long a client may take to send the body of a request, seconds."""
 SEARCHES = 4
 """Searches through topics at a time; as many again may wait for their turn."""
 
@@ -92,26 +94,24 @@ class Requests:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
-        try:
-            with self._following.hub.page() as frames:
-                hello = self._following.so_far() | {
-                    "allow_events": self._allow_events,
-                    "event_types": self._settings.event_types,
-                }
+        with contextlib.suppress(ConnectionError), self._following.hub.page(request.remote or "") as frames:
+            hello = self._following.so_far() | {
+                "allow_events": self._allow_events,
+                "event_types": self._settings.event_types,
+            }
+            async with sending(request):
                 await response.prepare(request)
                 await response.write(b"retry: 1000\n\n" + frame("hello", hello))
-                async for told in frames:
+            async for told in frames:
+                async with sending(request):
                     await response.write(told)
-        except Full:
-            return refusal(503, "too many pages are open: close one")
-        except ConnectionResetError:
-            pass
         return response
 
     async def recommendation(self, request: web.Request) -> web.Response:
         """For services without a Kafka client: the newest answer as it stands in the topic."""
+        user = _bounded("the user", request.match_info["user"])
         async with self._search():
-            answer = await latest(request.match_info["user"], self._settings)
+            answer = await latest(user, self._settings)
         return _json(answer) if answer else refusal(404, "there is no recommendation for this user")
 
     async def user(self, request: web.Request) -> web.Response:
@@ -157,7 +157,12 @@ class Requests:
         if not self._allow_events:
             return refusal(403, "This console is read-only: start it with --allow-events to send events.")
         try:
-            asked = msgspec.json.decode(await request.read(), type=Asked)
+            async with asyncio.timeout(BODY_S):
+                body = await request.read()
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(reason=f"the event was not there within {BODY_S:.0f} s") from None
+        try:
+            asked = msgspec.json.decode(body, type=Asked)
         except UNREADABLE as error:
             return refusal(400, str(error))
         types = self._settings.event_types
@@ -200,7 +205,14 @@ def _json(told: Any) -> web.Response:
 
 
 def _asked(request: web.Request, name: str) -> str:
-    given = request.query.get(name, "")
+    return _bounded(name, request.query.get(name, ""))
+
+
+def _bounded(name: str, given: str) -> str:
     if not 0 < len(given) <= 256:
         raise web.HTTPBadRequest(reason=f"give {name}, of at most 256 characters")
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise web.HTTPBadRequest(reason=f"{name} is not UTF-8") from None
     return given

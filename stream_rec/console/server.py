@@ -1,8 +1,10 @@
 """`stream-rec console`: follows the topics and serves the page until it is told to end."""
 
 import asyncio
+import contextlib
 import logging
 import signal
+from collections.abc import AsyncIterator
 from functools import partial
 
 import uvloop
@@ -10,6 +12,7 @@ from aiohttp import web
 
 from stream_rec.config import Settings
 from stream_rec.console.following import Following
+from stream_rec.console.hub import busiest
 from stream_rec.console.requests import app
 from stream_rec.errors import UserError
 from stream_rec.pipeline import rights
@@ -18,6 +21,13 @@ from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.patience import patiently
 
 log = logging.getLogger(__name__)
+
+CONNECTIONS = 256
+"""Connections at a time. One more takes the place of the oldest one of the address that has the most."""
+IDLE_S = 15.0
+"""How long a connection may wait for a whole request, seconds: a new one, a kept one, and one that sends slowly."""
+LINGER_S = 1.0
+"""How long the rest of a body is read after the response, seconds."""
 
 
 def run(settings: Settings, allow_events: bool) -> int:
@@ -39,30 +49,69 @@ async def _run(settings: Settings, allow_events: bool) -> None:
     if await patiently(needed, stop, fail_fast=settings.fail_fast) is None:
         return
     following = Following(settings)
-    runner = web.AppRunner(app(settings, following, allow_events), access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    work, told = asyncio.create_task(following.run(), name="console"), asyncio.create_task(stop.wait(), name="stop")
-    try:
-        log.info("console on http://%s:%d/", settings.console_host, await _listen(runner, settings))
-        await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            await work  # raises what ended it
-    finally:
-        for task in (work, told):
-            task.cancel()
-        await asyncio.gather(work, told, return_exceptions=True)
-        await runner.cleanup()
+    made = app(settings, following, allow_events)
+    async with serving(made, settings.console_host, settings.console_port) as port:
+        log.info("console on http://%s:%d/", settings.console_host, port)
+        work, told = asyncio.create_task(following.run(), name="console"), asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait({work, told}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work  # raises what ended it
+        finally:
+            for task in (work, told):
+                task.cancel()
+            await asyncio.gather(work, told, return_exceptions=True)
     log.info("console ended")
 
 
-async def _listen(runner: web.AppRunner, settings: Settings) -> int:
-    """Returns the port."""
-    site = web.TCPSite(runner, settings.console_host, settings.console_port)
+@contextlib.asynccontextmanager
+async def serving(application: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """Serves `application`; gives the port, which differs from `port` where that is 0.
+
+    Raises `UserError` when the port is taken.
+    """
+    quiet = logging.getLogger(f"{__name__}.http")
+    quiet.addFilter(_without_request)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        logger=quiet,
+        keepalive_timeout=IDLE_S,
+        lingering_time=LINGER_S,
+        shutdown_timeout=1.0,
+    )
+    await runner.setup()
+    if runner.server is None:
+        raise RuntimeError("the runner has no server")
     try:
-        await site.start()
+        listening = await asyncio.get_running_loop().create_server(partial(_accept, runner.server), host, port)
     except OSError as error:
+        await runner.cleanup()
         raise UserError(
-            f"cannot serve the console on {settings.console_host}:{settings.console_port} ({error.strerror}): "
-            "choose another port with --port"
+            f"cannot serve the console on {host}:{port} ({error.strerror}): choose another port with --port"
         ) from None
-    return int(runner.addresses[0][1])
+    try:
+        yield int(listening.sockets[0].getsockname()[1])
+    finally:
+        listening.close()
+        await runner.cleanup()
+
+
+def _accept(server: web.Server) -> asyncio.Protocol:
+    """Makes room for a connection, and its protocol."""
+    connections = [one for one in server.connections if one.transport is not None]
+    if len(connections) >= CONNECTIONS:
+        addresses = [str((one.peername or ("",))[0]) for one in connections]
+        oldest = connections[addresses.index(busiest(addresses))]
+        transport = oldest.transport
+        oldest.force_close()
+        if transport is not None:
+            transport.abort()  # a client that does not read would keep it open
+    return server()
+
+
+def _without_request(record: logging.LogRecord) -> bool:
+    """Makes one line of what aiohttp logs of a malformed request: its text and traceback hold the request's bytes."""
+    kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else "error"
+    record.msg, record.args, record.exc_info = "a request is refused: %s", (kind,), None
+    return True

@@ -1,14 +1,13 @@
+import contextlib
 import json
 
-import pytest
-
-from stream_rec.console.hub import BEHIND, PAGES, Full, Hub, frame
+from stream_rec.console.hub import BEHIND, PAGES, Hub, frame
 
 
 async def test_every_open_page_hears_of_what_is_sent() -> None:
     hub = Hub()
     assert not hub
-    with hub.page() as one, hub.page() as other:
+    with hub.page("a") as one, hub.page("a") as other:
         hub.send("point", {"events": 3})
         assert await anext(one) == await anext(other) == b'event: point\ndata: {"events":3}\n\n'
     assert not hub
@@ -16,23 +15,25 @@ async def test_every_open_page_hears_of_what_is_sent() -> None:
 
 async def test_a_page_that_falls_behind_is_cut_off() -> None:
     hub = Hub()
-    with hub.page() as slow:
+    with hub.page("a") as slow:
         for number in range(BEHIND + 1):
             hub.send("point", number)
         assert not hub
         assert [told async for told in slow] == []
 
 
-def test_there_is_room_for_so_many_pages() -> None:
+async def test_nobody_is_locked_out_by_one_who_opens_all_pages() -> None:
     hub = Hub()
-    pages = [hub.page() for _ in range(PAGES)]
-    for page in pages:
-        page.__enter__()
-    with pytest.raises(Full), hub.page():
-        pass
-    pages[0].__exit__(None, None, None)
-    with hub.page():
-        pass
+    with contextlib.ExitStack() as stack:
+        mine = stack.enter_context(hub.page("me"))
+        greedy = [stack.enter_context(hub.page("greedy")) for _ in range(PAGES - 1)]
+        others = [stack.enter_context(hub.page(client)) for client in ("you", "greedy", "me")]
+        hub.send("point", 1)
+        for page in (mine, *greedy[3:], *others):
+            assert await anext(page) == frame("point", 1)
+        for page in greedy[:3]:
+            assert [told async for told in page] == []
+    assert not hub
 
 
 def test_no_text_ends_a_frame() -> None:

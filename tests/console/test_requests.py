@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from yarl import URL
 
 from stream_rec import config
 from stream_rec.config import Settings
@@ -55,10 +56,74 @@ async def test_nothing_is_sent_for_another_site(client: Client) -> None:
     await refused(client, 403, good)
 
 
+FOREIGN = (
+    *("evil.example", "evillocalhost", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.1.nip.io"),
+    *("10.0.0.1", "192.168.1.1", "169.254.169.254", "[fe80::1]", "[fc00::1]", "2130706433"),
+)
+OURS = ("localhost", "LOCALHOST:8090", "me.localhost", "127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8090")
+NO_HOST = (
+    *("[::1", "[", "]", ":", "", " ", "a:b", "localhost:99999999", "localhost:", "localhost/x", "evil@localhost"),
+    *("localhost, evil.example", "localhost#", "localhost?", "[localhost]", "%00", "\u00e9.localhost", "//localhost"),
+)
+
+
 async def test_a_foreign_name_that_points_here_is_refused(client: Client) -> None:
     for path in ("/", "/api/user?id=u1", "/recommendations/u1"):
         async with client.get(path, headers={"Host": "evil.example"}) as answer:
             assert answer.status == 403
+    for host in FOREIGN:
+        async with client.get("/healthz", headers={"Host": host}) as answer:
+            assert answer.status == 403, host
+    for host in OURS:
+        async with client.get("/healthz", headers={"Host": host}) as answer:
+            assert answer.status == 200, host
+
+
+async def test_a_malformed_host_or_origin_is_refused_without_a_traceback(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for host in NO_HOST:
+        async with client.get("/healthz", headers={"Host": host}) as answer:
+            assert answer.status == 400, host
+    good = own(client)
+    for origin in ("http://[", "http://a:b", "://", "[", "", good["Origin"] + "/", good["Origin"][:-1] + "x", "%"):
+        await refused(client, 403, good | {"Origin": origin})
+    assert caplog.text == ""
+
+
+async def test_an_error_of_ours_is_one_json_and_no_text_of_the_request_in_the_log(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(name: str, *_: object) -> None:
+        raise ArithmeticError(name)
+
+    monkeypatch.setattr("stream_rec.console.requests.held", fail)
+    async with client.get("/api/user?id=secret-user") as answer:
+        assert (answer.status, "internal error" in (await answer.json())["error"]) == (500, True)
+    assert "ArithmeticError: a request fails with status 500" in caplog.text
+    assert "secret-user" not in caplog.text
+
+
+async def test_an_id_that_is_no_text_is_refused(client: Client) -> None:
+    for path in (
+        "/api/user?id=%FF%FE",
+        "/api/item?id=%ED%A0%80",
+        "/recommendations/%ED%A0%80",
+        f"/recommendations/{'x' * 300}",
+    ):
+        async with client.get(URL(path, encoded=True)) as answer:
+            assert answer.status in (400, 404, 503), path  # some of these are text with the sign for what is none
+            assert "error" in await answer.json()
+
+
+async def test_other_methods_are_refused_as_json(client: Client) -> None:
+    async with client.head("/healthz") as answer:
+        assert answer.status == 200
+    for method in ("OPTIONS", "PUT", "DELETE", "TRACE"):
+        async with client.request(method, "/healthz") as answer:
+            assert (answer.status, "own page" in (await answer.json())["error"]) == (403, True)
+        async with client.request(method, "/healthz", headers=own(client)) as answer:
+            assert (answer.status, (await answer.json())["error"]) == (405, "Method Not Allowed")
 
 
 @pytest.mark.parametrize(
