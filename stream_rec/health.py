@@ -14,7 +14,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.exposition import ThreadingWSGIServer, choose_encoder
 
 from stream_rec.errors import UserError
 
@@ -98,12 +98,18 @@ def _pages(metrics: Any, checks: dict[str, tuple[Callable[[], str | None], Calla
 
 
 def _metrics_page(metrics: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    plain = [("Content-Type", "text/plain; charset=utf-8")]
+    try:
+        choose_encoder(environ.get("HTTP_ACCEPT", ""))
+    except Exception:  # noqa: BLE001 - what it raises for a malformed header is not documented
+        start_response("400 Bad Request", plain)
+        return [b"the Accept header is malformed\n"]
     try:
         found: Iterable[bytes] = metrics(environ, start_response)
-    except Exception as error:  # noqa: BLE001 - a request may be at fault, and the error's text may hold parts of it
+    except Exception as error:  # noqa: BLE001 - the error's text may hold parts of the request
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s: a request for metrics fails with status 500\n%s", type(error).__name__, frames)
-        start_response("500 Internal Server Error", [("Content-Type", "text/plain; charset=utf-8")])
+        start_response("500 Internal Server Error", plain)
         return [b"internal error\n"]
     return found
 

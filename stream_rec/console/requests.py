@@ -47,7 +47,7 @@ def app(settings: Settings, following: Following, allow_events: bool) -> web.App
     made.add_routes(
         [
             web.get("/", requests.index),
-            web.get("/stream", requests.stream),
+            web.get("/stream", requests.stream, allow_head=False),
             web.get("/healthz", requests.health),
             web.get("/recommendations/{user}", requests.recommendation),
             web.get("/api/user", requests.user),
@@ -130,9 +130,9 @@ class Requests:
             return refusal(202 if state.soon else 503, str(state), soon=state.soon)
         async with self._search():
             found = await held(name, self._settings)
-        if found.window is None:
-            return refusal(404, "This user has no window.")
-        explanation = await aside.explain(found.window, found.partition)
+            if found.window is None:
+                return refusal(404, "This user has no window.")
+            explanation = await aside.explain(found.window, found.partition)
         named = {event.item_id for event in found.window.events} | {one.item_id for one in explanation.items}
         return _json(views.why(explanation, found, aside.items(named)))
 

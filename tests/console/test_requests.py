@@ -117,8 +117,9 @@ async def test_an_id_that_is_no_text_is_refused(client: Client) -> None:
 
 
 async def test_other_methods_are_refused_as_json(client: Client) -> None:
-    async with client.head("/healthz") as answer:
-        assert answer.status == 200
+    for path, status in (("/healthz", 200), ("/stream", 405)):
+        async with client.head(path) as answer:
+            assert answer.status == status
     for method in ("OPTIONS", "PUT", "DELETE", "TRACE"):
         async with client.request(method, "/healthz") as answer:
             assert (answer.status, "own page" in (await answer.json())["error"]) == (403, True)
