@@ -7,6 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 KILLS ?= 200
 SEED ?= 0
+SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode
@@ -14,7 +15,7 @@ INSTALL_LOCKED := $(INSTALL) --require-hashes --constraints requirements/all.txt
 INSTALL_SELF := $(INSTALL) --no-deps --build-constraints requirements/build.txt --editable .
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help install demo test check chaos dashboards reference lock environment clean
+.PHONY: help install demo test check chaos fuzz dashboards reference lock environment clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -38,6 +39,9 @@ check: $(VENV)/test.stamp ## format, lint, types and the walls between the rooms
 
 chaos: $(VENV)/test.stamp ## kill, stop and restart everything: make chaos KILLS=20 SEED=1 ARGS="--keep chaos"
 	@exec $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
+
+fuzz: $(VENV)/test.stamp ## mutated records, files and model folders: make fuzz SECONDS=60 SEED=1 ARGS="--only folders"
+	@exec $(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
 dashboards: $(VENV)/test.stamp ## write Grafana's dashboards anew from their code
 	@$(BIN)/python -m monitoring.dashboards

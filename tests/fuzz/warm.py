@@ -1,0 +1,18 @@
+"""Imported once by the server that children are forked from: they find torch imported and the counters compiled."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from stream_rec.learn import logs
+from stream_rec.model import folder
+from stream_rec.model.engine import Engine, Limits
+from tests.tiny import STRIDE, tiny_model, window
+
+__all__ = ("logs",)
+
+torch.set_num_threads(1)  # a fork has no other threads
+with tempfile.TemporaryDirectory() as name:
+    folder.save(tiny_model(), Path(name))
+    Engine.load(Path(name), Path(name), Limits(stride=STRIDE), "cpu").step([window("u", 3, ["i1", "i2", "i3"])])
