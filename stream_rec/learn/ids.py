@@ -55,7 +55,8 @@ def as_text(column: pl.Series, path: Path) -> pl.Series:
 
 def joined(items: pl.Series, known: Collection[str]) -> pl.Series:
     """A log's `items`, with `12.0` as `12` where only that is `known` to the catalogue."""
-    unknown = items.unique().filter(items.unique().str.contains(FLOAT)).to_list() if known else []
+    distinct = items.unique()
+    unknown = distinct.filter(distinct.str.contains(FLOAT)).to_list() if known else []
     held = known if isinstance(known, set | frozenset | dict) else set(known)
     renamed = {one: whole for one in unknown if one not in held and (whole := without_fraction(one)) in held}
     return items.replace(renamed) if renamed else items

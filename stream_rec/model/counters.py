@@ -36,9 +36,7 @@ State = dict[str, NDArray[np.generic]]
 
 FOREVER = 1e30
 """A half-life in seconds with which nothing decays."""
-
-
-HalfLife = Annotated[float, Meta(gt=0, le=1e12)]
+HalfLife = Annotated[float, Meta(gt=0, le=FOREVER)]
 """Seconds."""
 
 

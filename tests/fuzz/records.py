@@ -18,7 +18,6 @@ from stream_rec.messages import (
     Recommendation,
     Rejected,
     Window,
-    asks_erasure,
     encode,
     event_in,
     read_event,
@@ -178,7 +177,6 @@ class Readers:
             raise PoisonedError(f"{expected} became {found}")
 
     def _read_event(self, key: bytes | None, value: bytes | None) -> None:
-        asks_erasure(value)
         event_in(key, value)
         try:
             event = read_event(

@@ -137,7 +137,6 @@ MISTAKES = {
     "a range of nothing": (("E", "--diff", "--model", "A", "--model", "B", "--range", "2099.."), "holds nothing newer"),
     "a range before all": (("E", "--diff", "--model", "A", "--model", "B", "--range", "..900"), "no event of the time"),
     "no second event": (("E", "--diff", "--model", "A", "--model", "B", "--limit", "2"), "none is a user's second"),
-    "a limit of nothing": (("E", "--diff", "--model", "A", "--model", "B", "--limit", "0"), "--limit is 0"),
     "no times": (("untimed.csv", "--diff", "--model", "A", "--model", "B", "--range", "1d"), "it has no times"),
     "what is for sending": (("E", "--diff", "--model", "A", "--model", "B", "--rate", "5"), "--rate does not go with"),
     "what is for comparing": (("E", "--model", "A"), "--model is for --diff"),
@@ -155,3 +154,10 @@ def test_a_mistake_is_told_in_one_line(world, tmp_path, monkeypatch, arguments: 
     assert isinstance(done.exception, UserError)
     assert says in str(done.exception)
     assert "\n" not in str(done.exception)
+
+
+def test_a_limit_of_nothing_is_no_limit_that_the_option_takes(world) -> None:
+    models = (word for path in world.models for word in ("--model", str(path)))
+    done = CliRunner().invoke(cli, ["replay", str(world.log), "--diff", *models, "--limit", "0"])
+    assert done.exit_code == 2
+    assert "0 is not in the range" in done.output
