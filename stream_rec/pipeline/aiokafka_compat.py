@@ -58,10 +58,10 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]  # aiokafka is 
     def close(self, reason: Any = None, exc: BaseException | None = None) -> Any:
         """Does not wait for the broker's close_notify: nothing that matters is on its way in either direction."""
         transport = self._writer.transport if self._writer is not None else None
-        closed = super().close(reason, exc)
-        if transport is not None and transport.get_extra_info("ssl_object") is not None:
+        # asyncio's TLS transport forgets what it is made of when it is closed twice: asked before
+        if transport is not None and not transport.is_closing() and transport.get_extra_info("ssl_object") is not None:
             transport.abort()
-        return closed
+        return super().close(reason, exc)
 
 
 create_conn = with_globals(conn.create_conn, AIOKafkaConnection=Connection)

@@ -71,6 +71,8 @@ def _become(caller: socket) -> None:
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    # Python's own were made for the fork server's files, which it may have been able to seek in
+    sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
     os.setpgid(0, call["group"])
     os.chdir(call["folder"])
     os.environ.clear()

@@ -678,22 +678,10 @@ async def topics_of_another(make_settings: Make) -> str:
     return other.events_topic
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        (
-            {"bootstrap_servers": "127.0.0.1:1", "fail_fast": True},
-            "no Kafka broker answers at 127.0.0.1:1: start one with",
-        ),
-        ({"bootstrap_servers": "nonsense:port"}, "nonsense:port"),
-    ],
-)
-async def test_without_a_broker_it_says_what_to_do(
-    make_settings: Make, start: Start, changes: dict[str, str], says: str
-) -> None:
-    part = start("agents", make_settings(**changes))
+async def test_without_a_broker_it_says_what_to_do(make_settings: Make, start: Start) -> None:
+    part = start("agents", make_settings(bootstrap_servers="127.0.0.1:1", fail_fast=True))
     assert part.wait() == 2
-    assert says in part.said
+    assert "no Kafka broker answers at 127.0.0.1:1: start one with" in part.said
     assert len(part.said.splitlines()) == 1
 
 

@@ -581,7 +581,7 @@ async def test_what_a_person_can_put_right_is_one_line_and_exit_code_2(
         port = taken.getsockname()[1]
         mistakes = {
             f"no model in {tmp_path}": {"model": tmp_path},
-            "has format 99, this version reads 3 to 6": {"model": strange},
+            f"has format 99, this version reads 3 to {folder.FORMAT}": {"model": strange},
             f"cannot serve metrics on 127.0.0.1:{port}": {"worker_metrics_port": port},
             "does not exist: run 'stream-rec topics create'": {"items_topic": "never-created"},
         }
