@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_rec.errors import ModelError
+from stream_rec.errors import ModelError, UserError
 from stream_rec.messages import Item, Recommendation, Window
 from stream_rec.model import audit
 from stream_rec.model import device as devices
@@ -178,7 +178,12 @@ class Engine:
         place = devices.find(device)
         model = load(folder)
         encoder = TextEncoder(model.config.text_encoder, cache_dir, str(place))
-        return cls(model, Catalog(model.items, model.vectors, model.features, model.alike, encoder), limits, place)
+        catalog = Catalog(model.items, model.vectors, model.features, model.alike, encoder)
+        try:
+            return cls(model, catalog, limits, place)
+        except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+            reason, _, _ = str(error).partition("\n")
+            raise UserError(f"the model in {folder} can't be served ({reason}): train it again") from error
 
     @property
     def unusable_items(self) -> int:

@@ -103,11 +103,11 @@ def _whole_numbers(value: Any, name: str = "") -> list[tuple[str, int]]:
 
 def _check_features(features: ItemFeatures) -> None:
     text_dim, components, bumps = len(features.mean), features.whiten.shape[-1], len(features.centres)
-    _check_array("mean", features.mean, (text_dim,), np.floating)
-    _check_array("whiten", features.whiten, (text_dim, components), np.floating)
-    _check_array("centres", features.centres, (bumps,), np.floating)
-    _check_array("bump_mean", features.bump_mean, (bumps,), np.floating)
-    _check_array("bump_scale", features.bump_scale.reshape(-1), (1,), np.floating)  # saved as (1,)
+    _check_array("mean", features.mean, (text_dim,), np.float32)
+    _check_array("whiten", features.whiten, (text_dim, components), np.float32)
+    _check_array("centres", features.centres, (bumps,), np.float32)
+    _check_array("bump_mean", features.bump_mean, (bumps,), np.float32)
+    _check_array("bump_scale", features.bump_scale.reshape(-1), (1,), np.float32)  # saved as (1,)
     if bumps and (bumps < 2 or features.centres[0] == features.centres[1] or features.bump_scale <= 0):
         raise ValueError("the price bumps have no width")
 
@@ -115,23 +115,23 @@ def _check_features(features: ItemFeatures) -> None:
 def _check_items(items: Sequence[Item], vectors: Vectors, dim: int) -> None:
     if vectors.shape != (len(items), dim):
         raise ValueError("item table and vectors differ")
-    _check_array("vectors", vectors, (len(items), dim), np.floating)
+    _check_array("vectors", vectors, (len(items), dim), np.float32)
     if len({item.item_id for item in items}) < len(items):
         raise ValueError("two items have the same id")
 
 
 def _check_lexicon(lexicon: Lexicon) -> None:
     terms = len(lexicon.terms)
-    _check_array("weights", lexicon.weights, (terms,), np.floating)
-    _check_array("directions", lexicon.directions, (terms, lexicon.dim), np.floating)
+    _check_array("weights", lexicon.weights, (terms,), np.float32)
+    _check_array("directions", lexicon.directions, (terms, lexicon.dim), np.float32)
 
 
 def _check_likeness(kind: str, likeness: Likeness, rows: int) -> None:
     count = len(likeness.rows)
     if count < rows:
         raise ValueError(f"the likeness of {kind} has {count} rows, the catalogue {rows}")
-    _check_array(f"{kind}.rows", likeness.rows, (count, NEAREST), np.integer)
-    _check_array(f"{kind}.cosines", likeness.cosines, (count, NEAREST), np.floating)
+    _check_array(f"{kind}.rows", likeness.rows, (count, NEAREST), np.int32)
+    _check_array(f"{kind}.cosines", likeness.cosines, (count, NEAREST), np.float32)
     _check_rows(f"{kind}.rows", likeness.rows, rows)
     if likeness.cosines.size and np.abs(likeness.cosines).max() > 1 + COSINE_SLACK:
         raise ValueError(f"{kind}.cosines has a number beyond 1")

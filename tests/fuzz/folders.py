@@ -30,7 +30,7 @@ def _attempt(whole: dict[str, bytes], draw: Random, scratch: Path) -> None:
     changed = draw.choices(sorted(whole), k=draw.choice((1, 1, 1, 2)))
     for name, content in whole.items():
         (scratch / name).write_bytes(_mutated(draw, name, content) if name in changed else content)
-    engine = Engine.load(scratch, scratch.parent, Limits(stride=STRIDE), "cpu")
+    engine = Engine.load(scratch, scratch.parent, Limits(stride=STRIDE, kv_cache_bytes=1e7), "cpu")
     for answer in engine.step(WINDOWS).recommendations:
         check(answer)
 

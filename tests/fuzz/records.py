@@ -142,7 +142,7 @@ class Readers:
         home = Path(tempfile.mkdtemp(prefix="stream-rec-fuzz-model-"))
         folder.save(tiny_model(), home)
         self._calm, self.barring, self._open = (
-            Engine.load(home, home, Limits(stride=STRIDE, categories=categories), "cpu")
+            Engine.load(home, home, Limits(stride=STRIDE, kv_cache_bytes=1e7, categories=categories), "cpu")
             for categories in (CATEGORIES, CATEGORIES, frozenset[str]())
         )
         self._windows: dict[str, Window] = {}

@@ -159,3 +159,9 @@ def test_a_model_whose_answers_are_no_numbers_fails_its_probe(
             engine.probe()
     finally:
         tensor.copy_(kept)
+
+
+def test_arrays_of_another_precision_are_refused(copy: Path) -> None:
+    vectors = load_file(copy / "items.safetensors")["vectors"]
+    save_file({"vectors": vectors.astype(np.float64)}, copy / "items.safetensors")
+    assert "vectors is float64" in said(folder.load, copy)
