@@ -8,6 +8,7 @@ ARGS ?=
 KILLS ?= 200
 SEED ?= 0
 SECONDS ?= 600
+MODULE ?= window
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode
@@ -15,7 +16,7 @@ INSTALL_LOCKED := $(INSTALL) --require-hashes --constraints requirements/all.txt
 INSTALL_SELF := $(INSTALL) --no-deps --build-constraints requirements/build.txt --editable .
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help install demo test check chaos fuzz dashboards reference lock environment clean
+.PHONY: help install demo test check chaos fuzz mutate dashboards reference lock environment clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -43,6 +44,9 @@ chaos: $(VENV)/test.stamp ## kill, stop and restart everything: make chaos KILLS
 fuzz: $(VENV)/test.stamp ## mutated records, files and model folders: make fuzz SECONDS=60 SEED=1 ARGS="--only folders"
 	@exec $(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
+mutate: $(VENV)/mutation.stamp ## whether tests notice changes of a module: make mutate MODULE=keeper ARGS="--sample 50"
+	@exec $(BIN)/python -m tests.mutation $(MODULE) $(ARGS)
+
 dashboards: $(VENV)/test.stamp ## write Grafana's dashboards anew from their code
 	@$(BIN)/python -m monitoring.dashboards
 
@@ -51,7 +55,7 @@ reference: $(VENV)/test.stamp ## write docs/reference and docs/schemas anew from
 	@$(BIN)/stream-rec schemas docs/schemas >/dev/null
 
 lock: $(VENV)/local.stamp ## pin what is installed, and Kafka's jars, anew; make lock ARGS=--upgrade takes the newest
-	@$(COMPILE) $(ARGS) pyproject.toml --extra test --group models --output-file requirements/all.txt
+	@$(COMPILE) $(ARGS) pyproject.toml --extra test --group models --group mutation --output-file requirements/all.txt
 	@$(COMPILE) $(ARGS) --group pyproject.toml:build --constraints requirements/all.txt --output-file requirements/build.txt
 	@$(BIN)/python -m stream_rec.pipeline.java
 
@@ -71,6 +75,10 @@ $(VENV)/test.stamp: pyproject.toml requirements/all.txt | $(BIN)/uv
 	@$(INSTALL_LOCKED) --extra test --group models >&2
 	@$(INSTALL_SELF) >&2
 	@touch $@ $(VENV)/local.stamp
+
+$(VENV)/mutation.stamp: $(VENV)/test.stamp
+	@$(INSTALL_LOCKED) --extra test --group models --group mutation >&2
+	@touch $@
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
