@@ -11,6 +11,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(480)]
 
 
 def test_odd_records_in_kafka_do_no_harm(bootstrap: str, tmp_path: Path) -> None:
-    result, written = Pipeline(tmp_path, tmp_path / "kept", bootstrap).run(2, 1, ("events", "windows"))
+    result, written = Pipeline(tmp_path, tmp_path / "kept", bootstrap).run(2, 1)
     assert result.outcome is Outcome.USED, result.detail
     assert written == ROUNDS * RECORDS

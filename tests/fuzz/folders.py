@@ -31,6 +31,7 @@ def _attempt(whole: dict[str, bytes], draw: Random, scratch: Path) -> None:
     for name, content in whole.items():
         (scratch / name).write_bytes(_mutated(draw, name, content) if name in changed else content)
     engine = Engine.load(scratch, scratch.parent, Limits(stride=STRIDE, kv_cache_bytes=1e7), "cpu")
+    engine.probe()
     for answer in engine.step(WINDOWS).recommendations:
         check(answer)
 

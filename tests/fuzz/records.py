@@ -215,7 +215,10 @@ class Readers:
             raise RefusedError(str(error)) from None
         if item.item_id.encode() != key:
             raise RefusedError("key is not the item_id")
-        vectors = self._calm.read([item])
+        try:
+            vectors = self._calm.read([item])
+        except Rejected as error:
+            raise RefusedError(str(error)) from None
         for engine in (self.barring, self._open):
             engine.upsert([item], vectors)
 
