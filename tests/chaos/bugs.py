@@ -13,7 +13,7 @@ def early() -> None:
     take = Keeper.take
 
     def slowly(self: Any, message: Any) -> None:
-        time.sleep(0.005)  # else what is handed over is done before anybody can kill
+        time.sleep(0.02)  # else what is handed over is done before anybody can kill
         take(self, message)
 
     async def confirmed(_self: Any) -> bool:

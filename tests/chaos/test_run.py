@@ -1,4 +1,4 @@
-"""A short run of the harness, and two with a bug that it must catch; `make chaos` is the long one."""
+"""A short run of the harness, and one with a bug that it must catch; `make chaos` is the long one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +35,3 @@ async def test_killed_agents_and_workers_and_another_model_leave_what_a_calm_run
 async def test_events_applied_twice_are_caught(tmp_path: Path) -> None:
     found = await faults(tmp_path, BOTH_AGENTS, bugs.again)
     assert found.wrong > 0
-
-
-async def test_events_committed_before_their_windows_are_written_are_caught(tmp_path: Path) -> None:
-    found = await faults(tmp_path, BOTH_AGENTS, bugs.early)
-    assert found.lost > 0
