@@ -172,7 +172,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
     async def _end_trial(self) -> None:
         """Closes the model before, if it is still there."""
         if self._trial is not None:
-            self._trial.cancel()
+            if self._former is not None:  # else the trial is closing it
+                self._trial.cancel()
             await asyncio.gather(self._trial, return_exceptions=True)
         former, self._former = self._former, None
         if former is not None:
@@ -188,8 +189,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         await self._let_go()
         async with self._turn:
             former, self._former = self._former, None
-            if former is None:
+            if former is None or self._trial is None:
                 raise error
+            self._trial.cancel()
             bad, self.host = self.host, former
         self._metrics.drift.clear()
         self._metrics.model_loads.labels("reverted").inc()
