@@ -129,7 +129,7 @@ class WorkerMetrics:
         )
         self.trained_until = Gauge(
             "stream_rec_model_trained_until_timestamp_seconds",
-            "Time of the last event that the model was trained on, seconds since 1970; NaN where its log had no times",
+            "Time of the last event that the model was trained on, seconds since 1970",
             registry=registry,
         )
         self.drift = Gauge(
