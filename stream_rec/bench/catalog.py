@@ -94,8 +94,8 @@ def measure(count: int, plan: Plan, progress: Callable[[], None]) -> dict[str, A
         "indexed_per_s": round(median["indexed"], 1),
         "ratio": round(median["indexed"] / median["exact"], 2),
         "recall_at_20": round(found.recalled / found.sampled, 4),
-        "build_s": round(build_s, 1),
-        "upsert_ms": round(1_000 * upsert_s, 1),
+        "build_s": round(build_s, 3),
+        "upsert_ms": round(1_000 * upsert_s, 3),
         "index_mb": round(indexed.index_bytes / 1e6, 2),
         "vectors_mb": round(world.items.outputs.nbytes / 1e6, 1),
     }

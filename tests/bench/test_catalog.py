@@ -10,7 +10,7 @@ def test_the_benchmark_compares_an_index_with_scoring_everything() -> None:
     assert figures["items"] == 2_000
     assert 0.97 < figures["recall_at_20"] <= 1
     for name in ("exact_per_s", "indexed_per_s", "ratio", "build_s", "upsert_ms", "index_mb", "vectors_mb"):
-        assert figures[name] >= 0  # rounded: a busy machine may leave nothing of a small one
+        assert figures[name] > 0
 
 
 def test_its_vectors_lie_in_clusters_and_its_states_near_items() -> None:
