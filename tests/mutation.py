@@ -28,8 +28,8 @@ from stream_rec.learn.progress import bars
 ROOT = Path(__file__).parents[1]
 MODULES = {
     "window": ("window.py", ["test_window.py", "test_examples_in_docstrings.py", "pipeline/test_keeper.py"]),
-    "kv_cache": ("model/kv_cache.py", ["model/test_engine.py"]),
-    "batcher": ("model/batcher.py", ["model/test_engine.py"]),
+    "kv_cache": ("model/kv_cache.py", ["model/test_kv_cache.py"]),
+    "batcher": ("model/batcher.py", ["model/test_batcher.py"]),
     "counters": ("model/counters.py", ["model/test_counters.py", "model/test_snapshot.py"]),
     "decay": ("model/decay.py", ["model/test_counters.py", "model/test_snapshot.py"]),
     "parts": ("model/parts.py", ["model/test_parts.py", "model/test_scorer.py"]),
