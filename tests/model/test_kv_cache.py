@@ -70,11 +70,11 @@ def test_who_has_no_room_on_the_host_is_gone(host_slots: int) -> None:
 def test_a_slot_has_room_for_keys_and_values_of_each_layer_and_token() -> None:
     shape = Shape(layers=3, kv_heads=2, head_dim=8, capacity=5, dtype=torch.float16)
     assert shape.bytes == (3 + 3) * 2 * 8 * 5 * 2
-    tier = Tier(shape, 2.9 * shape.bytes, torch.device("cpu"))
-    assert (tier.slots, tier.free) == (2, 2)
-    assert [tensor.shape for tensor in (*tier.keys, *tier.values)] == [(2 * 5 + 1, 2, 8)] * 6
+    tier = Tier(shape, 3.9 * shape.bytes, torch.device("cpu"))
+    assert (tier.slots, tier.free) == (3, 3)
+    assert [tensor.shape for tensor in (*tier.keys, *tier.values)] == [(3 * 5 + 1, 2, 8)] * 6
     tier.give("a")
-    assert (tier.slots, tier.free) == (2, 1)
+    assert (tier.slots, tier.free) == (3, 2)
     assert tier.read("a").cached.shape == (6, 1, 5, 2, 8)
 
 
