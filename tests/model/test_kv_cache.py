@@ -16,7 +16,7 @@ from stream_rec.model.batcher import padded
 from stream_rec.model.kv_cache import KeyValueCache, Shape, Tier
 from stream_rec.model.tokens import Numbers, Tokens
 
-SHAPE = Shape(layers=2, kv_heads=1, head_dim=2, capacity=4, dtype=torch.float32)
+SHAPE = Shape(layers=2, kv_heads=1, head_dim=2, capacity=5, dtype=torch.float32)
 
 
 def cache_of(device_slots: int, host_slots: int) -> KeyValueCache:
