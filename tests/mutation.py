@@ -31,7 +31,7 @@ MODULES = {
     "kv_cache": ("model/kv_cache.py", ["model/test_kv_cache.py"]),
     "batcher": ("model/batcher.py", ["model/test_batcher.py"]),
     "counters": ("model/counters.py", ["model/test_counters.py", "model/test_snapshot.py"]),
-    "decay": ("model/decay.py", ["model/test_counters.py", "model/test_snapshot.py"]),
+    "decay": ("model/decay.py", ["model/test_decay.py", "model/test_counters.py"]),
     "parts": ("model/parts.py", ["model/test_parts.py", "model/test_scorer.py"]),
     "metrics": ("learn/metrics.py", ["learn/test_metrics.py", "learn/test_evaluation.py"]),
     "evaluation": ("learn/evaluation.py", ["learn/test_evaluation.py"]),

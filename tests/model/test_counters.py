@@ -87,6 +87,16 @@ def test_of_very_many_followers_the_smaller_half_aside_is_forgotten(monkeypatch:
     assert set(range(992, 1_000)) <= set(sums(followers.heard()))
 
 
+def test_an_item_has_128_best_followers_and_at_most_1024_beside_them() -> None:
+    followers = Followers({})
+    for row in range(1, 128 + 1_024 + 1):
+        followers.add(row, float(row))
+    assert len(followers.best.rows) == 128
+    assert len(followers.heard().rows) == 128 + 1_024
+    followers.add(5_000, 0.5)
+    assert set(sums(followers.heard())) == set(range(513, 1_153))  # the best, and the larger half of 1,024
+
+
 def test_what_followed_is_weighed_by_distance_and_age_both_ways() -> None:
     table = Transitions(half_life=DAY)
     table.add([1, 2, 3], 0.0)
@@ -114,6 +124,26 @@ def test_counts_halve_with_every_half_life() -> None:
         age = 2.0 ** (1 - day)
         assert counted(counts, rows, day * DAY) == pytest.approx([1.5 * age, age, 0, 0])
     assert set(counts.highest.tolist()) == {3, 100}
+
+
+def test_the_64_highest_counts_are_known() -> None:
+    counts = Counts(DAY)
+    for row in [*range(1, 100), *range(1, 65)]:
+        counts.add(row, 0.0)
+    assert set(counts.highest.tolist()) == set(range(1, 65))
+    again = Counts(DAY)
+    again.load(counts.state())
+    assert again.highest.tolist() == counts.highest.tolist()
+
+
+def test_the_array_of_counts_doubles_or_reaches_to_the_new_row() -> None:
+    counts = Counts(DAY)
+    lengths = []
+    for row in (3, 64, 65, 129, 1_000, 1_001):
+        counts.add(row, 0.0)
+        lengths.append(len(counts.sums))
+    assert lengths == [65, 65, 130, 130, 1_001, 2_002]
+    assert np.flatnonzero(counts.sums).tolist() == [3, 64, 65, 129, 1_000, 1_001]
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9_000)), min_size=1, max_size=60), st.integers(1, 4))
@@ -352,3 +382,50 @@ def test_a_floor_places_an_item_before_it_is_learned() -> None:
     assert memory.floors([3, 1]) == {"markov": None, "popularity": 1, "recent": 1}
     assert memory.floors([1]) == {"markov": None, "popularity": 1, "recent": 1}
     assert memory.floors([1, 7]) == memory.floors([1, UNKNOWN]) == nowhere
+
+
+def test_an_event_from_the_future_counts_as_one_of_its_arrival() -> None:
+    memory = Memory(HORIZONS)
+    memory.learn("u", 2, 0, [1, 2], [DAY, 1_000 * DAY], arrived=2 * DAY)
+    assert memory.now == memory.known["u"].time == 2 * DAY
+    assert counted(memory.recency, [1, 2], 2 * DAY) == [0.5, 1]
+
+
+def test_now_is_the_latest_time_that_was_trained_or_learned() -> None:
+    assert Memory(HORIZONS).now == 0
+    memory = Memory(HORIZONS, since=10.0)
+    assert memory.now == memory.since == 10
+    memory.learn("u", 1, 0, [1], [30.0])
+    memory.learn("v", 1, 1, [1], [20.0])
+    assert memory.now == 30
+    memory.learn_last([1], 25.0)
+    assert memory.now == 30
+    memory.learn_last([1], 40.0)
+    assert memory.now == 40
+
+
+def test_a_lower_offset_is_a_repeat_unless_the_window_has_more_and_later_events() -> None:
+    memory = Memory(HORIZONS)
+    memory.learn("u", 2, 100, [1, 2], [0.0, 1.0])
+    for offset, rows, times in ((100, [1, 2], [0.0, 9.0]), (99, [1, 2], [0.0, 9.0]), (99, [1, 2, 3], [0.0, 0.5, 1.0])):
+        memory.learn("u", len(rows), offset, rows, times)
+        assert memory.known["u"].offset == 100
+    assert counted(memory.popularity, [1, 2, 3], 1.0) == pytest.approx([1, 1, 0], rel=1e-3)
+    memory.learn("u", 3, 3, [1, 2, 3], [0.0, 1.0, 2.0])
+    assert memory.known["u"].offset == 3
+    assert counted(memory.popularity, [1, 2, 3], 2.0) == pytest.approx([1, 1, 1], rel=1e-3)
+
+
+def test_as_many_users_are_known_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "USERS", 2)
+    memory = Memory(HORIZONS, since=1.5)
+    memory.learn("a", 1, 0, [1], [2.0])
+    memory.learn("b", 1, 1, [2], [1.0])
+    assert list(memory.known) == ["a", "b"]
+    memory.learn("a", 1, 2, [1], [3.0])
+    memory.learn("c", 1, 3, [3], [4.0])
+    assert list(memory.known) == ["a", "c"]
+    assert "b" not in memory
+    assert memory.since == 1.5  # what was dropped is older
+    memory.learn("d", 1, 4, [4], [5.0])
+    assert memory.since == 3

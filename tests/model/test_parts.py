@@ -144,7 +144,7 @@ def test_the_candidates_are_all_that_has_something_to_do_with_the_user_and_none_
         popular = set(naive.world.evidence.memory.recency.highest.tolist())
         rows = found.rows.tolist()
         assert len(set(rows)) == len(rows)
-        assert set(rows) >= {*near, *window, *followers, *alike, *popular}
+        assert set(rows) == {*near, *window, *followers, *alike, *popular}
         assert found.columns.shape == (len(rows), len(PARTS))
 
 
