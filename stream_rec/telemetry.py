@@ -76,7 +76,7 @@ class WorkerMetrics:
             ["part"],
             registry=registry,
         )
-        for part in ("text encoder", "text cache", "statistics", "snapshot", "measurement"):
+        for part in ("items", "text encoder", "text cache", "statistics", "snapshot", "measurement"):
             self.failures.labels(part)  # shown before the first one: a rate needs a zero
         self.unwritten = Counter(
             "stream_rec_worker_dead_letters_unwritten",

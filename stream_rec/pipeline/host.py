@@ -70,7 +70,7 @@ class Host:
     async def follow(self) -> None:
         """Begins to follow the items topic; returns when the catalogue stands where the topic stood.
 
-        Raises what ended the following.
+        Raises what ends the following before that; later, it begins again after an error.
         """
         self._following = asyncio.create_task(self._upserts.follow())
         waiting = asyncio.create_task(self._upserts.caught_up.wait())
@@ -78,17 +78,12 @@ class Host:
             await asyncio.wait({waiting, self._following}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
-        self.check()
+        if self._following.done():
+            self._following.result()
 
     async def probe(self) -> None:
         """Raises `ModelError` unless the model answers probe windows as it should."""
         await self.call(self.engine.probe)
-
-    def check(self) -> None:
-        """Raises what ended the following of the items topic or of other workers' windows, if anything did."""
-        self.learning.check()
-        if self._following is not None and self._following.done():
-            self._following.result()
 
     async def close(self) -> None:
         """Ends the following and the threads, and gives the model's memory back: nobody may use the host any more."""
@@ -121,7 +116,7 @@ class Host:
     def troubles(self) -> set[str]:
         """What goes wrong beside the answers, and is tried again."""
         cache = "the cache of text vectors can't be used" if self.engine.texts.failing else None
-        return {trouble for trouble in (self._upserts.trouble, cache, self.learning.trouble) if trouble}
+        return {*self._upserts.troubles, *self.learning.troubles, *([cache] if cache else [])}
 
     async def call(self, work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)

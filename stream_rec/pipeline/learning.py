@@ -25,6 +25,7 @@ from stream_rec.pipeline.answers import in_partition
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.granted import cluster_of, describe
+from stream_rec.pipeline.patience import keep_running
 from stream_rec.pipeline.recent import Recent
 from stream_rec.pipeline.rights import on
 from stream_rec.pipeline.snapshot import About, SnapshotFile, holds
@@ -41,7 +42,6 @@ READ = 2_000
 BESIDE = 100
 """The same while windows are served: an event that comes meanwhile waits for no more than these."""
 QUIET_MS = 200
-RETRY_S = 1.0
 KEEP_S = 2.0
 """How long the end of a worker waits for Kafka to say which cluster a snapshot is of, seconds."""
 
@@ -69,8 +69,14 @@ class Learning:
         self.learned: dict[TopicPartition, int] = {}
         """Next offset of each partition that the memory hasn't learned."""
         self._file = SnapshotFile(settings)
-        self.trouble: str | None = None
-        """What is wrong, in words; None: nothing."""
+        self._unsaved = False
+        self._unread = False
+
+    @property
+    def troubles(self) -> set[str]:
+        """What is wrong, in words."""
+        unsaved = {"the memory can't be saved"} if self._unsaved else set()
+        return unsaved | ({"other workers' windows are not learned"} if self._unread else set())
 
     def logs(self, partitions: Sequence[int]) -> Sequence[int]:
         """Which memory learns from each of `partitions`, see `model.memories`."""
@@ -115,7 +121,7 @@ class Learning:
             kept = False
         if not kept:
             self._metrics.failures.labels("snapshot").inc()
-        self.trouble = None if kept else "the memory can't be saved"
+        self._unsaved = not kept
 
     def _write(self, cluster: str, topic_id: str) -> bool:
         """On the engine's thread, as `forget` is: an erasure comes before the file or removes it."""
@@ -172,12 +178,9 @@ class Learning:
         self._own -= frozenset(others)
         self._others = frozenset(others) if self._settings.memory == "all" else frozenset()
         if self._others and self._following is None:
-            self._following = asyncio.create_task(self._follow(), name="other partitions")
-
-    def check(self) -> None:
-        """Raises what ended the following of other partitions, if anything did."""
-        if self._following is not None and self._following.done():
-            self._following.result()
+            self._following = asyncio.create_task(
+                keep_running(self._follow, self._failed_to_follow), name="other partitions"
+            )
 
     async def reset(self) -> None:
         """Stops following other partitions, and forgets every user and what was learned since the training."""
@@ -192,18 +195,21 @@ class Learning:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
             self._following = None
+            self._unread = False
 
     async def _follow(self) -> None:
-        while True:
-            reader = self._reader()
-            try:
-                await reader.start()
-                await self._read_others(reader)
-            except KafkaError as error:
-                log.warning("Kafka: %s; learning from other partitions goes on in a moment", type(error).__name__)
-                await asyncio.sleep(RETRY_S)
-            finally:
-                await reader.stop()
+        reader = self._reader()
+        try:
+            await reader.start()
+            await self._read_others(reader)
+        finally:
+            await reader.stop()
+
+    def _failed_to_follow(self, error: Exception) -> None:
+        self._unread = True
+        if not isinstance(error, KafkaError):
+            self._metrics.failures.labels("statistics").inc()
+        log.warning("%s: learning from other partitions goes on in a moment", type(error).__name__)
 
     async def _read_others(self, reader: AIOKafkaConsumer) -> None:
         reading: frozenset[TopicPartition] = frozenset()
@@ -218,10 +224,12 @@ class Learning:
                     reader.seek(partition, max(begin, self.learned[partition]))
             if not reading:
                 await asyncio.sleep(QUIET_MS / 1_000)
+                self._unread = False
                 continue
             for partition, records in (await reader.getmany(timeout_ms=QUIET_MS, max_records=BESIDE)).items():
                 if partition in self._others:
                     await self._learn(records)
+            self._unread = False
 
     def _reader(self) -> AIOKafkaConsumer:
         return make_consumer(

@@ -1,12 +1,13 @@
-"""Waiting for a broker that is not there yet, or no longer, at the start of the processes that stay."""
+"""Waiting for what may come right by itself: a broker that is away, work that ended by an error."""
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -55,9 +56,9 @@ async def unless_told(work: Awaitable[T], stop: asyncio.Event) -> T | None:
 
 
 async def started(make: Callable[[], AIOKafkaConsumer]) -> AIOKafkaConsumer:
-    """A consumer that has started; a broker that has gone away since it was last asked is waited for."""
+    """A consumer that has started. Tries again as long as Kafka refuses it, with longer and longer pauses."""
     again = AsyncRetrying(
-        retry=retry_if_exception_type(KafkaConnectionError),
+        retry=retry_if_exception_type(KafkaError),
         wait=wait_exponential(multiplier=FIRST_S, max=LONGEST_S),
         before_sleep=_say,
     )
@@ -72,6 +73,24 @@ async def _started(make: Callable[[], AIOKafkaConsumer]) -> AIOKafkaConsumer:
         await consumer.stop()
         raise
     return consumer
+
+
+async def keep_running(work: Callable[[], Awaitable[None]], failed: Callable[[Exception], None]) -> NoReturn:
+    """Runs `work`, which ends only by an error, and begins it again after longer and longer pauses.
+
+    `failed` is called with each error; what it raises ends the running.
+    """
+    pause_s = FIRST_S
+    while True:
+        began = time.monotonic()
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - `failed` decides which errors end it
+            failed(error)
+        if time.monotonic() - began > LONGEST_S:
+            pause_s = FIRST_S
+        await asyncio.sleep(pause_s)
+        pause_s = min(LONGEST_S, 2 * pause_s)
 
 
 def _say(state: RetryCallState) -> None:

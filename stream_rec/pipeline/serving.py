@@ -96,7 +96,6 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         beside = [asyncio.create_task(self._measure()), asyncio.create_task(self._interrupt_at(stop))]
         try:
             while not stop.is_set():
-                self.host.check()
                 try:
                     async with self._turn:
                         await self._unless_moved(self._take_over())

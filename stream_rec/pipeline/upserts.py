@@ -21,7 +21,7 @@ from stream_rec.pipeline import dead_letters
 from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.consumer import make_consumer
-from stream_rec.pipeline.patience import started
+from stream_rec.pipeline.patience import keep_running, started
 from stream_rec.telemetry import WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -81,28 +81,48 @@ class Upserts:
         self._letters = dead_letters.DeadLetterWriter(settings, metrics.unwritten)
         self._waiting: dict[str, Entry] = {}
         """Items whose texts could not be encoded, by id."""
+        self._unread: str | None = None
+        """What the following ended by, until it is up to date again."""
         self._pause_s = FIRST_S
         self._next_try = 0.0
         self.caught_up = asyncio.Event()
         """Set once the catalogue stands where the topic stood at the start, but for texts that can't be encoded."""
 
     @property
-    def trouble(self) -> str | None:
-        """What is wrong, in words; None: nothing."""
-        return f"the texts of {len(self._waiting)} items can't be encoded" if self._waiting else None
+    def troubles(self) -> set[str]:
+        """What is wrong, in words."""
+        texts = f"the texts of {len(self._waiting)} items can't be encoded" if self._waiting else None
+        return {trouble for trouble in (texts, self._unread) if trouble}
 
     async def follow(self) -> None:
-        """Runs until it is cancelled."""
-        consumer = await started(self._reader)
+        """Runs until it is cancelled; begins again after an error.
+
+        Raises one that isn't Kafka's before it has caught up: the catalogue would be an incomplete one.
+        """
         writing = asyncio.create_task(self._letters.run())
+        try:
+            await keep_running(self._read, self._failed)
+        finally:
+            writing.cancel()
+
+    def _failed(self, error: Exception) -> None:
+        if not (self.caught_up.is_set() or isinstance(error, KafkaError)):
+            raise error
+        self._unread = "the items topic can't be read"
+        if not isinstance(error, KafkaError):
+            self._metrics.failures.labels("items").inc()
+        log.warning("%s (%s): trying again", self._unread, type(error).__name__)
+
+    async def _read(self) -> None:
+        consumer = await started(self._reader)
         try:
             await self._follow(consumer)
         finally:
-            writing.cancel()
             await consumer.stop()
 
     async def _follow(self, consumer: AIOKafkaConsumer) -> None:
         ends: Mapping[TopicPartition, int] | None = None
+        behind = True
         while True:
             try:
                 if ends is None:
@@ -113,9 +133,8 @@ class Upserts:
                 await asyncio.sleep(RETRY_S)
                 continue
             await self.take([record for records in batches.values() for record in records])
-            if not self.caught_up.is_set() and all(
-                [await consumer.position(partition) >= end for partition, end in ends.items()]
-            ):
+            if behind and all([await consumer.position(partition) >= end for partition, end in ends.items()]):
+                behind, self._unread = False, None
                 self.caught_up.set()
 
     def _reader(self) -> AIOKafkaConsumer:
@@ -160,7 +179,12 @@ class Upserts:
             self._metrics.failures.labels("text encoder").inc()
             self._next_try = time.monotonic() + self._pause_s
             await self._wait(entries)
-            log.warning("%s; trying again in %.0f s: %s", self.trouble, self._pause_s, error)
+            log.warning(
+                "the texts of %d items can't be encoded; trying again in %.0f s: %s",
+                len(self._waiting),
+                self._pause_s,
+                error,
+            )
             self._pause_s = min(LONGEST_S, 2 * self._pause_s)
         except Exception as error:  # noqa: BLE001 - one item must neither end the following nor vanish
             if len(entries) > 1:

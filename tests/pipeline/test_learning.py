@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from stream_rec.messages import Window, encode
 from stream_rec.model import folder
 from stream_rec.model.engine import Engine, Limits
 from stream_rec.pipeline import learning as learning_module
+from stream_rec.pipeline import patience
 from stream_rec.pipeline.granted import Topic
 from stream_rec.pipeline.learning import Learning
 from stream_rec.pipeline.recent import Recent
@@ -101,7 +103,64 @@ async def test_a_memory_that_cannot_be_saved_ends_nothing_and_is_told(
     monkeypatch.setattr(learning_module, "describe", topic)
     await learning.keep()
     assert metrics.failures.labels("snapshot")._value.get() == fails
-    assert (learning.trouble is not None) == fails
+    assert bool(learning.troubles) == fails
     monkeypatch.setattr(engine.memories, "pack", None)
     await learning.keep()
-    assert learning.trouble is not None
+    assert learning.troubles
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110 - what is waited for tells nobody
+        await asyncio.sleep(0.001)
+
+
+class Reader:
+    """A consumer of one window after the other; each is read at most once, whoever reads."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self._records = records
+
+    async def start(self) -> None:
+        """Connects to nothing."""
+
+    async def stop(self) -> None:
+        """Holds nothing."""
+
+    def assign(self, partitions: Sequence[TopicPartition]) -> None:
+        """Reads what it was made with."""
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Reads in order."""
+
+    async def beginning_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, 0)
+
+    async def getmany(self, **_: int) -> Mapping[TopicPartition, Sequence[Record]]:
+        await asyncio.sleep(0.001)
+        return {TopicPartition("windows", 0): [self._records.pop(0)]} if self._records else {}
+
+
+async def test_learning_from_others_begins_again_after_an_error_and_is_told_until_then(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_S", 0.01)
+    metrics, failing = WorkerMetrics(CollectorRegistry()), True
+
+    async def call(work: Callable[..., Any], *given: Any) -> Any:
+        if failing:
+            raise ZeroDivisionError
+        return work(*given)
+
+    learning = Learning(Settings(), metrics, engine, Recent(10), call)
+    records = [at(offset, window(f"u{offset}", 1, ["i1"])) for offset in range(20)]
+    monkeypatch.setattr(learning, "_reader", lambda: Reader(records))
+    learning.follow([TopicPartition("windows", 0)])
+    try:
+        async with asyncio.timeout(10):
+            await until(lambda: bool(learning.troubles))
+            failing = False
+            await until(lambda: not (records or learning.troubles))
+        assert metrics.failures.labels("statistics")._value.get() >= 1
+        assert learning.learned[TopicPartition("windows", 0)] == 20
+    finally:
+        await learning.close()

@@ -1,10 +1,11 @@
 import asyncio
 
 import pytest
+from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
 
 from stream_rec.errors import NoBrokerError, UserError
 from stream_rec.pipeline import patience
-from stream_rec.pipeline.patience import patiently
+from stream_rec.pipeline.patience import patiently, started
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +51,20 @@ async def test_who_is_not_to_wait_hears_at_once_that_no_broker_answers() -> None
 
     with pytest.raises(NoBrokerError, match="no broker"):
         await patiently(ask, asyncio.Event(), fail_fast=True)
+
+
+async def test_a_consumer_that_kafka_refuses_is_started_once_kafka_takes_it_and_each_refused_one_is_stopped() -> None:
+    refusals: list[Exception] = [TopicAuthorizationFailedError(), KafkaConnectionError()]
+    stopped = []
+
+    class Consumer:
+        async def start(self) -> None:
+            if refusals:
+                raise refusals.pop()
+
+        async def stop(self) -> None:
+            stopped.append(self)
+
+    consumer = await started(Consumer)
+    assert len(stopped) == 2
+    assert consumer not in stopped

@@ -1,12 +1,16 @@
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import Item, Rejected, encode
-from stream_rec.pipeline import upserts
+from stream_rec.pipeline import patience, upserts
 from stream_rec.pipeline.dead_letters import DeadLetter
 from stream_rec.pipeline.history import Catalogue
 from stream_rec.pipeline.upserts import Upserts
@@ -79,7 +83,7 @@ async def test_items_whose_texts_cannot_be_encoded_wait_and_hold_up_no_others(st
     stage.shelf.encodes = False
     await stage.take(Item("plain", title="a shoe"), Item("own", vector=[1.0]))
     assert set(stage.shelf.items) == {"own"}
-    assert stage.upserts.trouble == "the texts of 1 items can't be encoded"
+    assert stage.upserts.troubles == {"the texts of 1 items can't be encoded"}
     await stage.take(Item("second", title="a sock"))
     assert stage.failures == 1  # the encoder is not asked again at once
     stage.now += upserts.FIRST_S
@@ -89,7 +93,7 @@ async def test_items_whose_texts_cannot_be_encoded_wait_and_hold_up_no_others(st
     stage.now += 2 * upserts.FIRST_S
     await stage.take()
     assert set(stage.shelf.items) == {"own", "plain", "second"}
-    assert stage.upserts.trouble is None
+    assert not stage.upserts.troubles
     assert stage.dead == []
 
 
@@ -136,3 +140,100 @@ async def test_a_vector_without_a_direction_is_refused_wherever_items_are_read(s
     catalogue.take(Record(b"poison", encode(Item("poison", vector=[1e39])), 0))
     assert catalogue.items == {}
     assert catalogue.refused == {"invalid field": 1}
+
+
+ITEMS = TopicPartition("items", 0)
+
+
+class Reader:
+    """A consumer of the items topic, which `start` refuses as long as there are `refusals`."""
+
+    def __init__(self, records: Sequence[Record], refusals: list[Exception]) -> None:
+        self._records = list(records)
+        self._refusals = refusals
+        self._position = 0
+
+    async def start(self) -> None:
+        if self._refusals:
+            raise self._refusals.pop(0)
+
+    async def stop(self) -> None:
+        """Holds nothing."""
+
+    def assignment(self) -> set[TopicPartition]:
+        return {ITEMS}
+
+    async def end_offsets(self, partitions: set[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, len(self._records))
+
+    async def position(self, _: TopicPartition) -> int:
+        return self._position
+
+    async def getmany(self, **_: int) -> Mapping[TopicPartition, Sequence[Record]]:
+        await asyncio.sleep(0.001)
+        batch, self._position = self._records[self._position :][:1], min(self._position + 1, len(self._records))
+        return {ITEMS: batch}
+
+
+class Following:
+    """Follows a topic of two items through `Reader`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(patience, "FIRST_S", 0.01)
+        self.shelf = Shelf()
+        self.refusals: list[Exception] = []
+        self.metrics = WorkerMetrics(CollectorRegistry())
+        given = {"catalogue": self.shelf, "apply": self.shelf.apply, "withdraw": self.shelf.withdraw}
+        self.upserts = Upserts(Settings(), self.metrics, **given)
+        made = [Item(name, vector=[1.0]) for name in "ab"]
+        records = [Record(item.item_id.encode(), encode(item), at) for at, item in enumerate(made)]
+        monkeypatch.setattr(self.upserts, "_reader", lambda: Reader(records, self.refusals))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        task = asyncio.create_task(self.upserts.follow())
+        yield task
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_kafka_s_refusals_at_the_start_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    following = Following(monkeypatch)
+    following.refusals += [KafkaTimeoutError(), TopicAuthorizationFailedError()]
+    async with following.running(), asyncio.timeout(10):
+        await following.upserts.caught_up.wait()
+    assert set(following.shelf.items) == {"a", "b"}
+
+
+async def test_a_following_that_ends_by_an_error_begins_again_and_is_told_until_it_is_up_to_date(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    following, spoiled = Following(monkeypatch), asyncio.Event()
+    news, seen = following.shelf.news, asyncio.Event()
+
+    def spoil(items: Sequence[Item]) -> list[Item]:
+        if spoiled.is_set():
+            spoiled.clear()
+            raise ZeroDivisionError
+        if following.upserts.troubles:
+            seen.set()
+        return news(items)
+
+    monkeypatch.setattr(following.shelf, "news", spoil)
+    async with following.running(), asyncio.timeout(10):
+        await following.upserts.caught_up.wait()
+        following.shelf.items.clear()
+        spoiled.set()
+        await seen.wait()
+        while following.upserts.troubles:  # noqa: ASYNC110 - what is waited for tells nobody
+            await asyncio.sleep(0.001)
+    assert set(following.shelf.items) == {"a", "b"}
+    assert following.metrics.failures.labels("items")._value.get() == 1
+
+
+async def test_a_following_that_fails_before_it_has_caught_up_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    following = Following(monkeypatch)
+    monkeypatch.setattr(following.shelf, "news", None)
+    async with following.running() as task:
+        with pytest.raises(TypeError):
+            await task
