@@ -274,3 +274,23 @@ def read_event(
     if event.timestamp > now + max_future_s:
         raise Rejected("timestamp in the future", f"{event.timestamp - now:.0f} s ahead")
     return event
+
+
+def read_entry(key: bytes, value: bytes, max_bytes: int) -> Item:
+    """The catalogue entry in a record of topic `items`. Raises `Rejected` for one that no worker can use.
+
+    `max_bytes` limits the value.
+    """
+    if not key:
+        raise Rejected("empty key")
+    if len(value) > max_bytes:
+        raise Rejected("too large", f"{len(value)} bytes, at most {max_bytes} are read")
+    try:
+        item = read_item(value)
+    except UNREADABLE as error:
+        raise Rejected("unreadable item", str(error)) from None
+    if item.item_id.encode() != key:
+        raise Rejected("key is not the item_id")
+    if item.vector is not None:
+        check_vector(item.vector)
+    return item

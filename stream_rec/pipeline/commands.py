@@ -11,6 +11,10 @@ from stream_rec.errors import UserError
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
+    from stream_rec.messages import Item, Rejected
+
+MOST_NAMED = 20
+"""Items that are named when many are left out."""
 
 TOPICS = ("events_topic", "windows_topic", "items_topic", "recommendations_topic", "dead_letter_topic")
 
@@ -144,15 +148,18 @@ def worker(settings: "Settings") -> int:
     return room.run(settings)
 
 
-@click.command(cls=Command, settings=(*KAFKA, "items_topic"))
+@click.command(cls=Command, settings=(*KAFKA, "items_topic", "max_item_bytes"))
 @click.argument("items", type=click.Path(path_type=Path))
 @click.option("--columns", default="", help="the file's columns, such as item=sku,title=name")
 @click.option("--like", help="name of the item column in the log that the items belong to")
 @click.option(
     "--events", type=click.Path(path_type=Path), help="that log: how many of its items the catalogue knows is printed"
 )
-def items(settings: "Settings", items: Path, columns: str, like: str | None, events: Path | None) -> None:
-    """Write a catalogue file to the items topic: each item is recommendable at once."""
+def items(settings: "Settings", items: Path, columns: str, like: str | None, events: Path | None) -> int:
+    """Write a catalogue file to the items topic: each item is recommendable at once.
+
+    Items that workers would refuse are named and left out; exit code 1 where there are any.
+    """
     from stream_rec.learn import ids, logs
     from stream_rec.pipeline.publish import publish_items
     from stream_rec.terminal import as_line
@@ -166,8 +173,18 @@ def items(settings: "Settings", items: Path, columns: str, like: str | None, eve
         known = [item.item_id for item in catalogue]
         for line in ids.coverage(ids.joined(log.frame["item"], known), known):
             click.echo(as_line(line), err=True)
-    count = asyncio.run(publish_items(shown(catalogue, len(catalogue), "items"), settings))
+    refused: list[str] = []
+
+    def refuse(item: "Item", rejected: "Rejected") -> None:
+        refused.append(f"item {item.item_id!r} is left out: {rejected}")
+
+    count = asyncio.run(publish_items(shown(catalogue, len(catalogue), "items"), settings, refuse))
+    for line in refused[:MOST_NAMED]:
+        click.echo(as_line(line), err=True)
+    if len(refused) > MOST_NAMED:
+        click.echo(f"{len(refused) - MOST_NAMED:,} more items are left out", err=True)
     click.echo(f"{count:,} items written to topic {settings.items_topic}")
+    return 1 if refused else 0
 
 
 @click.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic", "pseudonym_key_file"))

@@ -1,5 +1,6 @@
 """Writing to a topic: as fast as Kafka takes it, in order for each key, with every acknowledgement counted."""
 
+import logging
 from asyncio import Future
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -11,11 +12,13 @@ from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.messages import Item, encode
+from stream_rec.messages import Item, Rejected, encode, read_entry
 from stream_rec.pipeline.aiokafka_compat import correct
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import require
 from stream_rec.pipeline.rights import on
+
+log = logging.getLogger(__name__)
 
 
 def _ignore(_stored: RecordMetadata) -> None:
@@ -87,12 +90,26 @@ class Publisher:
             ) from self._refused
 
 
-async def publish_items(items: Iterable[Item], settings: Settings) -> int:
+def _log_refused(item: Item, rejected: Rejected) -> None:
+    """The default of `publish_items`."""
+    log.warning("item %r is not published: %s", item.item_id, rejected)
+
+
+async def publish_items(
+    items: Iterable[Item], settings: Settings, on_refused: Callable[[Item, Rejected], None] = _log_refused
+) -> int:
     """Adds or changes catalogue entries, recommendable at once; returns how many Kafka stored.
 
-    Raises `UserError` like `Publisher`.
+    An entry that workers would refuse is left out, and `on_refused` is called with it. Raises `UserError` like
+    `Publisher`.
     """
     async with Publisher(settings, settings.items_topic) as publisher:
         for item in items:
-            await publisher.send(item.item_id, encode(item))
+            value = encode(item)
+            try:
+                read_entry(item.item_id.encode(), value, settings.max_item_bytes)
+            except Rejected as rejected:
+                on_refused(item, rejected)
+            else:
+                await publisher.send(item.item_id, value)
     return publisher.acknowledged

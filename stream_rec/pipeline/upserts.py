@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.messages import UNREADABLE, Item, Rejected, check_vector, read_item
+from stream_rec.messages import Item, Rejected, read_entry
 from stream_rec.pipeline import dead_letters
 from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
@@ -259,14 +259,4 @@ def item_of(record: ConsumerRecord, held: Callable[[str], Item | None], max_byte
     if record.value is None:
         item = held(record.key.decode(errors="replace"))
         return None if item is None else msgspec.structs.replace(item, available=False)
-    if len(record.value) > max_bytes:
-        raise Rejected("too large", f"{len(record.value)} bytes, at most {max_bytes} are read")
-    try:
-        item = read_item(record.value)
-    except UNREADABLE as error:
-        raise Rejected("unreadable item", str(error)) from None
-    if item.item_id.encode() != record.key:
-        raise Rejected("key is not the item_id")
-    if item.vector is not None:
-        check_vector(item.vector)
-    return item
+    return read_entry(record.key, record.value, max_bytes)

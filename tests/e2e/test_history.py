@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,10 @@ from stream_rec.cli import cli
 from stream_rec.config import Settings, environment
 from stream_rec.learn import convex, logs, plot, train
 from stream_rec.learn.simulate import Storefront
-from stream_rec.messages import ERASE, Event, encode
+from stream_rec.messages import ERASE, Event, Item, encode
 from stream_rec.pipeline import topics
+from stream_rec.pipeline.history import read_catalogue
+from stream_rec.pipeline.publish import publish_items
 from tests.batches import UNREADABLE
 from tests.e2e.kafka import Sent, produce, produce_batch
 
@@ -85,3 +88,27 @@ def test_a_topic_becomes_a_model(make_settings: Callable[..., Settings], tmp_pat
     assert not found[FRONT.items[0].item_id].available
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["trained_until"] == max(event.timestamp for event in kept)
+
+
+async def test_items_that_workers_would_refuse_are_named_and_the_others_of_the_file_published(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    settings = make_settings(partitions=1, max_item_bytes=400)
+    await topics.create(settings)
+    rows = [Item("small", title="tea"), Item("large", title="x" * 400), Item("last", vector=[0.0, 1.0])]
+    catalogue = tmp_path / "items.jsonl"
+    catalogue.write_bytes(b"".join(encode(item) + b"\n" for item in rows))
+    arguments = ["items", str(catalogue)]
+    done = await asyncio.to_thread(CliRunner().invoke, cli, arguments, env=environment(settings), standalone_mode=False)
+    assert done.return_value == 1, (done.output, done.exception)
+    assert "item 'large' is left out: too large: 4" in done.output
+    assert "at most 400 are read" in done.output
+    assert f"2 items written to topic {settings.items_topic}" in done.output
+    refused: list[str] = []
+    more = [Item("", title="x"), Item("nowhere", vector=[0.0, 0.0]), Item("odd", vector=[math.nan]), Item("x" * 300)]
+    more += [Item("good", vector=[1.0, 0.0]), Item("cheap", price=-1.0)]
+    assert await publish_items(more, settings, lambda item, _: refused.append(item.item_id)) == 1
+    assert refused == ["", "nowhere", "odd", "x" * 300, "cheap"]
+    stored = await read_catalogue(settings)
+    assert sorted(stored.items) == ["good", "last", "small"]
+    assert not stored.refused
