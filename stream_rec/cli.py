@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click.core import ParameterSource
 
 from stream_rec import __version__
 from stream_rec.bench.commands import bench
-from stream_rec.command import EVERYWHERE, KAFKA, POSITIVE, SEED, Command, Finite, shown
+from stream_rec.command import EVERYWHERE, KAFKA, POSITIVE, SEED, Command, Finite, Option, shown
 from stream_rec.console.commands import console, explain
 from stream_rec.errors import UserError
 from stream_rec.learn.commands import evaluate, train
@@ -107,28 +106,78 @@ def simulate(events: Path, items: Path, count: int, products: int, shoppers: int
 @click.argument("events", type=click.Path(path_type=Path), required=False)
 @click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")
 @click.option("--limit", type=POSITIVE, help="most events to send, or to compare the answers to")
-@click.option("--json", "as_json", is_flag=True, help="the report, or the comparison, as one JSON object")
 @click.option(
-    "--after", type=Finite(0, 1), default=0.0, show_default=True, help="share of the log to leave out at its beginning"
+    "--json",
+    "as_json",
+    is_flag=True,
+    cls=Option,
+    needs=("--report", "--diff"),
+    help="the report, or the comparison, as one JSON object",
 )
-@click.option("--speed", default="max", show_default=True, help="'max', or how many times faster than the log")
-@click.option("--rate", type=Finite(0), help="events a second, whatever the log's gaps; instead of --speed")
-@click.option("--shift", is_flag=True, help="timestamps become the moment of sending [default: the log's own]")
-@click.option("--report", is_flag=True, help="follow the answers: accuracy beside the floors, latency, what was lost")
+@click.option(
+    "--after",
+    type=Finite(0, 1),
+    default=0.0,
+    show_default=True,
+    cls=Option,
+    excludes=("--diff",),
+    help="share of the log to leave out at its beginning",
+)
+@click.option(
+    "--speed",
+    default="max",
+    show_default=True,
+    cls=Option,
+    excludes=("--diff", "--rate"),
+    help="'max', or how many times faster than the log",
+)
+@click.option(
+    "--rate",
+    type=Finite(0),
+    cls=Option,
+    excludes=("--diff",),
+    help="events a second, whatever the log's gaps; instead of --speed",
+)
+@click.option(
+    "--shift",
+    is_flag=True,
+    cls=Option,
+    excludes=("--diff",),
+    help="timestamps become the moment of sending [default: the log's own]",
+)
+@click.option(
+    "--report",
+    is_flag=True,
+    cls=Option,
+    excludes=("--diff",),
+    help="follow the answers: accuracy beside the floors, latency, what was lost",
+)
 @click.option("--diff", is_flag=True, help="send nothing: compare what two models answer to the events")
 @click.option(
-    "--model", "models", type=click.Path(path_type=Path), multiple=True, help="with --diff: a model's folder; twice"
+    "--model",
+    "models",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    cls=Option,
+    needs=("--diff",),
+    help="with --diff: a model's folder; twice",
 )
-@click.option("--from-topic", metavar="TOPIC", help="with --diff: a topic of events in place of the file")
+@click.option(
+    "--from-topic",
+    metavar="TOPIC",
+    cls=Option,
+    needs=("--diff",),
+    excludes=("--columns",),
+    help="with --diff: a topic of events in place of the file",
+)
 @click.option(
     "--range",
     metavar="SINCE..UNTIL",
+    cls=Option,
+    needs=("--diff",),
     help="with --diff: compare events from a time on and before another: 2026-11-26..2026-11-27T08:30, or an age, 7d",
 )
-@click.pass_context
 def replay(
-    context: click.Context,
-    /,
     settings: "Settings",
     events: Path | None,
     columns: str,
@@ -155,26 +204,16 @@ def replay(
         from stream_rec.learn import diff as learn_diff
         from stream_rec.pipeline.worker import load
 
-        _refuse(context, sending, "does not go with --diff")
         plan = learn_diff.Plan(models, events, from_topic, range, columns, limit, as_json)
         learn_diff.run(settings, plan, partial(_read_topic, settings), load)
         return
     from stream_rec.learn import logs
     from stream_rec.pipeline import replay as room
 
-    _refuse(context, ("models", "from_topic", "range"), "is for --diff")
     if events is None:
         raise UserError("name a file of events to send")
     log = logs.read_events(events, logs.parse_columns(columns))
     room.run(settings, log, room.Plan(limit=limit, as_json=as_json, **sending))
-
-
-def _refuse(context: click.Context, names: Container[str], why: str) -> None:
-    """Raises `UserError` where one of these options was given."""
-    for option in context.command.params:
-        name = option.name or ""
-        if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise UserError(f"{option.opts[0]} {why}")
 
 
 @cli.command(cls=Command, settings=("retention_hours", "replication_factor", *EVERYWHERE))

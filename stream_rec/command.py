@@ -1,10 +1,13 @@
-"""Commands that take settings: the options of a command that stand in `config.py`."""
+"""Commands that take settings, the options that stand in `config.py`, and options that go with others or do not."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from stream_rec.errors import UserError
 
 T = TypeVar("T")
 
@@ -31,8 +34,32 @@ SEED = click.IntRange(0, (1 << 32) - 1)
 PORT = click.IntRange(0, 65_535)
 
 
+class Option(click.Option):
+    """An option of a `Command` that has no effect without, or together with, certain others: it is refused then.
+
+    `needs` names the options of which one must be given too, `excludes` those of which none may be.
+    """
+
+    def __init__(self, *args: Any, needs: Sequence[str] = (), excludes: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.needs = tuple(needs)
+        self.excludes = tuple(excludes)
+
+    def check(self, given: Container[str]) -> None:
+        """Raises `UserError` where the option doesn't go with the others that are `given`."""
+        flag = self.opts[0]
+        for other in self.excludes:
+            if other in given:
+                raise UserError(f"{flag} does not go with {other}: leave one of the two out")
+        if self.needs and not any(other in given for other in self.needs):
+            raise UserError(f"{flag} is for {' or '.join(self.needs)}: give that too, or leave it out")
+
+
 class Command(click.Command):
-    """A command that also takes settings as options, and hands all settings to its function as `settings`."""
+    """A command that also takes settings as options, and hands all settings to its function as `settings`.
+
+    Each `Option` is checked against the others before anything else.
+    """
 
     def __init__(self, *args: Any, settings: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,10 +75,20 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         from stream_rec import config
 
+        given = {flag: option for option in self.params if _given(option, ctx) for flag in option.opts}
+        for option in given.values():
+            if isinstance(option, Option):
+                option.check(given)
         if self.settings:
-            given = {name: ctx.params.pop(name) for name in self.settings}
-            ctx.params["settings"] = config.load(ctx.find_root().params["config"], **given)
+            chosen = {name: ctx.params.pop(name) for name in self.settings}
+            ctx.params["settings"] = config.load(ctx.find_root().params["config"], **chosen)
         return super().invoke(ctx)
+
+
+def _given(option: click.Parameter, ctx: click.Context) -> bool:
+    """Whether a person said it; an empty text says nothing."""
+    on_command_line = ctx.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    return on_command_line and ctx.params.get(option.name or "") != ""
 
 
 def _option(name: str, command: str) -> click.Option:

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from socket import socket
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from stream_rec import config
 from stream_rec.cli import cli
+from stream_rec.command import Option
+from stream_rec.errors import UserError
 from stream_rec.model import folder
 from tests.tiny import tiny_model
 
@@ -36,6 +39,13 @@ def commands(group: object = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[
             yield from commands(command, (*path, name))
         else:
             yield (*path, name)
+
+
+def command_at(path: tuple[str, ...]) -> click.Command:
+    found: object = cli
+    for name in path:
+        found = found.commands[name]
+    return found
 
 
 @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
@@ -75,6 +85,38 @@ def test_every_command_of_the_product_is_there() -> None:
         ("bench", name) for name in ("engine", "catalog", "blend", "peers", "pipeline", "overload")
     }
     assert {(name,) for name in wanted} | grouped == set(commands())
+
+
+DEPENDENT = [
+    (path, option)
+    for path in commands()
+    for option in command_at(path).params
+    if isinstance(option, Option) and (option.needs or option.excludes)
+]
+
+
+def words(option: click.Parameter) -> tuple[str, ...]:
+    """The option as it is typed, with some value that it takes."""
+    return (option.opts[0],) if getattr(option, "is_flag", False) else (option.opts[0], "1")
+
+
+@pytest.mark.parametrize(
+    ("path", "option"), DEPENDENT, ids=[f"{' '.join(path)} {option.opts[0]}" for path, option in DEPENDENT]
+)
+def test_an_option_that_has_no_effect_beside_the_others_is_refused(path: tuple[str, ...], option: Option) -> None:
+    params = command_at(path).params
+    flags = {flag: one for one in params for flag in one.opts}
+    assert {*option.needs, *option.excludes} <= flags.keys()
+    must = [one for one in params if one.required and one is not option]
+    always = [word for one in must for word in (words(one) if one.opts[0].startswith("-") else ("1",))]
+    cases = [(flags[other], "does not go with") for other in option.excludes]
+    cases += [(None, "is for")] if option.needs else []
+    for other, says in cases:
+        given = [*path, *always, *words(option), *(() if other is None else words(other))]
+        done = CliRunner().invoke(cli, given)
+        assert isinstance(done.exception, UserError), given
+        assert says in str(done.exception)
+        assert str(done.exception).startswith(option.opts[0])
 
 
 def test_importing_the_commands_loads_nothing_heavy() -> None:
@@ -129,7 +171,7 @@ MISTAKES = {
         "nowhere/e.csv",
     ),
     "a catalogue's column without one": (("train", "log.csv", "--out", "m", "--columns", "title=x"), "has no title"),
-    "a demo's catalogue without its log": (("demo", "--items", "log.csv"), "name it with --events"),
+    "a demo's catalogue without its log": (("demo", "--items", "log.csv"), "--items is for --events"),
 }
 
 

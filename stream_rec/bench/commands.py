@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_rec.command import EVERYWHERE, POSITIVE, Command, Finite
+from stream_rec.command import EVERYWHERE, POSITIVE, Command, Finite, Option
 from stream_rec.cores import share_cores
-from stream_rec.errors import UserError
 from stream_rec.learn.commands import COLUMNS
 
 if TYPE_CHECKING:
@@ -16,15 +15,28 @@ if TYPE_CHECKING:
 EVENTS = click.option(
     "--events", type=click.Path(path_type=Path), help="a log with long histories [default: a simulated shop]"
 )
+LOG_COLUMNS = click.option(
+    "--columns", default="", cls=Option, needs=("--events",), help="the log's columns, such as user=customer,time=when"
+)
 ITEMS = click.option(
     "--items", type=POSITIVE, default=10_000, show_default=True, help="items in the catalogue, at least the log's own"
 )
 RUNS = click.option("--runs", type=POSITIVE, default=3, show_default=True, help="runs, of which the median counts")
 WIDTH = click.option("--width", type=POSITIVE, default=128, show_default=True, help="of the decoder")
 LAYERS = click.option("--layers", type=POSITIVE, default=2, show_default=True, help="of the decoder")
-USERS = click.option("--users", type=POSITIVE, default=2_000, show_default=True, help="users of the simulated shop")
+USERS = click.option(
+    "--users",
+    type=POSITIVE,
+    default=2_000,
+    show_default=True,
+    cls=Option,
+    excludes=("--events",),
+    help="users of the simulated shop",
+)
 AGENTS = click.option("--agents", type=POSITIVE, default=1, show_default=True, help="agent processes")
 THREADS = click.option("--threads", type=POSITIVE, default=1, show_default=True, help="CPU threads of torch")
+SHAPED = ("--base", "--decoder")
+"""Decoders that have a shape of their own."""
 JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
 
 
@@ -35,17 +47,49 @@ def bench() -> None:
 
 @bench.command("engine", cls=Command, settings=("kv_cache_gb", "device", "dtype"))
 @EVENTS
-@COLUMNS
+@click.option(
+    "--columns",
+    default="",
+    cls=Option,
+    needs=("--events", "--titles"),
+    help="the files' columns, such as user=customer,time=when,title=name",
+)
 @click.option(
     "--capacity",
     type=POSITIVE,
     help="events in the longest window; it moves by half of it [default: 128; with --base 32]",
 )
-@click.option("--width", type=POSITIVE, default=256, show_default=True, help="of the decoder")
-@click.option("--layers", type=POSITIVE, help="of the decoder [default: 4; with --base all]")
-@click.option("--heads", type=POSITIVE, default=4, show_default=True, help="attention heads")
-@click.option("--kv-heads", type=POSITIVE, default=1, show_default=True, help="heads of the keys and values")
-@ITEMS
+@click.option(
+    "--width", type=POSITIVE, default=256, show_default=True, cls=Option, excludes=SHAPED, help="of the decoder"
+)
+@click.option(
+    "--layers",
+    type=POSITIVE,
+    cls=Option,
+    excludes=("--decoder",),
+    help="of the decoder [default: 4; with --base all]",
+)
+@click.option(
+    "--heads", type=POSITIVE, default=4, show_default=True, cls=Option, excludes=SHAPED, help="attention heads"
+)
+@click.option(
+    "--kv-heads",
+    type=POSITIVE,
+    default=1,
+    show_default=True,
+    cls=Option,
+    excludes=SHAPED,
+    help="heads of the keys and values",
+)
+@click.option(
+    "--items",
+    type=POSITIVE,
+    default=10_000,
+    show_default=True,
+    cls=Option,
+    excludes=("--base",),
+    help="items in the catalogue, at least the log's own",
+)
 @click.option(
     "--count", type=POSITIVE, help="events to answer: the last ones of the log [default: 50000; with --base 400]"
 )
@@ -57,10 +101,18 @@ def bench() -> None:
 @click.option(
     "--decoder",
     type=click.Path(path_type=Path),
+    cls=Option,
+    excludes=("--base",),
     help="a transformers configuration (config.json): random weights in its shape, not in the one above",
 )
 @click.option("--base", help="a pre-trained causal language model in place of the random decoder, read in both ways")
-@click.option("--titles", type=click.Path(path_type=Path), help="with --base: the log's catalogue, for the words")
+@click.option(
+    "--titles",
+    type=click.Path(path_type=Path),
+    cls=Option,
+    needs=("--base",),
+    help="with --base: the log's catalogue, for the words",
+)
 @JSON
 def bench_engine(
     settings: "Settings",
@@ -83,8 +135,6 @@ def bench_engine(
         **{name: getattr(settings, name) for name in ("kv_cache_gb", "device", "dtype")},
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    if base is not None and "decoder" in chosen:
-        raise UserError("--decoder and --base don't go together: a pre-trained model has a shape of its own")
     if base is None:
         from stream_rec.bench import engine as room
 
@@ -122,9 +172,9 @@ def bench_catalog(as_json: bool, **given: Any) -> None:
     room.show(room.Plan(**given), as_json)
 
 
-@bench.command("peers")
+@bench.command("peers", cls=Command)
 @EVENTS
-@COLUMNS
+@LOG_COLUMNS
 @click.option(
     "--capacity",
     type=POSITIVE,
@@ -168,7 +218,7 @@ def bench_peers(events: Path | None, columns: str, count: int, as_json: bool, **
     settings=("capacity", "partitions", "batch_windows", "linger_ms", "kv_cache_gb", "threads", "store", *EVERYWHERE),
 )
 @click.option("--events", type=click.Path(path_type=Path), help="a log, fed as it stands [default: a simulated shop]")
-@COLUMNS
+@LOG_COLUMNS
 @WIDTH
 @LAYERS
 @ITEMS
@@ -204,7 +254,7 @@ def bench_pipeline(
 @click.option(
     "--events", type=click.Path(path_type=Path), help="a log, its end fed over and over [default: a simulated shop]"
 )
-@COLUMNS
+@LOG_COLUMNS
 @click.option(
     "--rate", type=Finite(0), required=True, help="events a second: three times what 'bench pipeline' says, say"
 )

@@ -47,10 +47,12 @@ class Language(NamedTuple):
 
 def show(events: Path | None, columns: str, language: Language, plan: Plan, as_json: bool) -> None:
     """Measures and prints the figures. Raises `UserError` for a bad log, catalogue or model."""
-    given = logs.parse_columns(columns)
-    log = logs.read_events(events, given) if events else None
-    frame = log.frame if log else ours.simulated(2 * plan.events)
-    items = logs.read_items(language.titles, like=log.columns.item if log else None) if language.titles else []
+    if events is None:
+        frame = ours.simulated(2 * plan.events)
+        items = logs.read_items(language.titles, logs.parse_columns(columns)) if language.titles else []
+    else:
+        log, items = logs.read_both(events, language.titles, columns)
+        frame = log.frame
     with Terminal(stderr=True).status("loading the language model") as status:
         base = load_base(language.base, language.layers, plan.capacity * Words().limit)
         tokenizer = load_tokenizer(language.base)

@@ -91,7 +91,7 @@ def _read(plan: Plan, period: Period, read_topic: ReadTopic, console: Terminal) 
     until = Period(until=period.until)
     if plan.events is None:
         with bars(console, stay=False) as progress:
-            return read_topic(str(plan.from_topic), until, None, progress)
+            return read_topic(str(plan.from_topic), until, None, "", progress)
     source = from_files(plan.events, None, plan.columns, until)
     if not source.log.has_time:
         raise UserError(f"{plan.events}: it has no times, and --diff compares what is newer than both models")

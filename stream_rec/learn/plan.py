@@ -83,8 +83,11 @@ def check(plan: Plan) -> None:
         _check_continued(plan)
     elif plan.base is None and (plan.tune or plan.read != "items"):
         raise UserError("--tune and --read words are for a pre-trained language model: name one with --base")
+    if plan.base is not None and plan.width is not None:
+        raise UserError("--width does not go with --base: a pre-trained language model has a width of its own")
     _check_private(plan)
-    _words(plan)
+    if _words(plan) != Words() and plan.read != "words":
+        raise UserError("--template and --event-tokens are for events in words: give --read words too")
     parse_weights(plan.weights)
     if plan.width is not None and plan.width % HEAD:
         raise UserError(f"--width is {plan.width}: give a multiple of {HEAD}")
@@ -152,8 +155,11 @@ def sized(shape: "EncoderConfig", width: int) -> "EncoderConfig":
 def _check_source(plan: Plan) -> None:
     if (plan.events is None) == (plan.from_topic is None):
         raise UserError("name what to train on: a file, EVENTS, or a topic, --from-topic TOPIC; not both")
-    if plan.from_topic and plan.columns:
-        raise UserError("--columns is for a file: the events of a topic have fields of their own names")
+    if plan.from_topic and plan.columns and plan.items is None:
+        raise UserError(
+            "--columns is for a file: the events of a topic have fields of their own names; leave it out, or name a "
+            "catalogue with --items"
+        )
     Period.parse(plan.since, plan.until)
 
 
@@ -161,6 +167,7 @@ def _check_continued(plan: Plan) -> None:
     """Raises `UserError` for what a model that is trained further has settled already."""
     settled = {"--width": plan.width, "--layers": plan.layers, "--base": plan.base}
     settled |= {"--read words": plan.read != "items", "--template": plan.template != Words().template}
+    settled["--event-tokens"] = plan.event_tokens != Words().limit
     if given := [option for option, value in settled.items() if value]:
         raise UserError(f"--continue goes on with what the model has settled: leave out {', '.join(given)}")
     if plan.protocol == "leave-one-out":

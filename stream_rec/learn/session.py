@@ -60,7 +60,7 @@ def _read(chosen: Plan, read_topic: ReadTopic, console: Terminal) -> Source:
         source = from_files(chosen.events, chosen.items, chosen.columns, period)
     else:
         with bars(console, stay=False) as progress:
-            source = read_topic(str(chosen.from_topic), period, chosen.items, progress)
+            source = read_topic(str(chosen.from_topic), period, chosen.items, chosen.columns, progress)
     if chosen.continues is not None and not source.log.has_time:
         raise UserError(f"{source.about}: it has no times, and --continue goes by them")
     for note in source.notes:

@@ -84,8 +84,9 @@ class Source(NamedTuple):
         return cls(log, items, about, told)
 
 
-ReadTopic = Callable[[str, Period, Path | None, Progress], Source]
-"""Reads a topic of events; and the topic of items, if no file of them is given. Raises `UserError`."""
+ReadTopic = Callable[[str, Period, Path | None, str, Progress], Source]
+"""Reads a topic of events; and the topic of items, if no file of them, with the value of
+`--columns`, is given. Raises `UserError`."""
 
 
 def moment(option: str, text: str, now: float) -> float:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_rec.command import EVERYWHERE, KAFKA, PORT, POSITIVE, SEED, Command, Finite, shown
-from stream_rec.errors import UserError
+from stream_rec.command import EVERYWHERE, KAFKA, PORT, POSITIVE, SEED, Command, Finite, Option, shown
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
@@ -23,10 +22,22 @@ TOPICS = ("events_topic", "windows_topic", "items_topic", "recommendations_topic
 @click.option(
     "--events", type=click.Path(path_type=Path), help="a log to train on and feed [default: a simulated shop]"
 )
-@click.option("--items", type=click.Path(path_type=Path), help="the log's catalogue")
-@click.option("--columns", default="", help="the files' columns, such as user=customer,time=when,title=name")
+@click.option("--items", type=click.Path(path_type=Path), cls=Option, needs=("--events",), help="the log's catalogue")
 @click.option(
-    "--first", type=Finite(0, 1), default=0.8, show_default=True, help="share of the log to train on; the rest is fed"
+    "--columns",
+    default="",
+    cls=Option,
+    needs=("--events",),
+    help="the files' columns, such as user=customer,time=when,title=name",
+)
+@click.option(
+    "--first",
+    type=Finite(0, 1),
+    default=0.8,
+    show_default=True,
+    cls=Option,
+    needs=("--events",),
+    help="share of the log to train on; the rest is fed",
 )
 @click.option("--seconds", type=Finite(0), help="how long to feed, seconds [default: until Ctrl-C or the log's end]")
 @click.option("--rate", type=Finite(0), default=100.0, show_default=True, help="events a second")
@@ -151,7 +162,12 @@ def worker(settings: "Settings") -> int:
 @click.command(cls=Command, settings=(*KAFKA, "items_topic", "max_item_bytes"))
 @click.argument("items", type=click.Path(path_type=Path))
 @click.option("--columns", default="", help="the file's columns, such as item=sku,title=name")
-@click.option("--like", help="name of the item column in the log that the items belong to")
+@click.option(
+    "--like",
+    cls=Option,
+    excludes=("--events",),
+    help="name of the item column in the log that the items belong to; --events finds it by itself",
+)
 @click.option(
     "--events", type=click.Path(path_type=Path), help="that log: how many of its items the catalogue knows is printed"
 )
@@ -167,8 +183,6 @@ def items(settings: "Settings", items: Path, columns: str, like: str | None, eve
     if events is None:
         catalogue = logs.read_items(items, logs.parse_columns(columns), like)
     else:
-        if like is not None:
-            raise UserError("--like names the item column of a log, and --events is one: give one of the two")
         log, catalogue = logs.read_both(events, items, columns)
         known = [item.item_id for item in catalogue]
         for line in ids.coverage(ids.joined(log.frame["item"], known), known):
@@ -219,6 +233,8 @@ def pseudonym(settings: "Settings", user: str) -> None:
     type=Finite(0),
     default=60.0,
     show_default=True,
+    cls=Option,
+    needs=("--wait",),
     help="longest wait for the agents, and for the worker, seconds",
 )
 def forget(settings: "Settings", user: str, wait: bool, timeout: float) -> int:

@@ -77,8 +77,6 @@ def run(settings: Settings, plan: Plan) -> int:
     for name, value in (("--rate", plan.rate), ("--seconds", plan.seconds)):
         if value is not None and value <= 0:
             raise UserError(f"{name} is {value}: give more than 0")
-    if plan.events is None and (plan.items is not None or plan.columns):
-        raise UserError("--items and --columns are for a log of yours: name it with --events")
     console = Terminal(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:

@@ -165,10 +165,13 @@ class History:
         return removed
 
 
-def read(settings: Settings, topic: str, period: Period, items: Path | None, progress: Progress) -> Source:
+def read(
+    settings: Settings, topic: str, period: Period, items: Path | None, columns: str, progress: Progress
+) -> Source:
     """The events of `topic` within `period`, all that is committed now; titles from `items`, or the topic of items.
 
-    Raises `UserError` when no broker answers, the topic does not exist, or holds nothing that can be used.
+    `columns` names the columns of the file `items`, as `--columns` does. Raises `UserError` when no broker answers, the
+    topic does not exist, or holds nothing that can be used.
     """
     history, catalogue = History(settings, period), Catalogue(settings.max_item_bytes)
     spans = asyncio.run(_read_all(settings, topic, history, period, None if items else catalogue, progress))
@@ -176,8 +179,8 @@ def read(settings: Settings, topic: str, period: Period, items: Path | None, pro
     if frame.is_empty():
         why = "no event that can be used" if _length(spans) else "no event"
         raise UserError(f"topic {topic} holds {why}{_counted(history.refused)}: see --since, --until and event_types")
-    columns = Columns(user="user_id", item="item_id", event="event_type", time="timestamp")
-    log = logs.believed(Log(frame, columns, True, history.refused.total(), history.refused))
+    fields = Columns(user="user_id", item="item_id", event="event_type", time="timestamp")
+    log = logs.believed(Log(frame, fields, True, history.refused.total(), history.refused))
     if log.frame.is_empty():
         raise UserError(f"topic {topic} holds no event that can be used: {logs.counted(log.refused)}")
     notes = [f"{len(log.frame):,} events read from topic {topic}"]
@@ -190,7 +193,7 @@ def read(settings: Settings, topic: str, period: Period, items: Path | None, pro
     if not items and not catalogue.items:
         notes.append(f"topic {settings.items_topic} holds no item: items have no text; name a file with --items")
     places = ", ".join(f"{one.partition}: {begin} to {end}" for one, (begin, end) in spans.items())
-    found = logs.read_items(items) if items else catalogue.sorted()
+    found = logs.read_items(items, logs.parse_columns(columns)) if items else catalogue.sorted()
     return Source.of(log, found, f"topic {topic}, offsets by partition {places}", notes)
 
 

@@ -14,10 +14,12 @@ from click.testing import CliRunner, Result
 
 from stream_rec.cli import cli
 from stream_rec.config import Settings, environment
+from stream_rec.errors import UserError
 from stream_rec.learn import convex, logs, plot, train
 from stream_rec.learn.simulate import Storefront
+from stream_rec.learn.source import Period
 from stream_rec.messages import ERASE, Event, Item, encode
-from stream_rec.pipeline import topics
+from stream_rec.pipeline import history, topics
 from stream_rec.pipeline.history import read_catalogue
 from stream_rec.pipeline.publish import publish_items
 from tests.batches import UNREADABLE
@@ -112,3 +114,19 @@ async def test_items_that_workers_would_refuse_are_named_and_the_others_of_the_f
     stored = await read_catalogue(settings)
     assert sorted(stored.items) == ["good", "last", "small"]
     assert not stored.refused
+
+
+async def test_a_topic_s_catalogue_file_is_read_by_the_columns_that_are_named(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    settings = make_settings(partitions=1)
+    await topics.create(settings)
+    event = Event("u", "view", 1_700_000_000.0, "tea")
+    await produce(settings, [Sent(b"u", encode(event))])
+    catalogue = tmp_path / "items.csv"
+    catalogue.write_text("ref,called\ntea,green tea\n")
+    given = settings, settings.events_topic, Period(), catalogue, "item=ref,title=called", lambda *_: None
+    source = await asyncio.to_thread(history.read, *given)
+    assert source.items == [Item("tea", title="green tea")]
+    with pytest.raises(UserError, match="a catalogue has no user"):
+        await asyncio.to_thread(history.read, *given[:4], "user=ref", given[-1])

@@ -88,7 +88,9 @@ async def test_all_parts_do_their_work_over_tls_as_users_with_no_more_than_their
     assert (await titles(["new"], user["recommend"]))["new"].title == "a new one"
     page = started[2].wait_for(r"console on (http\S+)/")[1]
     assert (await asyncio.to_thread(urllib.request.urlopen, f"{page}/recommendations/u0")).status == 200
-    log = await asyncio.to_thread(history.read, user["train"], settings.events_topic, Period(None, None), None, quiet)
+    log = await asyncio.to_thread(
+        history.read, user["train"], settings.events_topic, Period(None, None), None, "", quiet
+    )
     assert len(log.log.frame) == EVENTS
     assert await forget.run("u1", user["eraser"], 30) == 0
     for part in started:

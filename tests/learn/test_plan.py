@@ -25,6 +25,9 @@ ON = (*LOG, "--continue", "m0")
         ((), "name what to train on"),
         ((*LOG, "--from-topic", "events"), "not both"),
         (("--from-topic", "events", "--columns", "user=who"), "--columns is for a file"),
+        ((*LOG, "--base", "gpt", "--width", "64"), "--width does not go with --base"),
+        ((*LOG, "--base", "gpt", "--event-tokens", "8"), "give --read words too"),
+        ((*ON, "--event-tokens", "8"), "leave out --event-tokens"),
         ((*LOG, "--since", "soon"), "--since is 'soon'"),
         ((*LOG, "--since", "2026-11-02", "--until", "2026-11-01"), "is not before"),
         ((*LOG, "--width", "40"), "--width is 40: give a multiple of 32"),
@@ -48,6 +51,10 @@ def test_what_does_not_go_together_is_told(given: tuple[str, ...], says: str, tm
     assert isinstance(done.exception, UserError)
     assert says in str(done.exception)
     assert "\n" not in str(done.exception)
+
+
+def test_columns_name_those_of_a_catalogue_beside_a_topic() -> None:
+    plan.check(Plan(None, Path("items.csv"), Path("nowhere"), from_topic="events", columns="title=name"))
 
 
 def test_an_interrupted_training_reads_the_same_events_again() -> None:
