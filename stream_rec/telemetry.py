@@ -4,12 +4,24 @@ The registry is passed in, so that tests and several parts in one process never 
 user id or an item id.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import math
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192)
 CUTOFFS = (1, 5, 10, 20)
 """The k of the live hit rate."""
+
+
+class KnownGauge(Gauge):
+    """A gauge that has no sample while its value is NaN: a rule then finds no series, rather than one of no number."""
+
+    def collect(self) -> Iterable[Metric]:
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not math.isnan(sample.value)]
+            yield family
 
 
 class AgentMetrics:
@@ -127,11 +139,12 @@ class WorkerMetrics:
             "When the model that serves was read, seconds since 1970",
             registry=registry,
         )
-        self.trained_until = Gauge(
+        self.trained_until = KnownGauge(
             "stream_rec_model_trained_until_timestamp_seconds",
-            "Time of the last event that the model was trained on, seconds since 1970",
+            "Time of the last event that the model was trained on, seconds since 1970; absent if its log had no times",
             registry=registry,
         )
+        self.trained_until.set(math.nan)  # until a model has been read
         self.drift = Gauge(
             "stream_rec_drift",
             "Population stability index of late events against the model's validation",

@@ -116,7 +116,7 @@ def _opened(settings: Settings, path: Path, items: Sequence[Item], load: Load) -
 def _compare(
     settings: Settings, plan: Plan, source: Source, since: float | None, models: Pair, console: Terminal
 ) -> Told:
-    seen, times = max(model.trained_until for model in models), source.log.frame["time"]
+    seen, times = max(map(_trained_until, plan.models, models)), source.log.frame["time"]
     begin = -math.inf if since is None else since
     first = max(int(times.search_sorted(seen, "right")), int(times.search_sorted(begin, "left")))
     end = min(len(times), first + (plan.limit or len(times)))
@@ -129,6 +129,12 @@ def _compare(
     with bars(console, stay=False) as progress:
         found = compare.compare(models, windows, first, end, progress)
     return Told(source, times[first], times[end - 1], models, found)
+
+
+def _trained_until(path: Path, model: "Engine") -> float:
+    if model.trained_until is None:
+        raise UserError(f"the model in {path} learned from a log without times, and --diff compares what is newer")
+    return model.trained_until
 
 
 def _object(plan: Plan, told: Told) -> dict[str, Any]:

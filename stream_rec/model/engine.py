@@ -129,7 +129,8 @@ class Engine:
     def __init__(self, model: Model, catalog: Catalog, limits: Limits, device: torch.device) -> None:
         self.version = model.version
         self.capacity = model.config.capacity
-        self.trained_until = model.config.trained_until if model.config.has_time else 0.0
+        self.trained_until = model.config.trained_until if model.config.has_time else None
+        """Time of the last event that the model was trained on, seconds since 1970; None where its log had no times."""
         self.catalog = catalog
         since = model.config.remembers_until if model.config.has_time else -np.inf  # what is live is newer than rows
         self.memories = Memories(model.config.horizons, model.memory, since, catalog)

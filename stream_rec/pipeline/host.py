@@ -6,6 +6,7 @@ the first while that one serves, and a new model comes into service by putting i
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,7 +107,7 @@ class Host:
         metrics.cached_users.set(len(cache))
         metrics.bytes_per_user.set(cache.bytes_per_user)
         metrics.model_loaded.set(self.loaded)
-        metrics.trained_until.set(self.engine.trained_until)
+        metrics.trained_until.set(math.nan if self.engine.trained_until is None else self.engine.trained_until)
 
         failures = self.engine.texts.failures
         metrics.failures.labels("text cache").inc(failures - self._cache_failures)

@@ -161,3 +161,11 @@ def test_a_limit_of_nothing_is_no_limit_that_the_option_takes(world) -> None:
     done = CliRunner().invoke(cli, ["replay", str(world.log), "--diff", *models, "--limit", "0"])
     assert done.exit_code == 2
     assert "0 is not in the range" in done.output
+
+
+def test_a_model_that_knows_no_times_is_not_compared_by_them(world: World, tmp_path: Path) -> None:
+    untimed = tiny_model()
+    folder.save(untimed._replace(config=msgspec.structs.replace(untimed.config, has_time=False)), tmp_path / "untimed")
+    done = world._replace(models=(world.models[0], tmp_path / "untimed")).diff()
+    assert isinstance(done.exception, UserError)
+    assert "untimed learned from a log without times" in str(done.exception)

@@ -494,7 +494,7 @@ def test_without_times_nothing_is_forgotten_and_live_events_are_learned(model: M
     texts = TextEncoder(config.text_encoder, tmp_path)
     catalog = Catalog(model.items, model.vectors, model.features, copied(model.alike), texts)
     engine = Engine(model, catalog, Limits(stride=STRIDE, kv_cache_bytes=100 * PER_USER), torch.device("cpu"))
-    assert engine.trained_until == 0
+    assert engine.trained_until is None
     soon = window("u", 2, ["i5", "i7"])
     late = replace(soon, events=tuple(replace(one, timestamp=1.7e9 * at) for at, one in enumerate(soon.events, 1)))
     assert torch.equal(engine.full([soon]), engine.full([late]))

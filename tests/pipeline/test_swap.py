@@ -1,8 +1,18 @@
 from pathlib import Path
 
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from stream_rec.config import Settings
 from stream_rec.messages import Window, WindowEvent
+from stream_rec.model import folder
+from stream_rec.pipeline.host import Host
 from stream_rec.pipeline.recent import Recent
 from stream_rec.pipeline.swap import stamps
+from stream_rec.pipeline.worker import load
+from stream_rec.telemetry import WorkerMetrics
+from tests.tiny import STRIDE, tiny_model
 
 
 def window(user: str, arrived: float) -> Window:
@@ -53,3 +63,23 @@ def test_of_a_user_the_newest_window_is_kept_until_the_user_is_forgotten() -> No
     recent.add(window("u", 3.0))
     recent.forget("u")
     assert not recent.take(5)
+
+
+@pytest.mark.parametrize("has_time", [True, False])
+async def test_a_model_of_a_log_without_times_has_no_age_in_the_metrics(tmp_path: Path, has_time: bool) -> None:
+    model = tiny_model()
+    config = msgspec.structs.replace(model.config, has_time=has_time, trained_until=7.0)
+    folder.save(model._replace(config=config), tmp_path / "model")
+    registry = CollectorRegistry()
+    settings = Settings(model=tmp_path / "model", cache_dir=tmp_path, stride=STRIDE)
+
+    def age() -> float | None:
+        return registry.get_sample_value("stream_rec_model_trained_until_timestamp_seconds")
+
+    metrics = WorkerMetrics(registry)
+    assert age() is None
+    host = await Host.open(settings, metrics, load)
+    host.show()
+    assert age() == (7.0 if has_time else None)
+    assert b"NaN" not in generate_latest(registry)
+    await host.close()
