@@ -38,6 +38,8 @@ class Health:
         self._turned = time.monotonic()
         self.hindrances = {MOVING}
         """What keeps the process from its work."""
+        self.unread: set[str] = set()
+        """Partitions that Kafka can't read at the moment, in words."""
         self.troubles: set[str] = set()
         """What goes wrong beside the work: it is shown, and the process is ready all the same."""
         self.waiting = 0
@@ -57,7 +59,7 @@ class Health:
     def unready(self) -> str | None:
         """Why the process does not do its work, or not in time; None: it does."""
         late = f"{self.waiting} records wait" if self.waiting > self._most_waiting else None
-        return self.dead() or "; ".join(sorted(self.hindrances)) or late
+        return self.dead() or "; ".join(sorted(self.hindrances | self.unread)) or late
 
     def remarks(self) -> str:
         """What a page that says "ok" adds."""

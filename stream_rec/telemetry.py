@@ -49,6 +49,11 @@ class AgentMetrics:
         self.lag = Gauge(
             "stream_rec_agent_lag_events", "Events waiting in an assigned partition", ["partition"], registry=registry
         )
+        self.failed_fetches = Counter(
+            "stream_rec_agent_failed_fetches",
+            "Fetches of a partition that Kafka could not read; each is tried again after a pause",
+            registry=registry,
+        )
         self.held_up = Gauge(
             "stream_rec_agent_held_up_seconds",
             "For how long an open transaction has kept the events behind it from being read",
@@ -93,6 +98,11 @@ class WorkerMetrics:
         self.unwritten = Counter(
             "stream_rec_worker_dead_letters_unwritten",
             "Dead letters of items that Kafka did not take",
+            registry=registry,
+        )
+        self.failed_fetches = Counter(
+            "stream_rec_worker_failed_fetches",
+            "Fetches of a partition that Kafka could not read; each is tried again after a pause",
             registry=registry,
         )
         self.recommendations = Counter(

@@ -63,6 +63,13 @@ def test_what_goes_wrong_beside_the_work_is_told_by_a_page_that_says_ok() -> Non
     assert read(port, "/healthz") == (200, "ok\n")
 
 
+def test_a_partition_that_kafka_can_t_read_makes_a_process_unready() -> None:
+    state = Health(most_waiting=5)
+    state.hindrances.clear()
+    state.unread = {"Kafka can't read topic t, partition 0 (CorruptRecordException)"}
+    assert state.unready() == "Kafka can't read topic t, partition 0 (CorruptRecordException)"
+
+
 @contextlib.contextmanager
 def connections(port: int, count: int, request: bytes) -> Iterator[list[socket.socket]]:
     """`count` clients that send `request` and keep the connection open."""

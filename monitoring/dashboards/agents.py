@@ -107,6 +107,16 @@ DEAD = Row(
             ],
         ),
         Panel(
+            "Fetches that failed",
+            "Fetches of a partition that Kafka answers it can't read. Each is tried again, after up to ten seconds.",
+            "most likely a broker's disk is damaged: /readyz names the partition, the broker's log the file.",
+            "ops",
+            [
+                Series("agents", rate("stream_rec_agent_failed_fetches_total")),
+                Series("workers", rate("stream_rec_worker_failed_fetches_total")),
+            ],
+        ),
+        Panel(
             "Windows in the table that were none",
             "Their users began anew.",
             "nothing but agents may write to the windows topic: find out what does.",

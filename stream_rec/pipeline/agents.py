@@ -42,7 +42,7 @@ from stream_rec.pipeline.buried import done
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import Topic, describe
 from stream_rec.pipeline.keeper import Keeper
-from stream_rec.pipeline.lag import HeldUp, Lag
+from stream_rec.pipeline.lag import HeldUp, Lag, show_failed
 from stream_rec.pipeline.patience import patiently
 from stream_rec.pipeline.scratch import own_folder
 from stream_rec.pipeline.topic_guard import TopicGuard, state_of
@@ -155,6 +155,7 @@ def build(
     lag, held_up = Lag(metrics.lag, health), HeldUp(metrics.held_up)
 
     async def measure() -> None:
+        show_failed(app.consumer.failed_fetches, metrics.failed_fetches, health)
         held_up.show(app.consumer.readable(settings.events_topic), time.monotonic())
         await lag.measure(app.consumer.waiting(settings.events_topic))
 

@@ -44,7 +44,7 @@ from faust.types.tuples import ConsumerMessage
 from stream_rec.pipeline.aiokafka_compat import with_globals
 from stream_rec.pipeline.batches import Gap, Unreadable
 from stream_rec.pipeline.connection import Access
-from stream_rec.pipeline.consumer import log_skipped
+from stream_rec.pipeline.consumer import FailedFetches, log_skipped
 from stream_rec.pipeline.faust_producer import Producer
 from stream_rec.pipeline.faust_thread import SESSION_S, ConsumerThread
 from stream_rec.pipeline.lag import Readable
@@ -188,6 +188,11 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         assigned = [tp for tp in self.assignment() if tp.topic == topic]
         ends = await self.highwaters(*assigned)
         return {tp.partition: max(0, ends[tp] - (self.done.get(tp) or await self.position(tp) or 0)) for tp in assigned}
+
+    @property
+    def failed_fetches(self) -> FailedFetches:
+        failed: FailedFetches = self._thread._ensure_consumer().failed_fetches
+        return failed
 
     def readable(self, topic: str) -> dict[int, Readable]:
         """How far each assigned partition of `topic` could be read when it was last fetched from."""

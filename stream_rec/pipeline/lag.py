@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Mapping
 from typing import NamedTuple
 
 from aiokafka.errors import IllegalStateError, KafkaError
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 from stream_rec.health import AWAY, Health
+from stream_rec.pipeline.consumer import FailedFetches
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,12 @@ class Lag:
         for partition, records in waiting.items():
             self._gauge.labels(str(partition)).set(records)
         self._shown = set(waiting)
+
+
+def show_failed(failed: FailedFetches, counter: Counter, health: Health) -> None:
+    """Counts the fetches that have failed since the last call, and says which partitions can't be read."""
+    counter.inc(failed.take_count())
+    health.unread = failed.reasons
 
 
 class Readable(NamedTuple):

@@ -28,7 +28,7 @@ from stream_rec.pipeline.batches import Unreadable
 from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.consumer import make_consumer
 from stream_rec.pipeline.host import Host
-from stream_rec.pipeline.lag import Lag
+from stream_rec.pipeline.lag import Lag, show_failed
 from stream_rec.pipeline.patience import started, unless_told
 from stream_rec.pipeline.spans import Span
 from stream_rec.pipeline.topic_guard import TopicGuard, state_of
@@ -378,6 +378,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         while True:
             self.host.show()
             self._health.troubles = self.host.troubles
+            show_failed(self._consumer.failed_fetches, self._metrics.failed_fetches, self._health)
             await lag.measure(self._behind())
             await asyncio.sleep(1)
 

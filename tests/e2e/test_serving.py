@@ -4,9 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import CorruptRecordException
+from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.protocol.fetch import FetchRequest
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
@@ -28,6 +33,8 @@ pytestmark = pytest.mark.e2e
 
 WAITS_S, READS_S = 3.0, 4.0
 """A member hears of a rebalance with its next heartbeat, up to 1.2 s later: the group must wait for longer."""
+
+REMEMBER = learning.Learning.remember
 
 
 @pytest.fixture
@@ -121,3 +128,52 @@ async def test_a_worker_ends_in_the_midst_of_taking_over(settings: Settings, mon
     worker = await worker_of(settings)
     async with running(worker):
         await until(taking_over(worker))
+
+
+async def test_a_partition_that_kafka_cannot_read_is_told_and_counted_and_the_others_are_answered(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning.Learning, "remember", REMEMBER)
+    worker = await worker_of(settings)
+    made = windows(users=10, rounds=3)
+    damaged = TopicPartition(settings.windows_topic, 0)
+    heals = asyncio.Event()
+    send = AIOKafkaClient.send
+
+    async def sending(client: AIOKafkaClient, node: int, request: Any, **options: Any) -> Any:
+        """Kafka's answer, with an error in place of the damaged partition's records."""
+        response = await send(client, node, request, **options)
+        if isinstance(request, FetchRequest) and not heals.is_set():
+            response.topics = [
+                (topic, [_corrupted(one) if (topic, one[0]) == damaged else one for one in partitions])
+                for topic, partitions in response.topics
+            ]
+        return response
+
+    monkeypatch.setattr(AIOKafkaClient, "send", sending)
+    async with running(worker):
+        await write(settings, made)
+        partitions = list(range(settings.partitions))
+        place = {one.user_id: DefaultPartitioner()(one.user_id.encode(), partitions, partitions) for one in made}
+        others = {(one.user_id, one.n) for one in made if place[one.user_id] != damaged.partition}
+        assert 0 < len(others) < len(made)
+
+        async def told() -> bool:
+            seen = {(one.user_id, one.seq) for one in await answers(settings)}
+            return seen == others and "CorruptRecordException" in str(worker._health.unready())
+
+        await until(told)
+        assert worker._metrics.failed_fetches._value.get() > 0
+        heals.set()
+        await all_done(settings)
+
+        async def healthy() -> bool:
+            return worker._health.unready() is None
+
+        await until(healthy)
+    assert {(one.user_id, one.seq) for one in await answers(settings)} == {(one.user_id, one.n) for one in made}
+
+
+def _corrupted(partition: tuple[Any, ...]) -> tuple[Any, ...]:
+    number, _, *between, _ = partition
+    return number, CorruptRecordException.errno, *between, b""

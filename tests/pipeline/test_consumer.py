@@ -1,15 +1,22 @@
 import asyncio
 import contextlib
-from typing import Any
+import time
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.errors import GroupLoadInProgressError, NotCoordinatorForGroupError
+from aiokafka.errors import (
+    CorruptRecordException,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+    OffsetOutOfRangeError,
+)
 from aiokafka.protocol.commit import OffsetFetchResponse_v3 as Answer
 
 from stream_rec.pipeline import consumer
-from stream_rec.pipeline.consumer import Coordinator, Fetcher
+from stream_rec.pipeline.consumer import Coordinator, FailedFetches, Fetcher
 
 WINDOWS = TopicPartition("windows", 2)
 COMMITTED = Answer(0, [("windows", [(2, 7, "", 0)])], 0)
@@ -112,3 +119,56 @@ async def test_a_fetcher_ends_though_its_fetches_wait_for_kafka_and_its_task_mis
     async with asyncio.timeout(5):
         await fetcher.close()
     assert all(task.cancelled() for task in {*fetches, fetcher._fetch_task})
+
+
+class Response(NamedTuple):
+    topics: list[tuple[str, list[tuple[int, int]]]]
+
+
+def fetched(**codes: int) -> Response:
+    """An answer in which partition `p0` of `windows` has an error code, and so on."""
+    return Response([("windows", [(int(name[1:]), code) for name, code in codes.items()])])
+
+
+CORRUPT, ASSIGNED = CorruptRecordException.errno, {TopicPartition("windows", number) for number in range(2)}
+
+
+def test_a_partition_that_kafka_cannot_read_waits_for_longer_and_longer_and_is_told_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failed, now, pauses = FailedFetches(), 50.0, []
+    while now < 50.0 + 2 * consumer.TELL_S:
+        failed.note(fetched(p0=CORRUPT, p1=0), now)
+        assert failed.paused(ASSIGNED, now) == {TopicPartition("windows", 0)}
+        pauses.append(failed._failures[TopicPartition("windows", 0)].again_at - now)
+        now += pauses[-1]
+        assert not failed.paused(ASSIGNED, now)
+    assert pauses[:3] == pytest.approx([0.1, 0.2, 0.4])
+    assert max(pauses) == pytest.approx(consumer.LONGEST_S)
+    said = "Kafka can't read topic windows, partition 0 (CorruptRecordException)"
+    assert failed.reasons == {said}
+    assert [record.getMessage() for record in caplog.records] == [f"{said}; trying again"] * 2
+    assert failed.take_count() == len(pauses)
+    assert failed.take_count() == 0
+    failed.note(fetched(p0=0, p1=0), now)
+    assert not failed.reasons
+
+
+def test_what_aiokafka_treats_is_left_to_it_and_what_is_not_assigned_any_more_is_forgotten() -> None:
+    failed = FailedFetches()
+    failed.note(fetched(p0=OffsetOutOfRangeError.errno, p1=CORRUPT), 0.0)
+    assert failed.paused(ASSIGNED, 0.0) == {TopicPartition("windows", 1)}
+    assert not failed.paused([TopicPartition("windows", 0)], 0.0)
+    assert not failed.reasons
+
+
+def test_a_partition_that_waits_is_in_no_request_and_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        consumer.fetcher.Fetcher, "_get_actions_per_node", lambda _, assignment: asked.append(list(assignment.tps))
+    )
+    fetcher = Fetcher.__new__(Fetcher)
+    fetcher.failed = FailedFetches()
+    fetcher.failed.note(fetched(p0=CORRUPT), time.monotonic() + 3_600)
+    fetcher._get_actions_per_node(SimpleNamespace(tps=ASSIGNED))
+    assert asked == [[TopicPartition("windows", 1)]]
