@@ -92,27 +92,28 @@ def read_events(path: Path, columns: Mapping[str, str] | None = None) -> Log:
                     f"{path}: which column is the {role}? Say it with --columns {role}=...; {listing(found)}"
                 )
         used = {role: names[0] for role, names in roles.items() if names and not (role == "time" and untimed)}
-        table = tables.read(path, list(dict.fromkeys(used.values())))
+        table, empty = tables.read_filled(path, list(dict.fromkeys(used.values())))
+        count = len(table) + empty
         if not (untimed or "time" in used):
             _check_untimed(path, found, used)
         raw = table.select(pl.col(name).alias(role) for role, name in used.items())
         used = {role: name for role, name in used.items() if role not in OPTIONAL or raw[role].null_count() < len(raw)}
         frame, why = _clean(raw.select(list(used)), used, path)
-    refused = {reason: int(count) for reason, count in why.drop_nulls().value_counts(sort=True).iter_rows()}
+    refused = Counter(why.drop_nulls().to_list()) + Counter({"no user": empty})
     unreadable = refused.get(times.UNREADABLE, 0)
-    if unreadable > MOST_UNREADABLE * len(raw):
+    if unreadable > MOST_UNREADABLE * count:
         example = raw["time"].filter(why == times.UNREADABLE).drop_nulls().cast(pl.String).head(1).to_list()
         raise UserError(
-            f"{path}: {unreadable:,} of {len(raw):,} rows have no readable time in column {used['time']!r}"
+            f"{path}: {unreadable:,} of {count:,} rows have no readable time in column {used['time']!r}"
             f"{f', such as {example[0][:40]!r}' if example else ''}: times are ISO 8601, or counted since 1970; name "
             f"another column with --columns time=...; {listing(found)}"
         )
     if frame.is_empty():
         lacking = "has a user, an item, an event and a time (ISO 8601, or counted since 1970)"
         reasons = f" ({counted(refused)})" if refused else ""
-        why_empty = f"none of its {len(raw)} rows {lacking}{reasons}" if len(raw) else "it holds no event"
+        why_empty = f"none of its {count} rows {lacking}{reasons}" if count else "it holds no event"
         raise UserError(f"{path}: {why_empty}; {listing(found)}")
-    return Log(_ordered(frame), Columns(**used), "time" in used, len(raw) - len(frame), refused)
+    return Log(_ordered(frame), Columns(**used), "time" in used, count - len(frame), refused)
 
 
 def counted(refused: Mapping[str, int]) -> str:

@@ -32,6 +32,9 @@ CHUNK = 32 << 20
 BOM = b"\xef\xbb\xbf"
 """What some editors put before a text in UTF-8."""
 
+LINES = 1 << 18
+"""Lines of a jsonl file that are decoded in one go: those of `{}` take 30 times as much memory as in the file."""
+
 NULL = msgspec.Raw(b"null")
 
 
@@ -78,6 +81,25 @@ def read(path: Path, columns: Sequence[str]) -> pl.DataFrame:
         chunks = [_texts(lines, columns) for lines in _chunks(path)]
         return pl.concat([pl.DataFrame(schema=dict.fromkeys(columns, pl.String)), *chunks])
     return _scan(path).select(columns).collect()
+
+
+def read_filled(path: Path, columns: Sequence[str]) -> tuple[pl.DataFrame, int]:
+    """The rows in which one of these columns holds something, as `read` gives them; and how many others there are.
+
+    The others take no memory: 60 KB of gzip can hold five million of them.
+    """
+    if _kind_of_file(path) == ".jsonl":
+        frames, empty = [pl.DataFrame(schema=dict.fromkeys(columns, pl.String))], 0
+        for lines in _chunks(path):
+            for piece in _pieces(lines):
+                frame = _texts(piece, columns)
+                frames.append(frame.filter(~_empty(frame.schema)))
+                empty += len(frame) - len(frames[-1])
+        return pl.concat(frames), empty
+    table = _scan(path).select(columns)
+    nothing = _empty(table.collect_schema())
+    found = table.filter(~nothing).collect()
+    return found, int(table.select(nothing.sum()).collect(engine="streaming").item())
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -136,6 +158,20 @@ def _chunks(path: Path) -> Iterator[bytes]:
                 yield lines
         if rest.strip():
             yield rest
+
+
+def _pieces(lines: bytes) -> Iterator[bytes]:
+    """`lines` in pieces of at most `LINES` lines."""
+    while lines:
+        *piece, lines = [*lines.split(b"\n", LINES), b""] if lines.count(b"\n") < LINES else lines.split(b"\n", LINES)
+        yield b"\n".join(piece)
+
+
+def _empty(schema: pl.Schema) -> pl.Expr:
+    """Whether a row holds nothing."""
+    texts = [name for name, kind in schema.items() if kind == pl.String]
+    filled = [pl.col(name).fill_null("") == "" for name in texts]
+    return pl.all_horizontal(*filled, *(pl.col(name).is_null() for name in schema if name not in texts))
 
 
 def _texts(lines: bytes, columns: Sequence[str]) -> pl.DataFrame:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stream_rec.learn import logs, tables
 from stream_rec.learn.logs import read_events, read_items
 from tests.damage import damaged, said
 
@@ -59,3 +60,45 @@ def test_what_is_left_of_a_file_is_read_or_refused_in_a_line(
     path = tmp_path / name
     path.write_bytes(data.draw(damaged((tmp_path / "bytes" / name).read_bytes())))
     assert "\n" not in said(read, path)
+
+
+EMPTY = {"a.csv": b',"",', "a.tsv": b"\t\t", "a.txt": b" ", "a.jsonl": b'{"user": "", "x": 1}'}
+FULL = {
+    "a.csv": (b"user,item,time", b"u,i,1700000000"),
+    "a.tsv": (b"user\titem\ttime", b"u\ti\t1700000000"),
+    "a.txt": (b"u j", b"u i"),
+    "a.jsonl": (b'{"user": "u", "item": "j", "time": 1700000000}', b'{"user": "u", "item": "i", "time": 1700000000}'),
+}
+
+
+@pytest.mark.parametrize("name", list(EMPTY))
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_rows_that_hold_nothing_are_counted_and_take_no_memory(
+    name: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "LINES", 1_000)
+    count, path = 20_000, tmp_path / f"{name}{suffix}"
+    head, last = FULL[name]
+    content = b"\n".join([head, *[EMPTY[name]] * count, last, b""])
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    seen = []
+    clean = logs._clean
+
+    def watched(raw: pl.DataFrame, *given: Any) -> Any:
+        seen.append(len(raw))
+        return clean(raw, *given)
+
+    monkeypatch.setattr(logs, "_clean", watched)
+    log = read_events(path)
+    assert log.frame["item"].to_list()[-1] == "i"
+    assert seen == [len(log.frame)]
+    assert (log.dropped, log.refused) == (count, {"no user": count})
+    path.write_bytes(gzip.compress(EMPTY[name]) if suffix else EMPTY[name])
+    assert "\n" not in said(read_events, path)
+
+
+def test_a_log_of_parquet_loses_its_empty_rows_alike(tmp_path: Path) -> None:
+    rows = {"user": ["u", None, ""], "item": [1, None, None], "time": [1_700_000_000.0, None, None]}
+    pl.DataFrame(rows).write_parquet(tmp_path / "a.parquet")
+    log = read_events(tmp_path / "a.parquet")
+    assert (len(log.frame), log.dropped, log.refused) == (1, 2, {"no user": 2})
