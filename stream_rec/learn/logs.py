@@ -42,6 +42,9 @@ MOST_UNREADABLE = 0.9
 """Share of the rows: where more have no readable time, another column or form is meant."""
 
 JSON = (str, int, float, list, dict)
+YES = frozenset({"true", "yes", "y", "t", "on", "1", "1.0"})
+NO = frozenset({"false", "no", "n", "f", "off", "0", "0.0"})
+"""What files write for whether an item is available, in lower case."""
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
@@ -190,7 +193,14 @@ def read_items(path: Path, columns: Mapping[str, str] | None = None, like: str |
         raise UserError(f"{path}: no row has an id in its column {id_column!r}; {listing(found)}")
     if len(items) < len(rows):
         _logger.warning("%s: left out %d items without a usable id", path, len(rows) - len(items))
-    return list({item.item_id: item for item in items}.values())
+    _warn_of_prices(path, items, roles["price"])
+    newest = {item.item_id: item for item in items}
+    if len(newest) < len(items):
+        _logger.warning(
+            "%s: %d rows are of items that come again further down: the last row of each counts",
+            *(path, len(items) - len(newest)),
+        )
+    return list(newest.values())
 
 
 def read_both(events: Path, items: Path | None, columns: str) -> tuple[Log, list[Item]]:
@@ -295,21 +305,33 @@ def _item(path: Path, item_id: str, row: Mapping[str, Any], roles: Mapping[str, 
     title, category, brand = (_take(left, roles[role], _words) or "" for role in ("title", "category", "brand"))
     price = _take(left, roles["price"], _reader(Price))
     vector = _take(left, roles["vector"], partial(_vector, f"{path}: item {item_id!r}"))
-    available = _take(left, roles["available"], _reader(bool))
+    available = _take(left, roles["available"], partial(_available, f"{path}: item {item_id!r}"))
     attributes = _take(left, roles["attributes"], _reader(dict[str, Any])) or {}
     attributes |= {name: value if isinstance(value, JSON) else str(value) for name, value in left.items()}
     return Item(item_id, title, category, brand, price, attributes or None, vector or None, available is not False)
 
 
+def _available(whose: str, value: Any) -> bool:
+    """Raises `UserError` for a word that says neither: an item that nobody may buy would be recommended."""
+    word = str(value).strip().lower()
+    if word in YES or word in NO:
+        return word in YES
+    raise UserError(f"{whose}: {str(value)[:60]!r} does not say whether it is available: write true or false")
+
+
 def _vector(whose: str, value: Any) -> list[float]:
-    """Raises `UserError` for a list that is none of numbers, and names the first value that is at fault."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """Raises `UserError` for what is no list of numbers, and names the first value that is at fault."""
+    found = value
+    if isinstance(value, str):
+        if value.strip().lower() in ids.MISSING:
+            raise msgspec.ValidationError("no vector")
         try:
-            value = json.loads(value)  # also what tools write though JSON has no such numbers: NaN, Infinity
+            found = json.loads(value)  # also what tools write though JSON has no such numbers: NaN, Infinity
         except (ValueError, RecursionError):
-            raise UserError(f"{whose}: its vector {value[:60]!r} is no JSON list of numbers") from None
-    if not isinstance(value, list):
-        raise msgspec.ValidationError("no list")
+            found = None
+    if not isinstance(found, list):
+        raise UserError(f"{whose}: its vector {str(value)[:60]!r} is no JSON list of numbers")
+    value = found
     for number in value:
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise UserError(f"{whose}: its vector holds {str(number)[:60]!r}, which is no number")
@@ -321,6 +343,22 @@ def _vector(whose: str, value: Any) -> list[float]:
     except Rejected as rejected:
         raise UserError(f"{whose}: {rejected}") from None
     return [float(number) for number in value]
+
+
+def _warn_of_prices(path: Path, items: Sequence[Item], names: Sequence[str]) -> None:
+    """Logs how many items have a price that can't be read, which then stands among their attributes."""
+    unread = [
+        (item.item_id, item.attributes[name])
+        for item in items
+        for name in names
+        if item.price is None and item.attributes and name in item.attributes
+    ]
+    if unread:
+        item_id, price = unread[0]
+        _logger.warning(
+            "%s: %d prices are not numbers from 0 to 1e18, such as %s of item %r: these items have none",
+            *(path, len(unread), repr(price)[:60], item_id),
+        )
 
 
 def _check_vectors(path: Path, items: Sequence[Item]) -> None:
@@ -342,7 +380,10 @@ def _filled(value: Any) -> bool:
 
 
 def _words(value: Any) -> str:
-    text = "|".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, bytes):
+        raise msgspec.ValidationError("no text")
+    values = value.values() if isinstance(value, dict) else value
+    text = "|".join(map(str, values)) if isinstance(value, list | dict) else str(value)
     return text[:LONGEST_TEXT]
 
 

@@ -230,14 +230,20 @@ def _scan_text(path: Path) -> pl.LazyFrame:
 
 
 def _typed(column: pl.Series) -> pl.Series:
-    """Text that is all numbers as numbers. `007` is text."""
+    """Text that is all numbers as numbers, where these are written as the text is: `007` and `1.10` are text. Bytes
+    in UTF-8 are text."""
+    if column.dtype == pl.Binary:
+        try:
+            return column.cast(pl.String)
+        except pl.exceptions.PolarsError:
+            return column
     if column.dtype != pl.String:
         return column
-    whole = column.cast(pl.Int64, strict=False)
-    if whole.null_count() == column.null_count():
-        return whole if (whole.cast(pl.String) == column).all() else column
-    numbers = column.cast(pl.Float64, strict=False)
-    return numbers if numbers.null_count() == column.null_count() else column
+    for kind in (pl.Int64, pl.Float64):
+        numbers = column.cast(kind, strict=False)
+        if numbers.null_count() == column.null_count():
+            return numbers if (numbers.cast(pl.String) == column).all() else column
+    return column
 
 
 def _cell(value: Any) -> Any:

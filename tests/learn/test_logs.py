@@ -312,9 +312,56 @@ def test_the_first_filled_column_plays_a_role_and_the_rest_become_attributes(tmp
     assert second == Item("2", "b c", "88", attributes={"code": "02"})
 
 
-def test_of_an_item_that_comes_twice_the_later_entry_is_kept(tmp_path):
+def test_of_an_item_that_comes_twice_the_later_entry_is_kept(tmp_path, caplog):
     path = write(tmp_path / "i.csv", "id,name\n1,old\n2,other\n1,new\n")
     assert [(item.item_id, item.title) for item in read_items(path)] == [("1", "new"), ("2", "other")]
+    assert "1 rows are of items that come again further down" in caplog.text
+
+
+def test_what_a_file_writes_for_yes_and_no_says_whether_an_item_is_available(tmp_path):
+    words = {"yes": True, "No": False, "Y": True, "n": False, "0.0": False, "1": True, "FALSE": False, "": True}
+    rows = "".join(f"{number},{word}\n" for number, word in enumerate(words))
+    items = read_items(write(tmp_path / "i.csv", f"id,available\n{rows}"))
+    assert [item.available for item in items] == list(words.values())
+    numbers = write(tmp_path / "numbers.csv", "id,available\na,0.0\nb,1.0\n")
+    assert [item.available for item in read_items(numbers)] == [False, True]
+
+
+@pytest.mark.parametrize("word", ['"out of stock"', "-1", '"[false]"', "2"])
+def test_an_item_of_which_a_file_does_not_say_whether_it_is_available_is_refused(tmp_path, word):
+    path = write(tmp_path / "i.csv", f"id,available\na,true\nb,{word}\n")
+    assert "does not say whether it is available: write true or false" in error_of(read_items, path)
+
+
+@pytest.mark.parametrize("written", ["0.5 1.0", "0.5|1.0", "{}", "7"])
+def test_a_vector_that_is_written_in_another_way_is_refused(tmp_path, written):
+    path = write(tmp_path / "i.csv", f'id,vector\na,"[0.5, 1]"\nb,{written}\n')
+    assert f"item 'b': its vector '{written}' is no JSON list of numbers" in error_of(read_items, path)
+    line = write(tmp_path / "i.jsonl", '{"id": "b", "vector": {"0": 0.5}}\n')
+    assert "item 'b': its vector" in error_of(read_items, line)
+
+
+def test_prices_that_are_none_are_counted(tmp_path, caplog):
+    path = write(tmp_path / "i.csv", 'id,price\na,"1,50"\nb,2.5\nc,-1\nd,\n')
+    assert [item.price for item in read_items(path)] == [None, 2.5, None, None]
+    assert "2 prices are not numbers from 0 to 1e18, such as '1,50' of item 'a'" in caplog.text
+
+
+def test_categories_that_are_numbers_are_the_text_of_the_file(tmp_path):
+    written = ["1.10", "1.1", "100000000000000000001", "100000000000000000002", "007", "7", "7.0"]
+    rows = "".join(f"{number},{category}\n" for number, category in enumerate(written))
+    items = read_items(write(tmp_path / "i.csv", f"id,category\n{rows}"))
+    assert [item.category for item in items] == written
+
+
+def test_texts_of_bytes_and_of_several_languages_are_texts(tmp_path):
+    frame = pl.DataFrame({"id": [b"a"], "title": [b"Tent"], "category": [{"en": "tents", "de": "Zelte"}]})
+    frame.write_parquet(tmp_path / "i.parquet")
+    assert read_items(tmp_path / "i.parquet") == [Item("a", "Tent", "tents|Zelte")]
+    pl.DataFrame({"id": ["a"], "title": [b"\xff"]}).write_parquet(tmp_path / "i.parquet")
+    assert read_items(tmp_path / "i.parquet")[0].title == ""
+    pl.DataFrame({"id": ["a"], "vector": [b"\xff\x00"]}).write_parquet(tmp_path / "i.parquet")
+    assert "is no JSON list of numbers" in error_of(read_items, tmp_path / "i.parquet")
 
 
 def test_items_without_an_id_are_left_out_and_logged(tmp_path, caplog):
