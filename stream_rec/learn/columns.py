@@ -40,6 +40,9 @@ ROLES = tuple(dict.fromkeys((*EVENT_ROLES, *ITEM_ROLES)))
 """What `--columns` may name."""
 
 
+SECOND = "{}_duplicated_0"
+"""What polars calls the second column of a name."""
+
 NONE = "none"
 """In place of the column of the time: the log has no times."""
 
@@ -83,7 +86,8 @@ def recognise(
 ) -> dict[str, list[str]]:
     """The columns among `found` that can play each role, the likeliest first; a given one stands alone.
 
-    Raises `UserError` for a given column that the file at `path` lacks, and for one that plays no role in such a file.
+    Raises `UserError` for a given column that the file at `path` lacks, for one that plays no role in such a file, and
+    where two columns have the name of one that plays a role.
     """
     for role, name in given.items():
         if role not in roles:
@@ -92,7 +96,11 @@ def recognise(
         if name not in found:
             raise UserError(f"{path}: no column {name!r} to be the {role}; {listing(found)}")
     free = [name for name in found if name not in given.values()]
-    return {role: [given[role]] if role in given else _named(free, names) for role, names in roles.items()}
+    playing = {role: [given[role]] if role in given else _named(free, names) for role, names in roles.items()}
+    for name in (name for names in playing.values() for name in names):
+        if SECOND.format(name) in found:
+            raise UserError(f"{path}: two columns are named {name!r}: rename one of them")
+    return playing
 
 
 def listing(found: Sequence[str]) -> str:

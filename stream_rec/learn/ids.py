@@ -16,6 +16,9 @@ WHOLE = r"^-?\d+$"
 FLOAT = r"^-?\d+\.0$"
 ROUNDED = r"^-?\d(\.\d+)?[eE]\+?(1[6-9]|[2-9]\d|\d{3})$"
 """How tools write a float of 17 digits or more: its last digits are lost."""
+EXCEL = r"^-?\d(\.\d+)?E\+(1[1-9]|[2-9]\d)$"
+"""How Excel writes a whole number of 12 digits or more: six of them are left."""
+NUMBER = r"^-?\d+(\.\d+)?(E\+\d+)?$"
 EXACT = 1 << 53
 """From this whole number on a float can't hold each one; of 32 bits from `EXACT_32` on."""
 EXACT_32 = 1 << 24
@@ -42,6 +45,8 @@ def as_text(column: pl.Series, path: Path) -> pl.Series:
     distinct = text.drop_nulls().unique()
     missing = distinct.filter(distinct.str.to_lowercase().is_in(MISSING))
     numbers = distinct.filter((distinct != "") & ~distinct.is_in(missing.to_list()))
+    if len(lost := numbers.filter(numbers.str.contains(EXCEL))) and numbers.str.contains(NUMBER).all():
+        raise _lost(path, column.name, lost[0])
     rounded = numbers.str.contains(ROUNDED)
     if len(numbers) and (rounded | numbers.str.contains(FLOAT)).all():
         text, numbers = text.str.strip_suffix(".0"), numbers.str.strip_suffix(".0")

@@ -84,6 +84,8 @@ def read_events(path: Path, columns: Mapping[str, str] | None = None) -> Log:
     """
     with tables.one_line(path):
         found = tables.names(path, OPTIONAL)
+        if not found:
+            raise UserError(f"{path}: it holds no event")
         given = dict(columns or {})
         untimed = given.get("time") == NONE and NONE not in found
         if untimed:
@@ -97,6 +99,7 @@ def read_events(path: Path, columns: Mapping[str, str] | None = None) -> Log:
         used = {role: names[0] for role, names in roles.items() if names and not (role == "time" and untimed)}
         table, empty = tables.read_filled(path, list(dict.fromkeys(used.values())))
         count = len(table) + empty
+        table = tables.plain(table, path)
         if not (untimed or "time" in used):
             _check_untimed(path, found, used)
         raw = table.select(pl.col(name).alias(role) for role, name in used.items())
@@ -183,7 +186,7 @@ def read_items(path: Path, columns: Mapping[str, str] | None = None, like: str |
         if not roles["item"]:
             raise UserError(f"{path}: which column is the item's id? Say it with --columns item=...; {listing(found)}")
         id_column = roles.pop("item")[0]
-        named = ids.as_text(tables.read(path, [id_column])[id_column], path)
+        named = ids.as_text(tables.plain(tables.read(path, [id_column]), path)[id_column], path)
     for row in rows:
         row.pop(id_column, None)
     pairs = zip(named.to_list(), rows, strict=True)

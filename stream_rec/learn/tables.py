@@ -31,6 +31,13 @@ CHUNK = 32 << 20
 """Bytes of a jsonl file that are read in one go."""
 BOM = b"\xef\xbb\xbf"
 """What some editors put before a text in UTF-8."""
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""The same before one in UTF-16."""
+GZIP = b"\x1f\x8b"
+FIRST_LINE = 1 << 16
+"""Bytes of a file's first line that are looked at."""
+SEPARATORS = ",;\t"
+"""Of the columns of a csv, the likeliest first: a spreadsheet takes the second where numbers have a decimal comma."""
 
 LINES = 1 << 18
 """Lines of a jsonl file that are decoded in one go: those of `{}` take 30 times as much memory as in the file."""
@@ -72,7 +79,7 @@ def names(path: Path, sparse: Sequence[str] = ()) -> list[str]:
         for row in msgspec.json.Decoder(dict[str, msgspec.Raw]).decode_lines(head):
             found |= dict.fromkeys(row)
         break
-    return list(dict.fromkeys((*found, *sparse)))
+    return list(dict.fromkeys((*found, *sparse))) if found else []
 
 
 def read(path: Path, columns: Sequence[str]) -> pl.DataFrame:
@@ -100,6 +107,15 @@ def read_filled(path: Path, columns: Sequence[str]) -> tuple[pl.DataFrame, int]:
     nothing = _empty(table.collect_schema())
     found = table.filter(~nothing).collect()
     return found, int(table.select(nothing.sum()).collect(engine="streaming").item())
+
+
+def plain(table: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """`table` with its categories and its bytes as text. Raises `UserError` for a column of lists, structs or the like,
+    which is neither text nor number nor time."""
+    for column in table:
+        if column.dtype.is_nested() or column.dtype in (pl.Object, pl.Duration, pl.Time):
+            raise UserError(f"{path}: column {column.name!r} holds {column.dtype}: write text, numbers or times there")
+    return table.with_columns(pl.col(pl.Categorical, pl.Enum, pl.Binary).cast(pl.String))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -134,7 +150,17 @@ def _kind_of_file(path: Path) -> str:
     suffix = kind(path)
     if not path.is_file():
         raise UserError(f"no file at {path}: check the path")
+    if suffix != ".parquet" and ((line := _first_line(path)).startswith(UTF_16) or b"\0" in line):
+        raise UserError(f"{path}: it is not in UTF-8, probably in UTF-16: save it in UTF-8")
     return suffix
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+        file.seek(0)
+        head = gzip.GzipFile(fileobj=file).read(FIRST_LINE) if packed else file.read(FIRST_LINE)
+    return head.partition(b"\n")[0]
 
 
 def _scan(path: Path) -> pl.LazyFrame:
@@ -144,8 +170,11 @@ def _scan(path: Path) -> pl.LazyFrame:
             return pl.scan_parquet(path)
         case ".txt":
             return _scan_text(path)
-        case suffix:
-            return pl.scan_csv(path, separator="\t" if suffix == ".tsv" else ",", infer_schema=False)
+        case ".tsv":
+            return pl.scan_csv(path, separator="\t", infer_schema=False)
+        case _:
+            head = _first_line(path).decode(errors="replace")
+            return pl.scan_csv(path, separator=max(SEPARATORS, key=head.count), infer_schema=False)
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -163,7 +192,8 @@ def _chunks(path: Path) -> Iterator[bytes]:
 def _pieces(lines: bytes) -> Iterator[bytes]:
     """`lines` in pieces of at most `LINES` lines."""
     while lines:
-        *piece, lines = [*lines.split(b"\n", LINES), b""] if lines.count(b"\n") < LINES else lines.split(b"\n", LINES)
+        piece = lines.split(b"\n", LINES)
+        lines = piece.pop() if len(piece) > LINES else b""
         yield b"\n".join(piece)
 
 

@@ -152,3 +152,12 @@ def test_a_column_of_a_file_that_is_not_read_is_refused(tmp_path: Path) -> None:
         read_both(log, None, "user=who,time=when,title=prod_name")
     with pytest.raises(UserError, match="--columns user=who: a catalogue has no user"):
         read_items(items, {"user": "who"})
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_barcodes_that_a_spreadsheet_has_rounded_are_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, "item", ["4.00639E+12", "12345", "9.78014E+12"])
+    with pytest.raises(UserError, match=r"rounded them, such as [49]\.\d+E\+12"):
+        both(path)
+    told = ["4.00639E+12", "E12", "1E5"]
+    assert both(write(tmp_path / name, "item", told)) == (told, told)

@@ -1,3 +1,4 @@
+import datetime as dt
 import gzip
 import os
 import re
@@ -448,3 +449,61 @@ def test_a_number_that_json_has_not_is_told_with_its_line(tmp_path):
 
 def test_an_empty_vector_is_none(tmp_path):
     assert read_items(write(tmp_path / "i.csv", "id,vector\na,[]\n")) == [Item("a")]
+
+
+ROWS = "user,item,time\n" + "".join(f"u{at % 3},i{at % 7},{1_700_000_000 + at}\n" for at in range(30))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.tsv", "log.jsonl", "log.txt"])
+def test_a_file_in_utf_16_is_refused_by_name(tmp_path, name, encoding):
+    text = ROWS.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert "probably in UTF-16: save it in UTF-8" in error_of(read_events, tmp_path / name)
+    assert "probably in UTF-16: save it in UTF-8" in error_of(read_items, tmp_path / name)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_csv_may_be_separated_as_spreadsheets_do(tmp_path, separator):
+    log = read_events(write(tmp_path / "log.csv", ROWS.replace(",", separator)))
+    assert log.frame.rows() == read_events(write(tmp_path / "comma.csv", ROWS)).frame.rows()
+    items = write(tmp_path / "items.csv", 'id;title\n1;"a; b"\n'.replace(";", separator))
+    assert read_items(items) == [Item("1", f"a{separator} b")]
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "\ufeff"])
+def test_a_jsonl_without_rows_holds_no_event(tmp_path, text):
+    assert error_of(read_events, write(tmp_path / "log.jsonl", text)).endswith("log.jsonl: it holds no event")
+
+
+def test_two_columns_of_one_name_are_refused_where_they_play_a_role(tmp_path):
+    log = write(tmp_path / "log.csv", "user,user,item\na,b,1\n")
+    assert "two columns are named 'user': rename one of them" in error_of(read_events, log)
+    items = write(tmp_path / "items.csv", "id,name,name,size,size\n1,a,b,2,3\n")
+    assert "two columns are named 'name': rename one of them" in error_of(read_items, items)
+    assert read_events(write(tmp_path / "other.csv", "user,item,size,size\na,1,2,3\n")).frame.height == 1
+
+
+COLUMNS = {
+    "list of ids": ("user", [["a"], ["b"]]),
+    "struct of an id": ("item", [{"id": 1}, {"id": 2}]),
+    "struct of a time": ("time", [{"$date": 1_700_000_000}, {"$date": 1_700_000_001}]),
+    "time of day": ("time", [dt.time(10), dt.time(11)]),
+    "duration": ("time", [dt.timedelta(1), dt.timedelta(2)]),
+    "list of prices": ("price", [[1.0], [2.0]]),
+}
+
+
+@pytest.mark.parametrize(("role", "values"), COLUMNS.values(), ids=COLUMNS.keys())
+def test_a_column_of_a_kind_that_plays_no_role_is_refused_by_name(tmp_path, role, values):
+    frame = pl.DataFrame({"user": ["a", "b"], "item": ["1", "2"]}).with_columns(pl.Series(role, values))
+    frame.write_parquet(tmp_path / "log.parquet")
+    assert f"column '{role}' holds " in error_of(read_events, tmp_path / "log.parquet")
+
+
+@pytest.mark.parametrize("kind", [pl.Categorical, pl.Binary])
+def test_categories_and_bytes_are_read_as_the_text_that_they_hold(tmp_path, kind):
+    frame = pl.read_csv(ROWS.encode(), infer_schema=False)
+    frame.with_columns(pl.all().cast(kind)).write_parquet(tmp_path / "log.parquet")
+    frame.write_csv(tmp_path / "log.csv")
+    assert read_events(tmp_path / "log.parquet").frame.equals(read_events(tmp_path / "log.csv").frame)
