@@ -90,6 +90,8 @@ def simulate(events: Path, items: Path, count: int, products: int, shoppers: int
     from stream_rec.learn import logs
     from stream_rec.learn.simulate import Storefront
 
+    if events.resolve() == items.resolve():
+        raise UserError(f"--events and --items are both {events}: give each a file of its own")
     shop = Storefront(seed, products, shoppers)
     logs.write_items(shop.items, items)
     logs.write_events(shown(islice(shop.events(), count), count, "simulating"), events)

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Container, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
 
 from stream_rec.errors import UserError
+from stream_rec.messages import Id
 
 T = TypeVar("T")
 
@@ -29,7 +30,35 @@ class Finite(click.FloatRange):
         return number
 
 
-POSITIVE = click.IntRange(1)
+class Positive(click.IntRange):
+    """A whole number of things, of which there are never 10^15: what is computed from it is a number too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number > MOST:
+            self.fail(f"{number} is more than {MOST:,}.", param, ctx)
+        return number
+
+
+class UserId(click.ParamType):
+    """What an event may have as its `user_id`."""
+
+    name = "user"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail("it is not in UTF-8, as each user's id is.", param, ctx)
+        if not 1 <= len(value) <= LONGEST_ID:
+            self.fail(f"it has {len(value)} characters; a user's id has 1 to {LONGEST_ID}.", param, ctx)
+        return value
+
+
+MOST = 10**15
+LONGEST_ID: int = get_args(Id)[1].max_length
+POSITIVE = Positive(1)
+CORES = click.IntRange(1, 1_024)
 SEED = click.IntRange(0, (1 << 32) - 1)
 PORT = click.IntRange(0, 65_535)
 

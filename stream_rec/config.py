@@ -8,10 +8,10 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from platformdirs import user_cache_path
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from stream_rec.errors import UserError
-from stream_rec.messages import ITEM_BYTES
+from stream_rec.messages import ERASE, ITEM_BYTES, Label
 from stream_rec.window import stride_of
 
 PREFIX = "STREAM_REC_"
@@ -32,6 +32,9 @@ BATCH_BYTES = 64 << 20
 HIGHEST_PORT = 65_535
 Port = Annotated[int, Field(ge=0, le=HIGHEST_PORT)]
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+LONGEST_RETENTION = 1e7
+"""Hours. Kafka counts milliseconds in 64 bits."""
+LONGEST_TYPE: int = get_args(Label)[1].max_length
 
 
 class Settings(BaseSettings):
@@ -70,7 +73,9 @@ class Settings(BaseSettings):
     dead_letter_topic: Topic = Field("dead-letter", description="topic of records that could not be read")
     partitions: int = Field(4, ge=1, le=10_000, description="partitions of each topic when it is created")
     replication_factor: int = Field(1, ge=1, le=32, description="copies of each partition when it is created")
-    retention_hours: float = Field(168, gt=0, description="how long events and dead letters are kept, hours")
+    retention_hours: float = Field(
+        168, gt=0, le=LONGEST_RETENTION, description="how long events and dead letters are kept, hours"
+    )
     max_message_bytes: int = Field(
         16 << 20, ge=1 << 16, le=1 << 30, description="largest record that the topics accept, bytes"
     )
@@ -192,6 +197,25 @@ class Settings(BaseSettings):
         check_servers(value)
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are no value of it")
+        return value
+
+    @field_validator("event_types")
+    @classmethod
+    def _distinct_types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name == ERASE:
+                raise ValueError(f"{ERASE!r} is no type of its own: such an event erases its user")
+            if len(name) > LONGEST_TYPE:
+                raise ValueError(f"no event has a type of more than {LONGEST_TYPE} characters")
+        if len(set(value)) < len(value):
+            raise ValueError("one type is named twice")
+        return value
+
     @field_validator("event_types", "categories", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -202,8 +226,11 @@ class Settings(BaseSettings):
         if self.stride is not None and self.stride > self.capacity:
             raise ValueError(f"stride {self.stride} is larger than capacity {self.capacity}")
         topics = self.topics
-        if len(set(topics)) < len(topics):
-            raise ValueError(f"two topics have the same name: {', '.join(topics)}")
+        if len({name.replace(".", "_") for name in topics}) < len(topics):  # Kafka's metrics know no dots
+            raise ValueError(f"two topics have the same name, or differ in dots and underscores: {', '.join(topics)}")
+        for name in topics:
+            if name in (".", "..") or name.startswith("__"):
+                raise ValueError(f"topic {name!r}: Kafka takes no such name, or keeps such a topic for itself")
         self._check_security()
         return self
 

@@ -158,6 +158,15 @@ MISTAKES = {
         "-1 is not in the range",
     ),
     "no thread": (("train", "log.csv", "--out", "m", "--threads", "0"), "0 is not in the range"),
+    "more threads than a machine has": (
+        ("train", "log.csv", "--out", "m", "--threads", "9" * 12),
+        "is not in the range",
+    ),
+    "more users than a number counts": (
+        ("plan", "--events-per-second", "1", "--users", "9" * 400),
+        "is more than 1,000,000,000,000,000",
+    ),
+    "one file for two": (("simulate", "--events", "e.csv", "--items", "./e.csv"), "are both e.csv"),
     "a port that is none": (("broker", "--port", "99999"), "99999 is not in the range"),
     "a broker's port that is none": (("topics", "check", "--bootstrap-servers", "a:99999"), "the port of 'a:99999'"),
     "a broker's place that is none": (("worker", "--bootstrap-servers", "kafka://a:1"), "is not of the form host:port"),
@@ -188,6 +197,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: tuple[
     assert "Traceback" not in done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 or lines[0].startswith("Usage:")
+
+
+@pytest.mark.parametrize("command", ["recommend", "forget", "explain", "pseudonym"])
+@pytest.mark.parametrize("user", [b"", b"\xff", b"x" * 257], ids=["empty", "not UTF-8", "too long"])
+def test_a_user_whom_no_event_can_name_is_refused(command: str, user: bytes) -> None:
+    done = CliRunner().invoke(cli, [command, os.fsdecode(user)])
+    assert done.exit_code == 2
+    assert "a user's id has 1 to 256" in done.output or "it is not in UTF-8" in done.output
 
 
 def piped(*arguments: str, cwd: Path, stdout: object, **environment: str) -> subprocess.CompletedProcess[str]:

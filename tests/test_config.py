@@ -113,6 +113,33 @@ def test_settings_that_contradict_each_other():
     assert "two topics have the same name" in error_of(items_topic="events")
 
 
+@pytest.mark.parametrize("name", [".", "..", "__consumer_offsets"])
+def test_a_topic_that_kafka_keeps_for_itself_or_does_not_take_is_refused(name):
+    assert f"topic {name!r}: Kafka takes no such name" in error_of(events_topic=name)
+
+
+def test_topics_whose_names_differ_in_dots_and_underscores_are_refused():
+    assert "differ in dots and underscores" in error_of(events_topic="shop.events", windows_topic="shop_events")
+
+
+@pytest.mark.parametrize(
+    ("types", "why"),
+    [("view,erase", "such an event erases its user"), ("x" * 65, "more than 64 characters"), ("view,view", "twice")],
+)
+def test_event_types_that_no_event_can_have_are_refused(types, why):
+    assert why in error_of(event_types=types)
+
+
+@pytest.mark.parametrize("text", ["top_k = true", "audit_share = false", "partitions = true", "model = true"])
+def test_true_and_false_in_a_file_are_no_numbers(text):
+    assert "true and false are no value of it" in error_of(write(text))
+    assert load(write("coalesce = false")).coalesce is False
+
+
+def test_a_retention_that_kafka_cannot_count_is_refused():
+    assert "less than or equal to 10000000" in error_of(retention_hours=1e300)
+
+
 def test_a_name_that_is_no_setting(monkeypatch):
     assert "topk" in error_of(write("topk = 10", "misspelt.toml"))
     monkeypatch.setenv("STREAM_REC_TOPK", "10")

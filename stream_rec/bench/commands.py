@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_rec.command import EVERYWHERE, POSITIVE, Command, Finite, Option
+from stream_rec.command import CORES, EVERYWHERE, POSITIVE, Command, Finite, Option
 from stream_rec.cores import share_cores
 from stream_rec.learn.commands import COLUMNS
 
@@ -34,7 +34,7 @@ USERS = click.option(
     help="users of the simulated shop",
 )
 AGENTS = click.option("--agents", type=POSITIVE, default=1, show_default=True, help="agent processes")
-THREADS = click.option("--threads", type=POSITIVE, default=1, show_default=True, help="CPU threads of torch")
+THREADS = click.option("--threads", type=CORES, default=1, show_default=True, help="CPU threads of torch")
 SHAPED = ("--base", "--decoder")
 """Decoders that have a shape of their own."""
 JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
@@ -158,7 +158,7 @@ def bench_engine(
 @click.option("--width", type=POSITIVE, default=128, show_default=True, help="of the item vectors")
 @click.option("--batch", type=POSITIVE, default=256, show_default=True, help="answers in a step")
 @RUNS
-@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="CPU threads of torch and of the index")
+@click.option("--threads", type=CORES, default=1, show_default=True, help="CPU threads of torch and of the index")
 @JSON
 def bench_catalog(as_json: bool, **given: Any) -> None:
     """Answers a second by an index of the catalogue, against scoring all of it; and how many items the index finds.

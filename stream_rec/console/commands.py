@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stream_rec.command import KAFKA, Command
+from stream_rec.command import KAFKA, Command, UserId
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
@@ -53,7 +53,7 @@ def console(settings: "Settings", allow_events: bool) -> int:
         *(*MODEL, "cache_dir"),
     ),
 )
-@click.argument("user", required=False)
+@click.argument("user", type=UserId(), required=False)
 @click.option("--window", type=click.Path(path_type=Path), help="a window as JSON, in place of USER; asks no broker")
 @click.option(
     "--llm",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_rec.command import EVERYWHERE, KAFKA, POSITIVE, SEED, Command, Finite
+from stream_rec.command import CORES, EVERYWHERE, KAFKA, POSITIVE, SEED, Command, Finite
 from stream_rec.cores import share_cores
 from stream_rec.learn.heap import keep_freed
 
@@ -25,7 +25,7 @@ PROTOCOL = click.option(
     show_default=True,
     help="what is held out: the last part of the log, learned from as it passes or not; or each user's last event",
 )
-THREADS = click.option("--threads", type=POSITIVE, help="CPU threads [default: all cores]")
+THREADS = click.option("--threads", type=CORES, help="CPU threads [default: all cores]")
 
 
 @click.command(

@@ -70,6 +70,7 @@ def check(plan: Plan) -> None:
         ("--validation", plan.validation, 0.01, 0.5),
         ("--epochs", plan.epochs, 1, 10_000),
         ("--width", plan.width, 16, 8_192),
+        ("--layers", plan.layers, 1, 512),
         ("--learning-rate", plan.learning_rate, 1e-6, 1.0),
         ("--seeds", plan.seeds, 1, 1_000),
         ("--trials", plan.trials, 1, 10_000),

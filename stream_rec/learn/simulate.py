@@ -33,6 +33,10 @@ _Step = tuple[float, str, int]
 """Time in seconds, event type, number of the product."""
 
 
+MOST_SHOPPERS = 1_000_000
+"""All of them are in memory."""
+
+
 class Storefront:
     """A shop, its shoppers and what they do. The same arguments give the same items and the same events.
 
@@ -43,8 +47,8 @@ class Storefront:
     def __init__(self, seed: int = 0, products: int = 600, shoppers: int = 2_000, start: float = START) -> None:
         if seed < 0:
             raise UserError(f"the storefront's seed is {seed}: give 0 or more")
-        if shoppers < 1:
-            raise UserError(f"the storefront has {shoppers} shoppers: give 1 or more")
+        if not 1 <= shoppers <= MOST_SHOPPERS:
+            raise UserError(f"the storefront has {shoppers} shoppers: give 1 to {MOST_SHOPPERS:,}")
         self._seed, self._shoppers, self._start = seed, shoppers, start
         rng = np.random.default_rng([seed, 0])
         self._goods = assortment(products, rng)

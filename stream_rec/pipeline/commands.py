@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_rec.command import EVERYWHERE, KAFKA, PORT, POSITIVE, SEED, Command, Finite, Option, shown
+from stream_rec.command import EVERYWHERE, KAFKA, PORT, POSITIVE, SEED, Command, Finite, Option, UserId, shown
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
@@ -202,7 +202,7 @@ def items(settings: "Settings", items: Path, columns: str, like: str | None, eve
 
 
 @click.command(cls=Command, settings=(*KAFKA, "recommendations_topic", "items_topic", "pseudonym_key_file"))
-@click.argument("user")
+@click.argument("user", type=UserId())
 @click.option("--json", "as_json", is_flag=True, help="the recommendation as it stands in the topic")
 def recommend(settings: "Settings", user: str, as_json: bool) -> int:
     """Show the newest recommendation of USER, with titles; exit code 1 where there is none."""
@@ -212,7 +212,7 @@ def recommend(settings: "Settings", user: str, as_json: bool) -> int:
 
 
 @click.command(cls=Command, settings=("pseudonym_key_file",))
-@click.argument("user")
+@click.argument("user", type=UserId())
 def pseudonym(settings: "Settings", user: str) -> None:
     """Print what USER is called in windows and recommendations: the key of their records.
 
@@ -224,7 +224,7 @@ def pseudonym(settings: "Settings", user: str) -> None:
 
 
 @click.command(cls=Command, settings=(*KAFKA, *TOPICS, "agents_group", "worker_group", "pseudonym_key_file"))
-@click.argument("user")
+@click.argument("user", type=UserId())
 @click.option(
     "--wait", is_flag=True, help="until it is done, and print a receipt as JSON: what was checked, what remains"
 )

@@ -31,6 +31,7 @@ ON = (*LOG, "--continue", "m0")
         ((*LOG, "--since", "soon"), "--since is 'soon'"),
         ((*LOG, "--since", "2026-11-02", "--until", "2026-11-01"), "is not before"),
         ((*LOG, "--width", "40"), "--width is 40: give a multiple of 32"),
+        ((*LOG, "--layers", "1000000000000"), "--layers is 1000000000000: give 1 to 512"),
         ((*LOG, "--tune", "lora"), "name one with --base"),
         ((*LOG, "--weights", "view"), "not of the form"),
         ((*LOG, "--seeds", "0"), "--seeds is 0"),

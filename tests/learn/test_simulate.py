@@ -78,7 +78,9 @@ def test_the_catalogue_has_distinct_readable_titles_in_all_categories(products):
     assert all(item.brand in item.title and item.price is not None and item.price > 0 for item in items)
 
 
-@pytest.mark.parametrize("wrong", [{"products": 100}, {"products": 10**6}, {"shoppers": 0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"products": 100}, {"products": 10**6}, {"shoppers": 0}, {"shoppers": 10**14}, {"seed": -1}]
+)
 def test_a_shop_that_cannot_be_is_told(wrong):
     with pytest.raises(UserError, match=str(*wrong.values())):
         Storefront(**wrong)
