@@ -14,6 +14,7 @@ metrics.json, README.md  what training measured, and the model card
 
 import hashlib
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,7 +40,7 @@ from stream_rec.model.features import ItemFeatures, Vectors
 from stream_rec.model.lexicon import Lexicon
 from stream_rec.model.likeness import Alike, Likeness
 from stream_rec.model.scorer import Blend
-from stream_rec.model.validation import check_body, check_model
+from stream_rec.model.validation import check_body, check_config, check_model
 
 LIKENESS = ("text", "words")
 FORMAT = 7
@@ -102,7 +103,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     blend: Blend
     horizons: Horizons
     """Of the online memory."""
-    trained_until: float
+    trained_until: Annotated[float, Meta(ge=0, le=1e11)]
     """Timestamp of the last training event, seconds; of a log without times the number of its row."""
     goal: str | None = None
     """The event type that `interest` is the probability of; None: the model tells no interest."""
@@ -179,6 +180,10 @@ def load(folder: Path) -> Model:
     """Reads a model folder. Raises `UserError` when it is missing, damaged, or of another format."""
     config = _config(folder)
     try:
+        check_config(config, time.time())
+        for name in HASHED:
+            if (folder / name).exists() and not (folder / name).is_file():
+                raise ValueError(f"{name} is no file")  # to open a pipe waits for a writer
         features = ItemFeatures(**load_file(folder / "features.safetensors"))
         items = msgspec.json.Decoder(Item).decode_lines((folder / "items.jsonl").read_bytes())
         vectors = load_file(folder / "items.safetensors")["vectors"]

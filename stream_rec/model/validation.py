@@ -23,7 +23,7 @@ from stream_rec.model.lexicon import Lexicon
 from stream_rec.model.likeness import NEAREST, Likeness
 
 if TYPE_CHECKING:
-    from stream_rec.model.folder import Model
+    from stream_rec.model.folder import Model, ModelConfig
 
 MOST_PARTS = 4_096
 """Layers, heads or experts of a body."""
@@ -32,6 +32,8 @@ LARGEST_SIZE = 1 << 24
 BUFFER_BYTES = 64 << 20
 """What a body may allocate beside its weights."""
 COSINE_SLACK = 1e-3
+AHEAD_S = 366 * 86_400.0
+"""How far from now a model may have been trained until: the online memory counts no event before that time."""
 
 ROW_ARRAYS = ("pairs", "highest")
 """The arrays of an online memory that hold catalogue rows."""
@@ -51,6 +53,19 @@ def check_model(model: "Model") -> None:
         _check_reference(model.config.reference)
     if model.tokenizer is not None:
         _check_tokenizer(model.tokenizer, len(model.encoder.state_dict()["inputs.table"]))
+
+
+def check_config(config: "ModelConfig", now: float) -> None:
+    """Checks what types and times `config` names; `now` is in seconds since 1970."""
+    types = config.event_types
+    if len(set(types)) < len(types):
+        raise ValueError("two event types have the same name")
+    if config.goal is not None and config.goal not in types:
+        raise ValueError(f"its goal {config.goal!r} is none of its event types")
+    if config.has_time and config.trained_until > now + AHEAD_S:
+        raise ValueError(
+            f"it was trained until {config.trained_until:.0f}, more than a year from now: nothing would count"
+        )
 
 
 def check_body(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

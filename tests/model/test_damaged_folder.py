@@ -1,5 +1,6 @@
 """A model folder that is no longer whole, or was made to harm: read, or refused in a line."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +51,13 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_pipe_in_place_of_a_file_is_refused_and_nobody_waits_for_its_writer(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    assert f"{name} is no file" in said(folder.load, copy)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -70,6 +78,11 @@ def copy(whole: Path, tmp_path: Path) -> Path:
         ("body.num_attention_heads", 0),
         ("body.model_type", "gpt2"),
         ("event_types", []),
+        ("event_types", ["view", "view"]),
+        ("goal", "share"),
+        ("trained_until", -1.0),
+        ("trained_until", 1e308),
+        ("trained_until", 4_070_908_800.0),
         ("reference", {"items": [1], "event_types": {"view": 1}, "score_edges": [], "scores": [1]}),
     ],
 )
