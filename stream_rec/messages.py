@@ -21,6 +21,11 @@ Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(min_length=1, max_length=64)]
 Text = Annotated[str, Meta(max_length=2_000)]
 Digits = Annotated[str, Meta(pattern="^[0-9]+$")]
+LATEST = 1e11
+"""The year 5138 in seconds; 1973 in milliseconds."""
+Time = Annotated[float, Meta(ge=0, le=LATEST)]
+Whole = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+"""An offset, or a number of events."""
 Price = Annotated[float, Meta(ge=0, le=1e18)]
 """In any currency; the bound keeps it finite in single precision."""
 
@@ -66,7 +71,7 @@ class WindowEvent(Struct, frozen=True, array_like=True, omit_defaults=True, gc=F
 
     item_id: Id
     event_type: Label
-    timestamp: float
+    timestamp: Time
     event_id: Id | None = None
 
 
@@ -74,11 +79,11 @@ class Window(Struct, frozen=True, gc=False):
     """A user's recent events: a function of the log (see window.py). Topic `windows`, compacted; key = user_id."""
 
     user_id: Id
-    n: int
+    n: Whole
     """Events of this user so far, over all time: the sequence number of this window."""
-    start: int
+    start: Whole
     """Number of events before the first one held here: `len(events) == n - start`."""
-    offset: int
+    offset: Whole
     """Offset, in the events topic's partition, of the event applied last: an event read again changes nothing."""
     arrived: float
     """Kafka's own timestamp of that event, in seconds: where end-to-end latency is measured from."""
@@ -269,7 +274,7 @@ def read_event(
             raise Rejected("invalid field", "item_id is required")
     if event.timestamp < 0:
         raise Rejected("timestamp before 1970")
-    if event.timestamp > 1e11:  # the year 5138 in seconds; 1973 in milliseconds
+    if event.timestamp > LATEST:
         raise Rejected("timestamp not in seconds", "divide by 1,000 what counts milliseconds")
     if event.timestamp > now + max_future_s:
         raise Rejected("timestamp in the future", f"{event.timestamp - now:.0f} s ahead")

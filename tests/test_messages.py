@@ -20,6 +20,7 @@ from stream_rec.messages import (
     read_event,
     read_item,
     read_recommendation,
+    read_window,
 )
 from stream_rec.model.features import unit
 
@@ -160,3 +161,20 @@ def test_a_consumer_that_knows_no_interest_reads_what_has_one(interest: float | 
     assert (b'interest"' in wire) == (interest is not None)
     assert read_recommendation(wire) == answer
     assert msgspec.json.decode(wire, type=OldRecommendation).items == (OldItem("tea", 1.5, 0.5),)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"events": [["tea", "view", 1e308]]},
+        {"events": [["tea", "view", -1.0]]},
+        {"offset": -1},
+        {"offset": 1 << 63},
+        {"n": 1 << 70, "start": (1 << 70) - 1},
+    ],
+)
+def test_a_window_that_no_agent_writes_is_unreadable(changes: dict[str, Any]) -> None:
+    window = {"user_id": "u", "n": 1, "start": 0, "offset": 0, "arrived": NOW, "events": [["tea", "view", NOW]]}
+    assert read_window(encode(window)).user_id == "u"
+    with pytest.raises(msgspec.ValidationError):
+        read_window(encode(window | changes))

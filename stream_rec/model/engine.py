@@ -6,6 +6,7 @@ a function of the windows seen. It is not thread-safe: one thread calls it, exce
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,10 @@ PROBE_ITEMS = 32
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+AHEAD_S = 3_600.0
+"""How far Kafka's clock may be ahead of this machine's: one window of a later time would end all learning until then.
+"""
 
 
 class Limits(NamedTuple):
@@ -356,7 +361,8 @@ class Engine:
     def _learn(self, window: Window, rows: Rows, log: int) -> None:
         times = [event.timestamp for event in window.events]
         memory = self.memories.evidence(log).memory
-        memory.learn(window.user_id, window.n, window.offset, rows, times, window.arrived)
+        arrived = min(window.arrived, time.time() + AHEAD_S)
+        memory.learn(window.user_id, window.n, window.offset, rows, times, arrived)
 
     def _learn_and_ask(self, taken: Sequence[Taken], near: Near) -> list[Heard | Exception]:
         """Window by window: an answer never depends on how windows fell into batches."""

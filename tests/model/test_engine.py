@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
+from time import time
 
 import msgspec
 import numpy as np
@@ -340,6 +341,21 @@ def test_an_event_that_claims_a_time_after_its_arrival_counts_as_one_of_then(eng
         answers.append(engine.step([asked]).recommendations[0])
         assert engine.memories.evidence(0).memory.now == asked.events[-1].timestamp
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("ahead", [2 * DAY, 1e10])
+def test_a_window_that_arrived_in_the_future_does_not_end_all_learning(engine_of: EngineOf, ahead: float) -> None:
+    now = time()
+    engine = engine_of()
+    strange = (WindowEvent("i7", "view", now + ahead),)
+    engine.learn(Window("strange", 1, 0, 0, now + ahead, strange))
+    memory = engine.memories.evidence(0).memory
+    assert memory.now <= time() + 3_600
+    for user in range(9):
+        events = tuple(WindowEvent(name, "view", now) for name in ("i1", "i9"))
+        engine.learn(Window(f"v{user}", 2, 0, user, now, events))
+    recency = {reason.item_id: reason.parts["recency"] for reason in engine.explain(window("u", 1, ["i1"])).items}
+    assert recency["i9"] > recency["i5"]
 
 
 def test_a_loaded_model_knows_of_no_items_but_its_own(engine_of: EngineOf, model: Model, tmp_path: Path) -> None:
