@@ -138,7 +138,7 @@ class Recommendation(Struct, frozen=True, gc=False):
     """`Window.n` of the window that it answers."""
     offset: int
     """`Window.offset` of that window: joins a recommendation to its event."""
-    event_time: float
+    event_time: Time
     """Timestamp of that event, in seconds."""
     items: tuple[RankedItem, ...]
     """The best first."""

@@ -178,3 +178,11 @@ def test_a_window_that_no_agent_writes_is_unreadable(changes: dict[str, Any]) ->
     assert read_window(encode(window)).user_id == "u"
     with pytest.raises(msgspec.ValidationError):
         read_window(encode(window | changes))
+
+
+@pytest.mark.parametrize("event_time", [1e308, 1e12, -1.0])
+def test_a_recommendation_of_an_impossible_time_is_unreadable(event_time: float) -> None:
+    told = Recommendation("u", 1, 0, NOW, (), {}, (), "m")
+    assert read_recommendation(encode(told)) == told
+    with pytest.raises(msgspec.ValidationError):
+        read_recommendation(encode(msgspec.structs.replace(told, event_time=event_time)))
