@@ -188,24 +188,23 @@ def run(settings: Settings) -> int:
     taken.
     """
     _log(settings.log_level)
-    registry = CollectorRegistry()
-    metrics, health = AgentMetrics(registry), Health(settings.ready_lag)
-    topics = uvloop.run(_begin(settings))
-    if topics is None:
-        return 0
-    port = serve(registry, health, settings.metrics_host, settings.agents_metrics_port)
-    log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
-    with own_folder(settings.cache_dir / "agents") as folder:
-        uvloop.run(_serve(settings, metrics, health, folder, topics))
+    uvloop.run(_run(settings))
     return 0
 
 
-async def _begin(settings: Settings) -> dict[str, Topic] | None:
-    """Waits for a broker and looks at the topics; None: told to end meanwhile. Raises `UserError`."""
-    stop = asyncio.Event()
+async def _run(settings: Settings) -> None:
+    told = asyncio.Event()  # one for the whole life of the process: a signal that comes during the start counts too
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return await patiently(partial(_fit, settings), stop, fail_fast=settings.fail_fast)
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    registry = CollectorRegistry()
+    metrics, health = AgentMetrics(registry), Health(settings.ready_lag)
+    topics = await patiently(partial(_fit, settings), told, fail_fast=settings.fail_fast)
+    if topics is None:
+        return
+    port = serve(registry, health, settings.metrics_host, settings.agents_metrics_port)
+    log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
+    with own_folder(settings.cache_dir / "agents") as folder:
+        await _serve(settings, metrics, health, folder, topics, told)
 
 
 async def _fit(settings: Settings) -> dict[str, Topic]:
@@ -234,14 +233,17 @@ async def _room(settings: Settings) -> topics.Room:
 
 
 async def _serve(
-    settings: Settings, metrics: AgentMetrics, health: Health, folder: Path, topics: Mapping[str, Topic]
+    settings: Settings,
+    metrics: AgentMetrics,
+    health: Health,
+    folder: Path,
+    topics: Mapping[str, Topic],
+    told: asyncio.Event,
 ) -> None:
+    """Runs the app until `told` is set, the app stops, or a topic changes."""
     app = build(settings, metrics, health, folder, topics)
     watching = asyncio.create_task(health.watch())
     guarding = asyncio.create_task(app.topic_guard.watch())
-    told = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
     started = asyncio.ensure_future(app.start())
     ends = [asyncio.ensure_future(told.wait()), asyncio.ensure_future(app.wait_until_stopped()), guarding]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
