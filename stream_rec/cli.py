@@ -273,7 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         code = _refused(f"{UNWRITTEN}: {error.__context__.strerror}")
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         code = 130

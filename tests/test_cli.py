@@ -1,7 +1,9 @@
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from socket import socket
 
@@ -10,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from stream_rec import config
-from stream_rec.cli import cli
+from stream_rec.cli import cli, main
 from stream_rec.command import Option
 from stream_rec.errors import UserError
 from stream_rec.model import folder
@@ -197,6 +199,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: tuple[
     assert "Traceback" not in done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 or lines[0].startswith("Usage:")
+
+
+def test_a_mistake_that_cannot_be_told_still_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("aiokafka"), "setLevel", lambda _: None)  # as it is for other tests
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        with pytest.raises(SystemExit) as ended:
+            main(["no-such-command"])
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize("command", ["recommend", "forget", "explain", "pseudonym"])
