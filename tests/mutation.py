@@ -33,8 +33,8 @@ MODULES = {
     "counters": ("model/counters.py", ["model/test_counters.py", "model/test_snapshot.py"]),
     "decay": ("model/decay.py", ["model/test_decay.py", "model/test_counters.py"]),
     "parts": ("model/parts.py", ["model/test_parts.py", "model/test_scorer.py"]),
-    "metrics": ("learn/metrics.py", ["learn/test_metrics.py", "learn/test_evaluation.py"]),
-    "evaluation": ("learn/evaluation.py", ["learn/test_evaluation.py"]),
+    "metrics": ("learn/metrics.py", ["learn/test_metrics.py"]),
+    "evaluation": ("learn/evaluation.py", ["learn/test_evaluation_report.py", "learn/test_evaluation.py"]),
     "keeper": ("pipeline/keeper.py", ["pipeline/test_keeper.py", "pipeline/test_accuracy.py"]),
 }
 """Each module, below stream_rec, and its tests, below tests."""
