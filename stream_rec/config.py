@@ -130,6 +130,11 @@ class Settings(BaseSettings):
     recall_share: float = Field(
         0.001, ge=0, le=1, description="share of the windows whose items are found without the index too, and compared"
     )
+    learn_per_day: int = Field(
+        500,
+        ge=1,
+        description="events of one user that teach the statistics at once, and as many each day after that",
+    )
     exclude_seen: bool = Field(False, description="leave out items that are in the user's window")
     categories: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="categories that are recommended, separated by commas [default: all]"

@@ -198,6 +198,11 @@ class WorkerMetrics:
         self.unknown_items = Counter(
             "stream_rec_unknown_item_events", "Events of an item that the catalogue does not know", registry=registry
         )
+        self.untaught = Counter(
+            "stream_rec_unlearned_events",
+            "Events that taught the statistics nothing because their user had taught learn_per_day",
+            registry=registry,
+        )
         self.items = Gauge(
             "stream_rec_items", "Items in the catalogue, by availability", ["available"], registry=registry
         )

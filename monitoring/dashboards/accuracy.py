@@ -153,6 +153,14 @@ CATALOGUE = Row(
             interval=RARE,
         ),
         Panel(
+            "Events that teach nothing",
+            "Events of users who have taught the statistics learn_per_day, for each window that is answered.",
+            "a robot, or somebody who pushes an item: the events are answered, but change no answers to others.",
+            "percentunit",
+            [Series("left out", ratio("stream_rec_unlearned_events_total", "stream_rec_batch_windows_sum"))],
+            interval=RARE,
+        ),
+        Panel(
             "Items left out",
             "Items whose vector the model turns into numbers that are not finite, and candidates, for each window that "
             "is answered, whose score was not finite. Both are left out of the answers; the others are ranked without "

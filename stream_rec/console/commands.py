@@ -16,6 +16,7 @@ MODEL = (
     "stride",
     "top_k",
     "index",
+    "learn_per_day",
     "exclude_seen",
     "categories",
     "diversity",

@@ -22,6 +22,7 @@ ASIDE = 1_024
 """Followers beside them that are remembered; where one more comes, only the half with the largest sums is kept."""
 POPULAR = 64
 """Rows that are known to have the largest counts."""
+DAY_S = 86_400.0
 USERS = 1 << 20
 """Users whose place in their windows is remembered, the latest active ones."""
 
@@ -55,6 +56,10 @@ class Learned(Struct, frozen=True, gc=False):  # there may be a million of them
     n: int
     offset: int
     time: float
+    taught: float = 0.0
+    """Events that count against what one user may teach in a day: they fall by that number a day, evenly."""
+    taught_at: float = 0.0
+    """When `taught` was so many, seconds, by the arrival of events."""
 
 
 class Followers:
@@ -199,10 +204,14 @@ class Memory:
     Events at or before `since` (seconds) are part of a trained state and are never learned again. The memory is
     bounded: an item has at most `FOLLOWERS` + `ASIDE` followers, and the place of `USERS` users is known. When
     one of them is dropped, what is as old as the user's last event is taken for learned.
+
+    Of one user, at most `a_day` events are learned in one go, and as many a day from then on, by the time at which they
+    arrived: further ones are left out, so that one user alone does not shape what others are recommended.
     """
 
-    def __init__(self, horizons: Horizons, since: float = -np.inf) -> None:
+    def __init__(self, horizons: Horizons, since: float = -np.inf, a_day: float = np.inf) -> None:
         self.horizons = horizons
+        self.a_day = a_day
         self.now = max(since, 0.0)
         """The latest time that was learned, seconds. Sums are read as of then, and not as of the event that asks."""
         self.transitions = Transitions(horizons.lasting)
@@ -219,8 +228,9 @@ class Memory:
         rows: Sequence[int],
         times: Sequence[float],
         arrived: float = np.inf,
-    ) -> None:
-        """Learns those events of a user's window that it hasn't learned yet.
+    ) -> int:
+        """Learns those events of a user's window that it hasn't learned yet; returns how many of them are left out
+        because the user has taught enough.
 
         `rows` and `times` are the window's, oldest first; `n` and `offset` its place in the user's log: a window that
         is read again (an offset not above the last) teaches nothing. An event whose time is after `arrived`, when the
@@ -231,15 +241,25 @@ class Memory:
         times = [min(time, arrived) for time in times]
         if offset <= last.offset and not (n > last.n and times[-1] > last.time):
             self._learned[user] = last
-            return
+            return 0
         self.now = max(self.now, *times)
         fresh = n - last.n if n > last.n else n  # a smaller n: the user was erased and began anew
-        self._learned[user] = Learned(n, offset, times[-1])
-        for at in range(max(0, len(rows) - fresh), len(rows)):
-            if times[at] > self._since:
-                self.learn_last(rows[max(0, at - REACH) : at + 1], times[at])
+        new = [at for at in range(max(0, len(rows) - fresh), len(rows)) if times[at] > self._since]
+        taught_at = max(last.taught_at, arrived)
+        taught = self._taught(last, taught_at)
+        learned = new[: int(min(len(new), self.a_day - taught))]
+        for at in learned:
+            self.learn_last(rows[max(0, at - REACH) : at + 1], times[at])
+        self._learned[user] = Learned(n, offset, times[-1], taught + len(learned), taught_at)
         if len(self._learned) > USERS:
             self._since = max(self._since, self._learned.popitem(last=False)[1].time)
+        return len(new) - len(learned)
+
+    def _taught(self, last: Learned, now: float) -> float:
+        """What the user has taught of the day's share, at `now` (seconds)."""
+        if not np.isfinite(self.a_day):
+            return 0.0
+        return max(0.0, last.taught - (now - last.taught_at) / DAY_S * self.a_day)
 
     def learn_last(self, rows: Sequence[int], time: float) -> None:
         """Learns the last of `rows`, after the others (oldest first), at `time` seconds."""

@@ -77,6 +77,8 @@ class Limits(NamedTuple):
     index_effort: float = 1.0
     recall_share: float = 0.0
     """Of the windows, those that are also ranked without the index, where there is one."""
+    learn_per_day: float = np.inf
+    """Events of one user that teach the statistics in one go, and as many a day from then on."""
     exclude_seen: bool = False
     """Whether items in a user's window are left out."""
     categories: frozenset[str] = frozenset()
@@ -138,7 +140,7 @@ class Engine:
         """Time of the last event that the model was trained on, seconds since 1970; None where its log had no times."""
         self.catalog = catalog
         since = model.config.remembers_until if model.config.has_time else -np.inf  # what is live is newer than rows
-        self.memories = Memories(model.config.horizons, model.memory, since, catalog)
+        self.memories = Memories(model.config.horizons, model.memory, since, catalog, limits.learn_per_day)
         reference = model.config.reference
         self._drift = (
             None if reference is None else Drift(reference, model.memory["popularity.sums"].astype(np.float64))
@@ -146,6 +148,8 @@ class Engine:
         self._limits = limits
         self._event_types = model.config.event_types
         self._type_numbers = event_type_numbers(self._event_types)
+        self.untaught = 0
+        """Events that taught nothing because their user had taught enough, see `Limits.learn_per_day`."""
         self.unmeasured = 0
         """Measurements beside the answers (audit, recall, drift) that failed."""
         self._draw = np.random.default_rng()
@@ -362,7 +366,7 @@ class Engine:
         times = [event.timestamp for event in window.events]
         memory = self.memories.evidence(log).memory
         arrived = min(window.arrived, time.time() + AHEAD_S)
-        memory.learn(window.user_id, window.n, window.offset, rows, times, arrived)
+        self.untaught += memory.learn(window.user_id, window.n, window.offset, rows, times, arrived)
 
     def _learn_and_ask(self, taken: Sequence[Taken], near: Near) -> list[Heard | Exception]:
         """Window by window: an answer never depends on how windows fell into batches."""

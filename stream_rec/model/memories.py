@@ -14,19 +14,23 @@ from stream_rec.model.tokens import UNKNOWN
 
 
 class Memories:
-    """Memories that begin with what training knew: `trained`, of all events until `since` (seconds)."""
+    """Memories that begin with what training knew: `trained`, of all events until `since` (seconds).
 
-    def __init__(self, horizons: Horizons, trained: State, since: float, catalog: Catalog) -> None:
+    `a_day` bounds what one user teaches, see `Memory`.
+    """
+
+    def __init__(self, horizons: Horizons, trained: State, since: float, catalog: Catalog, a_day: float) -> None:
         self._horizons = horizons
         self._trained = trained
         self._since = since
+        self._a_day = a_day
         self._catalog = catalog
         self._evidence: dict[int, Evidence] = {}
 
     def evidence(self, log: int) -> Evidence:
         """What speaks for items, as the memory of `log` knows it."""
         if (found := self._evidence.get(log)) is None:
-            memory = Memory(self._horizons, self._since)
+            memory = Memory(self._horizons, self._since, self._a_day)
             memory.load(self._trained)
             found = self._evidence[log] = Evidence.of(memory, self._catalog)
         return found
@@ -49,7 +53,7 @@ class Memories:
 
     def unpack(self, log: int, packed: bytes) -> None:
         """Puts a packed memory in the place of that of `log`. Raises `ValueError` for what is none."""
-        memory = snapshot.unpack(packed, self._horizons, self._catalog.row)
+        memory = snapshot.unpack(packed, self._horizons, self._catalog.row, self._a_day)
         self._evidence[log] = Evidence.of(memory, self._catalog)
 
     def drop(self, log: int) -> None:

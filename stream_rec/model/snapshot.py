@@ -22,7 +22,7 @@ def pack(memory: Memory, ids: Sequence[str], about: bytes) -> bytes:
     """`ids` are those of the rows 1, 2, ...; `about` is the caller's, who has it back from `about_of`."""
     known = memory.known
     places = np.array([(one.n, one.offset) for one in known.values()], np.int64).reshape(-1, 2)
-    times = np.array([one.time for one in known.values()], np.float64)
+    times = np.array([(one.time, one.taught, one.taught_at) for one in known.values()], np.float64).reshape(-1, 3)
     told = {"about": np.frombuffer(about, np.uint8), "ids": _bytes(ids), "users": _bytes(list(known))}
     clock = {"since": np.array([memory.since]), "now": np.array([memory.now])}
     return save(memory.state() | told | clock | {"users.places": places, "users.times": times})
@@ -33,19 +33,20 @@ def about_of(body: bytes) -> bytes:
     return _load(body)["about"].tobytes()
 
 
-def unpack(body: bytes, horizons: Horizons, row: Callable[[str], int]) -> Memory:
-    """`row` gives an item's row in the present catalogue; what is not in it is left out.
+def unpack(body: bytes, horizons: Horizons, row: Callable[[str], int], a_day: float = np.inf) -> Memory:
+    """`row` gives an item's row in the present catalogue; what is not in it is left out. Snapshots of
+    version 0.1.0 do not say what users have taught: there, they have taught nothing yet.
 
     Raises `ValueError` for what `pack` has not made.
     """
     arrays = _load(body)
     try:
         rows = np.array([UNKNOWN, *map(row, _strings(arrays["ids"]))], np.int64)
-        memory = Memory(horizons)
+        memory = Memory(horizons, a_day=a_day)
         memory.load(_moved(arrays, rows))
         users = _strings(arrays["users"])
-        places, times = arrays["users.places"].tolist(), arrays["users.times"].tolist()
-        known = {user: Learned(n, offset, time) for user, (n, offset), time in zip(users, places, times, strict=True)}
+        places, times = arrays["users.places"].tolist(), np.atleast_2d(arrays["users.times"].T).T.tolist()
+        known = {user: Learned(*place, *time) for user, place, time in zip(users, places, times, strict=True)}
         memory.resume(known, float(arrays["since"][0]), float(arrays["now"][0]))
     except (*WRONG, LookupError) as error:
         raise ValueError(f"no snapshot of a memory: {error}") from error

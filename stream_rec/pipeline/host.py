@@ -54,7 +54,7 @@ class Host:
         """Windows that the memory was rebuilt from, of users whom no step has met since."""
         self.learning = Learning(settings, metrics, engine, self.recent, self.call)
         self._upserts = Upserts(settings, metrics, catalogue=engine.catalog, apply=self._apply, withdraw=self._withdraw)
-        self._cache_failures = self._unmeasured = 0
+        self._cache_failures = self._unmeasured = self._untaught = 0
         self._following: asyncio.Task[None] | None = None
 
     @classmethod
@@ -157,6 +157,8 @@ class Host:
         self._difference = max(self._difference, step.audit.largest)
         metrics.audit_difference.set(self._difference)
         metrics.audit_tolerance.set(self.engine.tolerance.difference)
+        metrics.untaught.inc(self.engine.untaught - self._untaught)
+        self._untaught = self.engine.untaught
         metrics.failures.labels("measurement").inc(self.engine.unmeasured - self._unmeasured)
         self._unmeasured = self.engine.unmeasured
         told = starmap(Told, zip(step.recommendations, step.floors, strict=True))

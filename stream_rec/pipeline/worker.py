@@ -138,6 +138,7 @@ def load(settings: Settings) -> "Engine":
             scoring=settings.index,
             index_effort=settings.index_effort,
             recall_share=settings.recall_share,
+            learn_per_day=settings.learn_per_day,
             exclude_seen=settings.exclude_seen,
             categories=frozenset(settings.categories),
             diversity=settings.diversity,

@@ -343,6 +343,27 @@ def test_events_of_a_topic_that_was_made_anew_are_learned() -> None:
     assert same(moved, calm)
 
 
+def test_one_user_teaches_a_bounded_number_of_events_a_day_and_others_as_ever() -> None:
+    memory = Memory(HORIZONS, a_day=10.0)
+    left_out = [
+        memory.learn("busy", n, n, ([1, 2] * 10)[:n], [float(at) for at in range(n)], float(n)) for n in range(1, 21)
+    ]
+    assert left_out == [0] * 10 + [1] * 10
+    assert sum(memory.popularity.sums) == pytest.approx(10, rel=0.01)
+    assert memory.learn("calm", 2, 21, [3, 4], [30.0, 31.0], 31.0) == 0
+    half_a_day = 43_200.0 + 20  # gives room for five more
+    later = [memory.learn("busy", n, 30 + n, [5], [half_a_day], half_a_day) for n in range(21, 28)]
+    assert later == [0] * 5 + [1] * 2
+    assert memory.now == half_a_day
+
+
+def test_of_a_window_of_more_events_than_its_user_may_teach_the_first_ones_are_learned() -> None:
+    memory = Memory(HORIZONS, a_day=2.0)
+    assert memory.learn("u", 5, 5, [1, 2, 3, 4, 5], [1.0, 2.0, 3.0, 4.0, 5.0], 5.0) == 3
+    assert sorted(memory.popularity.highest) == [1, 2]
+    assert memory.learn("u", 5, 5, [1, 2, 3, 4, 5], [1.0, 2.0, 3.0, 4.0, 5.0], 5.0) == 0  # read again
+
+
 def test_what_was_trained_is_not_learned_again() -> None:
     memory = Memory(HORIZONS, since=10.0)
     memory.learn("u", 3, 2, [1, 2, 3], [9.0, 10.0, 11.0])

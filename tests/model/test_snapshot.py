@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load, save
 
 from stream_rec.model import counters, snapshot
 from stream_rec.model.counters import Horizons, Memory
@@ -81,6 +82,24 @@ def test_an_item_that_is_gone_is_left_out() -> None:
     assert counted(restored.popularity, [1, 2], 2.0) == pytest.approx([1, 1], rel=1e-3)
     assert restored.popularity.highest.tolist() == [1, 2]
     assert restored.transitions.after(1).rows.tolist() == [2]
+
+
+def test_what_a_user_has_taught_today_stays_known() -> None:
+    memory = Memory(HORIZONS, a_day=2.0)
+    assert memory.learn("u", 2, 0, [1, 2], [100.0, 101.0], 101.0) == 0
+    packed = snapshot.pack(memory, NAMES, b"")
+    restored = snapshot.unpack(packed, HORIZONS, lambda item: NAMES.index(item) + 1, a_day=2.0)
+    assert [one.learn("u", 3, 1, [1, 2, 3], [100.0, 101.0, 102.0], 102.0) for one in (memory, restored)] == [1, 1]
+    assert memory.known == restored.known
+
+
+def test_a_snapshot_without_what_users_have_taught_is_read() -> None:
+    memory = Memory(HORIZONS)
+    memory.learn("u", 2, 0, [1, 2], [100.0, 101.0], 101.0)
+    arrays = load(snapshot.pack(memory, NAMES, b""))
+    old = save(arrays | {"users.times": arrays["users.times"][:, 0].copy()})
+    restored = snapshot.unpack(old, HORIZONS, lambda item: NAMES.index(item) + 1)
+    assert [(one.n, one.time, one.taught) for one in restored.known.values()] == [(2, 101.0, 0.0)]
 
 
 def test_what_is_trained_and_who_was_dropped_stay_known() -> None:
