@@ -237,16 +237,16 @@ class Memory:
         window's last event arrived (seconds), counts as one of then: no event moves `now` into the future. A topic that
         was deleted and created again has lower offsets: there, a window with more and later events is new.
         """
-        last = self._learned.pop(user, Learned(0, -1, -np.inf))
+        last = self._learned.pop(user, None)
         times = [min(time, arrived) for time in times]
-        if offset <= last.offset and not (n > last.n and times[-1] > last.time):
+        if last and offset <= last.offset and not (n > last.n and times[-1] > last.time):
             self._learned[user] = last
             return 0
         self.now = max(self.now, *times)
-        fresh = n - last.n if n > last.n else n  # a smaller n: the user was erased and began anew
+        fresh = n - last.n if last and n > last.n else n  # a smaller n: the user was erased and began anew
         new = [at for at in range(max(0, len(rows) - fresh), len(rows)) if times[at] > self._since]
-        taught_at = max(last.taught_at, arrived)
-        taught = self._taught(last, taught_at)
+        taught_at = max(last.taught_at, arrived) if last else arrived
+        taught = self._taught(last, taught_at) if last else 0.0
         learned = new[: int(min(len(new), self.a_day - taught))]
         for at in learned:
             self.learn_last(rows[max(0, at - REACH) : at + 1], times[at])

@@ -428,7 +428,8 @@ def test_now_is_the_latest_time_that_was_trained_or_learned() -> None:
 def test_a_lower_offset_is_a_repeat_unless_the_window_has_more_and_later_events() -> None:
     memory = Memory(HORIZONS)
     memory.learn("u", 2, 100, [1, 2], [0.0, 1.0])
-    for offset, rows, times in ((100, [1, 2], [0.0, 9.0]), (99, [1, 2], [0.0, 9.0]), (99, [1, 2, 3], [0.0, 0.5, 1.0])):
+    fewer, earlier = ([1], [9.0]), ([1, 2, 3], [0.0, 0.5, 1.0])
+    for offset, (rows, times) in ((100, ([1, 2], [0.0, 9.0])), (99, ([1, 2], [0.0, 9.0])), (99, fewer), (99, earlier)):
         memory.learn("u", len(rows), offset, rows, times)
         assert memory.known["u"].offset == 100
     assert counted(memory.popularity, [1, 2, 3], 1.0) == pytest.approx([1, 1, 0], rel=1e-3)

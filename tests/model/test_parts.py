@@ -180,3 +180,20 @@ def test_asking_again_gives_the_same() -> None:
     again = made.evidence.ask(window, np.array([3, 4]))
     assert np.array_equal(first.rows, again.rows)
     assert np.array_equal(first.columns, again.columns)
+
+
+def test_there_is_room_for_every_candidate_where_no_two_items_have_a_neighbour_in_common() -> None:
+    near, window = 50, [1, 2, 3, 4, 5]
+    rows = 6 + 2 * near * len(window)
+    text, words = (Likeness(np.zeros((rows, near), np.int32), np.zeros((rows, near), np.float32)) for _ in range(2))
+    for number, row in enumerate(window):
+        for likeness, begin in ((text, 6), (words, 6 + near * len(window))):
+            likeness.rows[row] = begin + number * near + np.arange(near)
+            likeness.cosines[row] = 1.0
+    items = Items(text, words, np.zeros(rows, np.int64), np.zeros(rows, np.float32))
+    evidence = Evidence(Memory(HORIZONS), items, np.zeros(rows, np.int32))
+    found = evidence.ask(window, np.zeros(0, np.int64))
+    of_text = {int(row) for last in window[-3:] for row in text.rows[last]}
+    of_words = {int(row) for last in window for row in words.rows[last]}
+    assert set(found.rows.tolist()) == {*window, *of_text, *of_words}
+    assert len(found.rows) == len(window) + 8 * near
