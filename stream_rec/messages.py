@@ -25,7 +25,9 @@ LATEST = 1e11
 """The year 5138 in seconds; 1973 in milliseconds."""
 Time = Annotated[float, Meta(ge=0, le=LATEST)]
 Whole = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-"""An offset, or a number of events."""
+"""A number of events."""
+Applied = Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)]
+"""The offset of an event; -1 stands before all of them, for a window that was made outside of the topic."""
 Price = Annotated[float, Meta(ge=0, le=1e18)]
 """In any currency; the bound keeps it finite in single precision."""
 
@@ -83,7 +85,7 @@ class Window(Struct, frozen=True, gc=False):
     """Events of this user so far, over all time: the sequence number of this window."""
     start: Whole
     """Number of events before the first one held here: `len(events) == n - start`."""
-    offset: Whole
+    offset: Applied
     """Offset, in the events topic's partition, of the event applied last: an event read again changes nothing."""
     arrived: float
     """Kafka's own timestamp of that event, in seconds: where end-to-end latency is measured from."""
