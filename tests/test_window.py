@@ -80,7 +80,7 @@ def test_an_event_id_counts_once_while_it_is_in_the_window() -> None:
     shape = {"arrived": 0.0, "capacity": 2, "stride": 1}
     window = append(None, event("a"), offset=0, **shape)
     with pytest.raises(Rejected, match="duplicate event_id"):
-        append(window, event("a"), offset=1, **shape)
+        append(read_window(encode(window)), event("a"), offset=1, **shape)
     for offset, event_id in enumerate("bc", start=2):
         window = append(window, event(event_id), offset=offset, **shape)
     assert append(window, event("a"), offset=4, **shape).n == 4
@@ -89,3 +89,7 @@ def test_an_event_id_counts_once_while_it_is_in_the_window() -> None:
 def test_an_event_without_an_item_makes_no_window() -> None:
     with pytest.raises(Rejected, match="item_id is required"):
         append(None, Event("u", "view", 0.0), offset=0, arrived=0.0, capacity=2, stride=1)
+
+
+def test_a_full_window_moves_by_half_its_length_and_at_least_by_one() -> None:
+    assert [stride_of(capacity, None) for capacity in (1, 2, 3, 4, 5)] == [1, 1, 1, 2, 2]

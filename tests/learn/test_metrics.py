@@ -96,3 +96,13 @@ def test_lists_are_covering_novel_and_diverse() -> None:
     assert lists.novelty(np.array([0.0, 7, 0, 0])) == pytest.approx(-np.log2([8 / 11, 1 / 11, 8 / 11, 1 / 11]).mean())
     assert lists.diversity(np.eye(4, dtype=np.float32)) == pytest.approx(1)
     assert lists.diversity(np.ones((4, 2), np.float32)) == pytest.approx(0, abs=1e-6)
+
+
+def test_diversity_is_one_less_the_mean_cosine_of_all_pairs() -> None:
+    vectors = np.array([[2, 0], [0.5, 0], [0, 3], [3, 4]], np.float32)
+    assert Lists(np.array([[0, 1, 2, 3]])).diversity(vectors) == pytest.approx(1 - (1 + 0 + 0.6 + 0 + 0.6 + 0.8) / 6)
+
+
+def test_an_item_that_was_not_listed_is_right_in_no_list() -> None:
+    missed = metrics.figures(Ranks(np.array([0]), np.array([metrics.MISSED]), 1))
+    assert missed == pytest.approx(dict.fromkeys(missed, 0), abs=1e-6)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +12,7 @@ from stream_rec.config import Settings
 from stream_rec.messages import ERASE, Event, Window, encode, read_window
 from stream_rec.pipeline.buried import Done
 from stream_rec.pipeline.dead_letters import Place
-from stream_rec.pipeline.keeper import Keeper
+from stream_rec.pipeline.keeper import RESERVED_KEY, Keeper
 from stream_rec.pipeline.topics import ENVELOPE
 from stream_rec.pseudonyms import Naming
 from stream_rec.telemetry import AgentMetrics
@@ -42,13 +43,19 @@ class Bench:
     """A keeper with a dictionary for a table."""
 
     def __init__(
-        self, table: dict[bytes, bytes] | None = None, name: Naming = str, topic_id: str = "", **settings: Any
+        self,
+        table: dict[bytes, bytes] | None = None,
+        name: Naming = str,
+        topic_id: str = "",
+        in_several: Callable[[bytes], bool] = lambda _: False,
+        **settings: Any,
     ) -> None:
         self.registry = CollectorRegistry()
         self.table = {} if table is None else table
         self.graveyard = Graveyard()
         made = Settings(**{"capacity": 4, **settings})
-        self.keeper = Keeper(made, AgentMetrics(self.registry), self.table, self.graveyard, name, topic_id=topic_id)
+        metrics = AgentMetrics(self.registry)
+        self.keeper = Keeper(made, metrics, self.table, self.graveyard, name, topic_id=topic_id, in_several=in_several)
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"stream_rec_{name}", labels) or 0.0
@@ -291,3 +298,49 @@ def test_a_pseudonym_erases_its_user_and_does_nothing_else() -> None:
     assert [headers["reason"] for _, _, headers in bench.graveyard.letters] == ["invalid field"]
     bench.keeper.take(erase)
     assert bench.table == {}
+
+
+def test_a_window_of_another_user_is_not_gone_on_with() -> None:
+    bench = Bench()
+    bench.keeper.take(record(0, "v"))
+    bench.table[b"u"] = bench.table.pop(b"v")
+    bench.keeper.take(record(1))
+    assert (bench.window("u").user_id, bench.window("u").n) == ("u", 1)
+    assert bench.count("agent_windows_unreadable_total") == 1
+
+
+def test_the_key_that_faust_keeps_its_offset_under_is_no_user() -> None:
+    bench = Bench()
+    bench.keeper.take(record(0, RESERVED_KEY.decode()))
+    assert bench.table == {}
+    assert [headers["reason"] for _, _, headers in bench.graveyard.letters] == ["reserved key"]
+
+
+def test_the_delay_is_from_kafkas_timestamp_to_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: 1_030.0)
+        bench.keeper.take(record(0))
+        patch.setattr("time.time", lambda: 900.0)  # this machine's clock is behind the broker's
+        bench.keeper.take(record(1))
+    assert bench.count("agent_seconds_sum") == 30
+
+
+def test_users_that_several_partitions_have_are_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(in_several=lambda key: key != b"w")
+    for offset, user in enumerate("uuvw"):
+        bench.keeper.take(record(offset, user))
+    bench.keeper.take(record(4, "u", ERASE))
+    assert bench.count("users_in_several_partitions_total") == 2
+    assert caplog.text.count("several partitions") == 1
+
+
+def test_a_topic_that_was_made_anew_is_told_once_per_partition(caplog: pytest.LogCaptureFixture) -> None:
+    former = Bench(topic_id="former")
+    for offset, user in enumerate("uvw"):
+        former.keeper.take(record(offset, user))
+    bench = Bench(former.table, topic_id="new")
+    for offset, (user, partition) in enumerate([("u", 0), ("v", 0), ("w", 1)]):
+        bench.keeper.take(record(offset, user)._replace(partition=partition))
+    told = [line for line in caplog.messages if "no more" in line]
+    assert [line.split()[2] for line in told] == ["events[0]", "events[1]"]
