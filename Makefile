@@ -16,7 +16,7 @@ INSTALL_LOCKED := $(INSTALL) --require-hashes --constraints requirements/all.txt
 INSTALL_SELF := $(INSTALL) --no-deps --build-constraints requirements/build.txt --editable .
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
-.PHONY: help install demo test check chaos fuzz mutate dashboards reference lock environment clean
+.PHONY: help install demo test check chaos fuzz mutate coverage dashboards reference lock environment clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -44,8 +44,11 @@ chaos: $(VENV)/test.stamp ## kill, stop and restart everything: make chaos KILLS
 fuzz: $(VENV)/test.stamp ## mutated records, files and model folders: make fuzz SECONDS=60 SEED=1 ARGS="--only folders"
 	@exec $(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
-mutate: $(VENV)/mutation.stamp ## whether tests notice changes of a module: make mutate MODULE=keeper ARGS="--sample 50"
+mutate: $(VENV)/measure.stamp ## whether tests notice changes of a module: make mutate MODULE=keeper ARGS="--sample 50"
 	@exec $(BIN)/python -m tests.mutation $(MODULE) $(ARGS)
+
+coverage: $(VENV)/measure.stamp ## which lines and branches the fast tests reach
+	@$(BIN)/pytest -m 'not e2e' -q -n 2 --dist loadfile --cov --cov-report=term-missing $(ARGS)
 
 dashboards: $(VENV)/test.stamp ## write Grafana's dashboards anew from their code
 	@$(BIN)/python -m monitoring.dashboards
@@ -55,7 +58,7 @@ reference: $(VENV)/test.stamp ## write docs/reference and docs/schemas anew from
 	@$(BIN)/stream-rec schemas docs/schemas >/dev/null
 
 lock: $(VENV)/local.stamp ## pin what is installed, and Kafka's jars, anew; make lock ARGS=--upgrade takes the newest
-	@$(COMPILE) $(ARGS) pyproject.toml --extra test --group models --group mutation --output-file requirements/all.txt
+	@$(COMPILE) $(ARGS) pyproject.toml --extra test --group models --group measure --output-file requirements/all.txt
 	@$(COMPILE) $(ARGS) --group pyproject.toml:build --constraints requirements/all.txt --output-file requirements/build.txt
 	@$(BIN)/python -m stream_rec.pipeline.java
 
@@ -76,8 +79,8 @@ $(VENV)/test.stamp: pyproject.toml requirements/all.txt | $(BIN)/uv
 	@$(INSTALL_SELF) >&2
 	@touch $@ $(VENV)/local.stamp
 
-$(VENV)/mutation.stamp: $(VENV)/test.stamp
-	@$(INSTALL_LOCKED) --extra test --group models --group mutation >&2
+$(VENV)/measure.stamp: $(VENV)/test.stamp
+	@$(INSTALL_LOCKED) --extra test --group models --group measure >&2
 	@touch $@
 
 $(BIN)/uv:

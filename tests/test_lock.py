@@ -22,7 +22,7 @@ def wanted() -> Iterator[tuple[str, Requirement]]:
         *PROJECT["project"]["dependencies"],
         *(one for name, extra in extras.items() if name != "bench" for one in extra),
     ]
-    for text in (*installed, *groups["models"], *groups["mutation"]):
+    for text in (*installed, *groups["models"], *groups["measure"]):
         if not text.startswith("stream-rec["):
             yield "all.txt", Requirement(text)
     for text in (*groups["build"], *PROJECT["build-system"]["requires"]):
