@@ -112,10 +112,13 @@ class Lists(NamedTuple):
         return float(-np.log2(shares[self.rows]).mean())
 
     def diversity(self, vectors: NDArray[np.float32]) -> float:
-        """Mean of 1 - cosine over the pairs of a list; `vectors` (rows, dim)."""
+        """Mean of 1 - cosine over the pairs of a list; `vectors` (rows, dim). One of zeros is like none."""
         unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
         k = self.rows.shape[1]
-        likeness = [((unit[rows].sum(0) ** 2).sum() - k) / (k * (k - 1)) for rows in self.rows]
+        with_themselves = (unit**2).sum(1)
+        likeness = [
+            ((unit[rows].sum(0) ** 2).sum() - with_themselves[rows].sum()) / (k * (k - 1)) for rows in self.rows
+        ]
         return float(1 - np.mean(likeness))
 
 

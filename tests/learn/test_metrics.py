@@ -103,6 +103,11 @@ def test_diversity_is_one_less_the_mean_cosine_of_all_pairs() -> None:
     assert Lists(np.array([[0, 1, 2, 3]])).diversity(vectors) == pytest.approx(1 - (1 + 0 + 0.6 + 0 + 0.6 + 0.8) / 6)
 
 
+def test_an_item_without_a_vector_is_like_no_other() -> None:
+    vectors = np.array([[0, 0], [2, 0], [3, 4]], np.float32)
+    assert Lists(np.array([[0, 1, 2]])).diversity(vectors) == pytest.approx(1 - 0.6 / 3)
+
+
 def test_an_item_that_was_not_listed_is_right_in_no_list() -> None:
     missed = metrics.figures(Ranks(np.array([0]), np.array([metrics.MISSED]), 1))
     assert missed == pytest.approx(dict.fromkeys(missed, 0), abs=1e-6)
