@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from stream_rec.pipeline.connection import access
 from stream_rec.pipeline.granted import describe
 from stream_rec.pipeline.rights import on
 from tests.chaos import models
+from tests.chaos.bugs import Bug
 from tests.chaos.judge import Found, judge
 from tests.chaos.log import Log, endless, spoiled
 from tests.chaos.models import CAPACITY, STRIDE, Models
@@ -68,19 +70,25 @@ async def run(
     seed: int,
     rate: float,
     say: Say,
-    bug: Callable[[], None] | None = None,
+    bug: Bug | None = None,
 ) -> Summary:
-    """Kafka's data, the models and what the processes say lie in `home` afterwards."""
+    """Kafka's data, the models and what the processes say lie in `home` afterwards.
+
+    Raises `AssertionError` where `bug` has not ended a process: such a run says nothing about it.
+    """
     made = models.make(log.items, log.event_types, home)
     kafka = Kafka(home / "kafka")
+    struck = home / "struck"
     try:
         settings = _settings(kafka, home, log)
         await _create(settings)
         records = spoiled(endless(log), random.Random(seed))
         async with Traffic(settings, records, rate) as traffic:
-            with groups(settings, home / "disturbed", bug) as running:
+            with groups(settings, home / "disturbed", bug and partial(bug, struck)) as running:
                 stage = Stage(kafka, running, made)
                 await _disturb(stage, steps, traffic, say)
+                if bug is not None:
+                    await _struck(struck, stage, traffic)
                 await traffic.end()
                 await _drained(settings, say, stage)
             recovery = longest_recovery(stage.times, traffic)
@@ -153,6 +161,16 @@ async def _disturb(stage: Stage, steps: Sequence[Step], traffic: Traffic, say: S
             await _healed(stage, traffic)
         else:
             await asyncio.sleep(step.pause_s)
+
+
+async def _struck(file: Path, stage: Stage, traffic: Traffic) -> None:
+    """Returns when the bug has ended a process. Raises `AssertionError` where it doesn't."""
+    until = time.monotonic() + HEALS_S
+    while not await asyncio.to_thread(file.exists):
+        assert time.monotonic() < until, "the bug has ended no process"
+        traffic.check()
+        stage.supervise()
+        await asyncio.sleep(0.1)
 
 
 async def _healed(stage: Stage, traffic: Traffic) -> None:

@@ -1,11 +1,10 @@
-"""A short run of the harness, and one with a bug that it must catch; `make chaos` is the long one."""
+"""A short run of the harness, and one with each bug that it must catch; `make chaos` is the long one."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.chaos import bugs
+from tests.chaos.bugs import BUGS, Bug
 from tests.chaos.log import simulated
 from tests.chaos.plan import Kind, Step
 from tests.chaos.run import Summary, run
@@ -14,14 +13,9 @@ pytestmark = pytest.mark.e2e
 
 KILLS = (Step(Kind.KILL, "agents", 0, 0.0, 0.0), Step(Kind.KILL, "worker", 0, 0.0, None))
 SWAP = (Step(Kind.SWAP, "worker", 0, 0.0, None),)
-BOTH_AGENTS = (
-    Step(Kind.SWAP, "worker", 0, 0.0, 5.0),  # while the second agent joins, the first has committed everything
-    Step(Kind.KILL, "agents", 0, 0.0, 0.0),
-    Step(Kind.KILL, "agents", 0, 0.0, None),
-)
 
 
-async def faults(home: Path, steps: tuple[Step, ...], bug: Callable[[], None] | None = None) -> Summary:
+async def faults(home: Path, steps: tuple[Step, ...], bug: Bug | None = None) -> Summary:
     return await run(simulated(7), steps, home, seed=7, rate=80.0, say=lambda *_: None, bug=bug)
 
 
@@ -32,6 +26,7 @@ async def test_killed_agents_and_workers_and_another_model_leave_what_a_calm_run
     assert found.dead_letters > 0
 
 
-async def test_events_applied_twice_are_caught(tmp_path: Path) -> None:
-    found = await faults(tmp_path, BOTH_AGENTS, bugs.again)
-    assert found.wrong > 0
+@pytest.mark.parametrize(("name", "fault"), [("early", "lost"), ("again", "wrong"), ("offsets-first", "lost")])
+async def test_a_bug_is_caught(name: str, fault: str, tmp_path: Path) -> None:
+    found = await faults(tmp_path, (), BUGS[name])
+    assert getattr(found, fault) > 0

@@ -65,7 +65,7 @@ def report() -> dict[str, Any]:
     live = outcome(
         data,
         ranks(0, 12, 3, 9, 10, 2),
-        popularity=ranks(MISSED, 0, MISSED, 0, MISSED, MISSED),
+        popularity=ranks(MISSED, 0, MISSED, 7, 12, MISSED),
         transitions=ranks(9, 9, 9, MISSED, MISSED, MISSED),  # more hits, but less gain
     )
     frozen = outcome(data, ranks(0, 0, 0, 0, 0, 40), transitions=ranks(0, 0, 0, 40, 40, 40))
@@ -109,7 +109,7 @@ def test_the_floor_that_counts_is_the_one_with_the_most_gain(report) -> None:
     assert isinstance(over["hr_at_10"], Interval)
     assert over["hr_at_10"].mean == round(4 / 6 - 2 / 6, 4)
     gained = 1 + 1 / np.log2(5) + 1 / np.log2(11) + 1 / np.log2(4)
-    assert over["ndcg_at_10"].mean == round((gained - 2) / 6, 4)
+    assert over["ndcg_at_10"].mean == round((gained - 1 - 1 / np.log2(9)) / 6, 4)
     assert [report["floors"][name]["hr_at_10"] for name in evaluation.FLOORS.values()] == [0.3333, 0.0, 0.5]
 
 
