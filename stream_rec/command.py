@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Container, Iterable, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from stream_rec.errors import UserError
-from stream_rec.messages import Id
+from stream_rec.messages import LONGEST_ID
 
 T = TypeVar("T")
 
@@ -56,7 +56,6 @@ class UserId(click.ParamType):
 
 
 MOST = 10**15
-LONGEST_ID: int = get_args(Id)[1].max_length
 POSITIVE = Positive(1)
 CORES = click.IntRange(1, 1_024)
 SEED = click.IntRange(0, (1 << 32) - 1)

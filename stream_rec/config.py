@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from stream_rec.errors import UserError
-from stream_rec.messages import ERASE, ITEM_BYTES, Label
+from stream_rec.messages import ERASE, ITEM_BYTES, LONGEST_LABEL
 from stream_rec.window import stride_of
 
 PREFIX = "STREAM_REC_"
@@ -34,7 +34,6 @@ Port = Annotated[int, Field(ge=0, le=HIGHEST_PORT)]
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 LONGEST_RETENTION = 1e7
 """Hours. Kafka counts milliseconds in 64 bits."""
-LONGEST_TYPE: int = get_args(Label)[1].max_length
 
 
 class Settings(BaseSettings):
@@ -215,8 +214,8 @@ class Settings(BaseSettings):
         for name in value:
             if name == ERASE:
                 raise ValueError(f"{ERASE!r} is no type of its own: such an event erases its user")
-            if len(name) > LONGEST_TYPE:
-                raise ValueError(f"no event has a type of more than {LONGEST_TYPE} characters")
+            if len(name) > LONGEST_LABEL:
+                raise ValueError(f"no event has a type of more than {LONGEST_LABEL} characters")
         if len(set(value)) < len(value):
             raise ValueError("one type is named twice")
         return value

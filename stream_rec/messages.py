@@ -17,12 +17,14 @@ from msgspec import Meta, Struct
 ERASE = "erase"
 """The event type that erases a user, in order with the user's other events."""
 
-Id = Annotated[str, Meta(min_length=1, max_length=256)]
-Label = Annotated[str, Meta(min_length=1, max_length=64)]
-Text = Annotated[str, Meta(max_length=2_000)]
+LONGEST_ID, LONGEST_LABEL, LONGEST_TEXT = 256, 64, 2_000
+"""Characters."""
+Id = Annotated[str, Meta(min_length=1, max_length=LONGEST_ID)]
+Label = Annotated[str, Meta(min_length=1, max_length=LONGEST_LABEL)]
+Text = Annotated[str, Meta(max_length=LONGEST_TEXT)]
 Digits = Annotated[str, Meta(pattern="^[0-9]+$")]
 LATEST = 1e11
-"""The year 5138 in seconds; 1973 in milliseconds."""
+"""The year 5138 in seconds, 1973 in milliseconds: an event after it is refused wherever it comes from."""
 Time = Annotated[float, Meta(ge=0, le=LATEST)]
 Whole = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 """A number of events."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import polars as pl
@@ -19,7 +19,7 @@ import polars as pl
 from stream_rec.errors import UserError
 from stream_rec.learn import ids, tables, times
 from stream_rec.learn.columns import EVENT_ROLES, ITEM_ROLES, NONE, Columns, listing, parse_columns, recognise
-from stream_rec.messages import Event, Id, Item, Label, Price, Rejected, Text, check_vector
+from stream_rec.messages import LONGEST_ID, LONGEST_LABEL, LONGEST_TEXT, Event, Item, Price, Rejected, check_vector
 
 __all__ = (
     "Columns",
@@ -34,7 +34,6 @@ __all__ = (
 )
 
 OPTIONAL = ("event_id", "price", "quantity")
-LONGEST_ID, LONGEST_LABEL, LONGEST_TEXT = (get_args(kind)[1].max_length for kind in (Id, Label, Text))
 
 LARGEST = 3.4028234663852886e38
 """The largest number in single precision."""
@@ -324,28 +323,30 @@ def _available(whose: str, value: Any) -> bool:
 
 def _vector(whose: str, value: Any) -> list[float]:
     """Raises `UserError` for what is no list of numbers, and names the first value that is at fault."""
-    found = value
-    if isinstance(value, str):
-        if value.strip().lower() in ids.MISSING:
-            raise msgspec.ValidationError("no vector")
-        try:
-            found = json.loads(value)  # also what tools write though JSON has no such numbers: NaN, Infinity
-        except (ValueError, RecursionError):
-            found = None
-    if not isinstance(found, list):
+    if isinstance(value, str) and value.strip().lower() in ids.MISSING:
+        raise msgspec.ValidationError("no vector")
+    numbers = _from_json(value) if isinstance(value, str) else value
+    if not isinstance(numbers, list):
         raise UserError(f"{whose}: its vector {str(value)[:60]!r} is no JSON list of numbers")
-    value = found
-    for number in value:
+    for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise UserError(f"{whose}: its vector holds {str(number)[:60]!r}, which is no number")
         if not -LARGEST <= number <= LARGEST:
             raise UserError(f"{whose}: its vector holds {str(number)[:60]}, which single precision can't hold")
     try:
-        if value:
-            check_vector(value)
+        if numbers:
+            check_vector(numbers)
     except Rejected as rejected:
         raise UserError(f"{whose}: {rejected}") from None
-    return [float(number) for number in value]
+    return [float(number) for number in numbers]
+
+
+def _from_json(text: str) -> Any:
+    """Takes NaN and Infinity too, which tools write though JSON has no such numbers; None for what is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _warn_of_prices(path: Path, items: Sequence[Item], names: Sequence[str]) -> None:

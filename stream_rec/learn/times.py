@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stream_rec.messages import LATEST
+
 DAY = 86_400.0
 EARLIEST = 631_152_000.0
 """The year 1990: no log of a shop or a site is older. A log whose times lie before it counts from some other moment."""
-LATEST = 1e11
-"""The year 5138 in seconds, 1973 in milliseconds: an event at or after it is refused wherever it comes from."""
 LEAST = 20
 """Times from which on a log tells its period."""
 OUTLIERS = 1_000

@@ -3,6 +3,7 @@
 Learning is an addition to sums that decay (see `decay`), so the order of partitions doesn't matter.
 """
 
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -256,10 +257,10 @@ class Memory:
         return len(new) - len(learned)
 
     def _taught(self, last: Learned, now: float) -> float:
-        """What the user has taught of the day's share, at `now` (seconds)."""
-        if not np.isfinite(self.a_day):
+        """What the user has taught of the day's share, at `now` (seconds): 0 to `a_day`. A snapshot may hold more."""
+        if math.isinf(self.a_day):
             return 0.0
-        return max(0.0, last.taught - (now - last.taught_at) / DAY_S * self.a_day)
+        return min(self.a_day, max(0.0, last.taught - (now - last.taught_at) / DAY_S * self.a_day))
 
     def learn_last(self, rows: Sequence[int], time: float) -> None:
         """Learns the last of `rows`, after the others (oldest first), at `time` seconds."""

@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 from torch.nn.functional import pad
 
 from stream_rec.errors import UserError
-from stream_rec.messages import Item
+from stream_rec.messages import Item, Time
 from stream_rec.model.counters import Horizons, State
 from stream_rec.model.drift import Reference
 from stream_rec.model.encoder import EncoderConfig, UserEncoder, body_from
@@ -103,7 +103,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     blend: Blend
     horizons: Horizons
     """Of the online memory."""
-    trained_until: Annotated[float, Meta(ge=0, le=1e11)]
+    trained_until: Time
     """Timestamp of the last training event, seconds; of a log without times the number of its row."""
     goal: str | None = None
     """The event type that `interest` is the probability of; None: the model tells no interest."""

@@ -93,6 +93,17 @@ def test_what_a_user_has_taught_today_stays_known() -> None:
     assert memory.known == restored.known
 
 
+@pytest.mark.parametrize("taught", [4.0, 1e300, np.inf, np.nan])
+def test_a_bound_that_is_lower_than_what_a_user_has_taught_holds_from_then_on(taught: float) -> None:
+    memory = Memory(HORIZONS, a_day=5.0)
+    assert memory.learn("u", 3, 0, [1, 2, 3], [100.0, 101.0, 102.0], 102.0) == 0
+    arrays = load(snapshot.pack(memory, NAMES, b""))
+    arrays["users.times"][0, 1] = taught
+    restored = snapshot.unpack(save(arrays), HORIZONS, lambda item: NAMES.index(item) + 1, a_day=2.0)
+    rows, times = [1, 2, 3, 4, 5, 6, 7], [100.0, 101.0, 102.0, 103.0, 103.0, 103.0, 103.0]
+    assert restored.learn("u", 7, 1, rows, times, 103.0) >= 2
+
+
 def test_a_snapshot_without_what_users_have_taught_is_read() -> None:
     memory = Memory(HORIZONS)
     memory.learn("u", 2, 0, [1, 2], [100.0, 101.0], 101.0)
