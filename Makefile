@@ -60,7 +60,7 @@ reference: $(VENV)/test.stamp ## write docs/reference and docs/schemas anew from
 lock: $(VENV)/local.stamp ## pin what is installed, and Kafka's jars, anew; make lock ARGS=--upgrade takes the newest
 	@$(COMPILE) $(ARGS) pyproject.toml --extra test --group models --group measure --output-file requirements/all.txt
 	@$(COMPILE) $(ARGS) --group pyproject.toml:build --constraints requirements/all.txt --output-file requirements/build.txt
-	@$(BIN)/python -m stream_rec.pipeline.java
+	@$(BIN)/python -m stream_rec.local.java
 
 environment: $(VENV)/test.stamp ## make the environment of the tests alone
 

@@ -3,8 +3,8 @@
 import asyncio
 import sys
 
+from stream_rec.client import LatestRecommendations
 from stream_rec.errors import UserError
-from stream_rec.pipeline.client import LatestRecommendations
 
 
 async def main(server: str = "127.0.0.1:9092", topic: str = "recommendations") -> None:

@@ -7,10 +7,10 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from stream_rec.model.encoder import EncoderConfig, UserEncoder
-from stream_rec.model.folder import Model
-from stream_rec.model.pretrained import load_base, load_tokenizer
-from stream_rec.model.words import Words
+from stream_rec.features.event_template import Words
+from stream_rec.models.model_store import Model
+from stream_rec.models.pretrained import load_base, load_tokenizer
+from stream_rec.models.user_encoder import EncoderConfig, UserEncoder
 from tests.tiny import CAPACITY, ITEMS, tiny_model
 
 END = "<|end|>"

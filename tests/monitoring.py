@@ -9,7 +9,7 @@ import promql_parser
 import yaml
 
 from docs.pages.metrics import Metric, exported
-from stream_rec.telemetry import AgentMetrics, WorkerMetrics
+from stream_rec.metrics import AgentMetrics, WorkerMetrics
 
 MONITORING = Path(__file__).parents[1] / "monitoring"
 FILES = sorted((MONITORING / "grafana/dashboards").glob("*.json"))

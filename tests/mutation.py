@@ -23,19 +23,22 @@ from cosmic_ray.ast import ast_nodes, get_ast_from_path
 from cosmic_ray.mutating import use_mutation
 from rich.console import Console
 
-from stream_rec.learn.progress import bars
+from stream_rec.runtime.progress import bars
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
     "window": ("window.py", ["test_window.py", "test_examples_in_docstrings.py", "pipeline/test_keeper.py"]),
-    "kv_cache": ("model/kv_cache.py", ["model/test_kv_cache.py"]),
-    "batcher": ("model/batcher.py", ["model/test_batcher.py"]),
-    "counters": ("model/counters.py", ["model/test_counters.py", "model/test_snapshot.py"]),
-    "decay": ("model/decay.py", ["model/test_decay.py", "model/test_counters.py"]),
-    "parts": ("model/parts.py", ["model/test_parts.py", "model/test_scorer.py"]),
-    "metrics": ("learn/metrics.py", ["learn/test_metrics.py"]),
-    "evaluation": ("learn/evaluation.py", ["learn/test_evaluation_report.py", "learn/test_evaluation.py"]),
-    "keeper": ("pipeline/keeper.py", ["pipeline/test_keeper.py", "pipeline/test_accuracy.py"]),
+    "kv_cache": ("serving/kv_cache.py", ["serving/test_kv_cache.py"]),
+    "batcher": ("serving/scheduler.py", ["serving/test_scheduler.py"]),
+    "counters": (
+        "features/online_statistics.py",
+        ["features/test_online_statistics.py", "serving/test_statistics_snapshot.py"],
+    ),
+    "decay": ("features/forward_decay.py", ["features/test_forward_decay.py", "features/test_online_statistics.py"]),
+    "parts": ("ranking/candidate_features.py", ["ranking/test_candidate_features.py", "ranking/test_blend.py"]),
+    "metrics": ("evaluation/metrics.py", ["evaluation/test_metrics.py"]),
+    "evaluation": ("evaluation/evaluate.py", ["evaluation/test_evaluation_report.py", "evaluation/test_evaluate.py"]),
+    "keeper": ("pipeline/keeper.py", ["pipeline/test_keeper.py", "evaluation/test_prequential.py"]),
 }
 """Each module, below stream_rec, and its tests, below tests."""
 TIMEOUT_S = 300

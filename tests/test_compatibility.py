@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_rec.cli.schemas import STRUCTS
 from stream_rec.messages import Recommendation, Window
-from stream_rec.pipeline.schemas import STRUCTS
 from tests.wire import MADE, frozen, on_the_wire, samples
 
 FREE = ("context", "attributes", "next_event")

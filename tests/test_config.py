@@ -5,7 +5,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stream_rec.cli import cli
+from stream_rec.cli.main import cli
 from stream_rec.config import PREFIX, Settings, environment, environment_name, load
 from stream_rec.errors import UserError
 

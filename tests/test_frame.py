@@ -19,9 +19,9 @@ from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 
 from stream_rec.config import PREFIX, Settings, environment_name, load
-from stream_rec.pipeline.batches import UNREADABLE_BATCH, UNREADABLE_RECORD
-from stream_rec.pipeline.java import KAFKA_VERSION
-from stream_rec.pipeline.rights import PARTS, Right
+from stream_rec.kafka.access_control import PARTS, Right
+from stream_rec.kafka.record_batches import UNREADABLE_BATCH, UNREADABLE_RECORD
+from stream_rec.local.java import KAFKA_VERSION
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
@@ -144,7 +144,7 @@ def test_every_consumer_is_made_by_make_consumer():
         for path in (ROOT / "stream_rec").rglob("*.py")
         if re.search(r"\bAIOKafkaConsumer\(\*?", path.read_text().replace("class Consumer(AIOKafkaConsumer)", ""))
     ]
-    assert made == ["stream_rec/pipeline/consumer.py"]
+    assert made == ["stream_rec/kafka/consumer.py"]
 
 
 def test_every_client_of_kafka_takes_its_login_from_the_settings():
@@ -188,7 +188,7 @@ def test_examples_in_python_import_what_there_is(code):
 
 
 def command_and_rest(words: list[str]) -> tuple[click.Command, list[str]]:
-    command: click.Command = importlib.import_module("stream_rec.cli").cli
+    command: click.Command = importlib.import_module("stream_rec.cli.main").cli
     while isinstance(command, click.Group):
         name, *words = words
         command = command.commands[name]

@@ -7,7 +7,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from stream_rec.cli import cli
+from stream_rec.cli.main import cli
 from stream_rec.config import Settings, load
 
 FOLDER = Path(__file__).parents[1] / "deploy" / "kubernetes"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_rec.features.item_features import unit
 from stream_rec.messages import (
     ERASE,
     Event,
@@ -22,7 +23,6 @@ from stream_rec.messages import (
     read_recommendation,
     read_window,
 )
-from stream_rec.model.features import unit
 
 NOW = 1_700_000_000.0
 LIMITS: dict[str, Any] = {"event_types": ("view", "cart"), "now": NOW, "max_bytes": 1_000, "max_future_s": 60.0}

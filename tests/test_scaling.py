@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_rec.cli import cli
+from stream_rec.cli.main import cli
 from stream_rec.errors import UserError
 from stream_rec.scaling import Costs, Load, plan
 

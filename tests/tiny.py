@@ -3,15 +3,15 @@
 import numpy as np
 import torch
 
+from stream_rec.features.item_features import ItemFeatures, prices_of, unit
+from stream_rec.features.item_similarity import Alike, Likeness, by_direction, by_words
+from stream_rec.features.online_statistics import Horizons, Memory
+from stream_rec.features.text_encoder import text_of
+from stream_rec.features.tfidf import Lexicon
 from stream_rec.messages import Item, Window, WindowEvent
-from stream_rec.model.counters import Horizons, Memory
-from stream_rec.model.encoder import EncoderConfig, UserEncoder, new_body
-from stream_rec.model.features import ItemFeatures, prices_of, unit
-from stream_rec.model.folder import FORMAT, Model, ModelConfig
-from stream_rec.model.lexicon import Lexicon
-from stream_rec.model.likeness import Alike, Likeness, by_direction, by_words
-from stream_rec.model.scorer import Blend
-from stream_rec.model.text import text_of
+from stream_rec.models.model_store import FORMAT, Model, ModelConfig
+from stream_rec.models.user_encoder import EncoderConfig, UserEncoder, new_body
+from stream_rec.ranking.blend import Blend
 
 ITEMS, TEXT_DIM, CAPACITY, STRIDE = 40, 12, 8, 4
 PER_USER = 2 * 2 * 2 * CAPACITY * 4 * 4

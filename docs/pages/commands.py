@@ -6,8 +6,8 @@ import click
 
 from docs.pages import markdown
 from docs.pages.markdown import code
-from stream_rec.cli import cli
-from stream_rec.command import Command
+from stream_rec.cli.main import cli
+from stream_rec.cli.options import Command
 
 WIDE = 10_000
 """Columns, so that click breaks no line."""

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from docs.pages import markdown
 from docs.pages.markdown import code
-from stream_rec.telemetry import SECONDS, SIZES, AgentMetrics, WorkerMetrics
+from stream_rec.metrics import SECONDS, SIZES, AgentMetrics, WorkerMetrics
 
 
 class Metric(NamedTuple):

@@ -6,8 +6,8 @@ from typing import Any
 from docs.pages import markdown
 from docs.pages.markdown import code
 from stream_rec import config
-from stream_rec.pipeline.schemas import asyncapi
-from stream_rec.pipeline.topics import layouts
+from stream_rec.cli.schemas import asyncapi
+from stream_rec.kafka.topics import layouts
 
 WHO = {"receive": "Clients write it, stream_rec reads it.", "send": "stream_rec writes it."}
 PARTS = {"payload": "Value", "headers": "Headers"}

@@ -15,22 +15,22 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from stream_rec.bench.figures import listed
-from stream_rec.bench.figures import show as show_figures
+from stream_rec.bench.report import listed
+from stream_rec.bench.report import show as show_figures
+from stream_rec.data import event_log
 from stream_rec.errors import UserError
-from stream_rec.learn import logs
-from stream_rec.learn.evaluation import split_of
-from stream_rec.learn.predict import AT_ONCE, everything, predict, states_at
-from stream_rec.learn.prepare import Prepared, reopen
-from stream_rec.learn.protocol import Split
-from stream_rec.learn.recipe import TrainConfig
-from stream_rec.model import folder
-from stream_rec.model.counters import Memory
-from stream_rec.model.folder import Model
-from stream_rec.model.nearest import NEAREST, Everything, Near
-from stream_rec.model.scorer import BARRED, ItemSide, Scored, Table, score
-from stream_rec.model.text import TextEncoder
-from stream_rec.terminal import Terminal
+from stream_rec.evaluation.evaluate import split_of
+from stream_rec.evaluation.predict import AT_ONCE, everything, predict, states_at
+from stream_rec.evaluation.splits import Split
+from stream_rec.features.online_statistics import Memory
+from stream_rec.features.text_encoder import TextEncoder
+from stream_rec.models import model_store
+from stream_rec.models.model_store import Model
+from stream_rec.ranking.blend import BARRED, ItemSide, Scored, Table, score
+from stream_rec.ranking.retrieval import NEAREST, Everything, Near
+from stream_rec.runtime.terminal import Terminal
+from stream_rec.training.config import TrainConfig
+from stream_rec.training.prepare import Prepared, reopen
 from stream_rec.window import stride_of
 
 TOP = 20
@@ -90,8 +90,8 @@ def show(plan: Plan, stride: int | None, cache: Path, as_json: bool) -> None:
 
 
 def open_world(plan: Plan, stride: int | None, cache: Path) -> World:
-    model = folder.load(plan.model)
-    log = logs.read_events(plan.events, logs.parse_columns(plan.columns))
+    model = model_store.load(plan.model)
+    log = event_log.read_events(plan.events, event_log.parse_columns(plan.columns))
     prepared = reopen(model, log.frame, TextEncoder(model.config.text_encoder, cache))
     split, _ = split_of(prepared.data, model, "prequential")
     split = split._replace(targets=split.targets[: plan.answers])

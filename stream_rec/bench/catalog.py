@@ -17,13 +17,13 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from stream_rec.bench.figures import show as show_figures
-from stream_rec.model.nearest import Near
-from stream_rec.model.parts import PARTS, TRANSITIONS, Found
-from stream_rec.model.ranker import Ask, Choice, Ranker
-from stream_rec.model.scorer import Blend, ItemSide
-from stream_rec.model.tokens import Numbers
-from stream_rec.terminal import Terminal
+from stream_rec.bench.report import show as show_figures
+from stream_rec.features.tokens import Numbers
+from stream_rec.ranking.blend import Blend, ItemSide
+from stream_rec.ranking.candidate_features import PARTS, TRANSITIONS, Found
+from stream_rec.ranking.ranker import Ask, Choice, Ranker
+from stream_rec.ranking.retrieval import Near
+from stream_rec.runtime.terminal import Terminal
 
 SCALE = 14.0
 """What a trained model multiplies its cosines with: that of the README's is 13.8."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stream_rec.model.kv_cache import KeyValueCache
+from stream_rec.serving.kv_cache import KeyValueCache
 
 RUNS = 5
 

@@ -18,28 +18,28 @@ from rich.progress import Progress
 from torch import Tensor
 
 from stream_rec.bench import ceilings
-from stream_rec.bench.figures import listed
-from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.random_model import random_model
+from stream_rec.bench.report import listed
+from stream_rec.bench.report import show as show_figures
+from stream_rec.data import event_log
+from stream_rec.data.dataset import Dataset, dataset, served
+from stream_rec.data.simulator.storefront import Storefront
 from stream_rec.errors import UserError
-from stream_rec.learn import logs
-from stream_rec.learn.dataset import Dataset, dataset, served
-from stream_rec.learn.simulate import Storefront
+from stream_rec.features.catalog import Catalog
+from stream_rec.features.event_tokenizer import Events, ItemReader, Reader
+from stream_rec.features.text_encoder import TextEncoder
+from stream_rec.features.tokens import Tokens, event_type_numbers
 from stream_rec.messages import Item
-from stream_rec.model import audit
-from stream_rec.model import device as devices
-from stream_rec.model.audit import Audit
-from stream_rec.model.catalog import Catalog
-from stream_rec.model.encoder import EncoderConfig, body_from
-from stream_rec.model.engine import Engine, Limits
-from stream_rec.model.incremental import Work
-from stream_rec.model.nearest import Near
-from stream_rec.model.parts import PARTS, Found
-from stream_rec.model.reader import Events, ItemReader, Reader
-from stream_rec.model.scorer import Ranked
-from stream_rec.model.text import TextEncoder
-from stream_rec.model.tokens import Tokens, event_type_numbers
-from stream_rec.terminal import Terminal
+from stream_rec.models.user_encoder import EncoderConfig, body_from
+from stream_rec.ranking.blend import Ranked
+from stream_rec.ranking.candidate_features import PARTS, Found
+from stream_rec.ranking.retrieval import Near
+from stream_rec.runtime.terminal import Terminal
+from stream_rec.serving import cache_audit
+from stream_rec.serving import device as devices
+from stream_rec.serving.cache_audit import Audit
+from stream_rec.serving.engine import Engine, Limits
+from stream_rec.serving.incremental import Work
 
 DIFFERENT = 512
 """Windows that are compared, state by state, with their full encoding."""
@@ -88,7 +88,9 @@ class Stage(NamedTuple):
 
 def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad log."""
-    frame = logs.read_events(events, logs.parse_columns(columns)).frame if events else simulated(2 * plan.events)
+    frame = (
+        event_log.read_events(events, event_log.parse_columns(columns)).frame if events else simulated(2 * plan.events)
+    )
     with Progress(console=Terminal(stderr=True)) as bar:
         task = bar.add_task("runs", total=2 * plan.runs)
         figures = run(frame, plan, lambda done: bar.update(task, completed=done))
@@ -295,5 +297,5 @@ def compare(engine: Engine, warm: Sequence[Asked], stream: Sequence[Asked], plan
     for batch in batches(stream[:DIFFERENT], plan.batch):
         states, _ = _states(engine, batch)
         whole = engine.incremental.whole([one.tokens for one in batch])
-        found += audit.compare(states, whole, _rank(engine, states), _rank(engine, whole), engine.tolerance)
+        found += cache_audit.compare(states, whole, _rank(engine, states), _rank(engine, whole), engine.tolerance)
     return found

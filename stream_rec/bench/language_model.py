@@ -17,19 +17,19 @@ from tokenizers import Tokenizer
 
 from stream_rec.bench import engine as ours
 from stream_rec.bench.engine import Plan, Stage
-from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.random_model import random_model
-from stream_rec.learn import logs
+from stream_rec.bench.report import show as show_figures
+from stream_rec.data import event_log
+from stream_rec.features.catalog import Catalog
+from stream_rec.features.event_template import Words
+from stream_rec.features.event_tokenizer import reader_of
+from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.messages import Item
-from stream_rec.model import device as devices
-from stream_rec.model.catalog import Catalog
-from stream_rec.model.encoder import EncoderConfig, UserEncoder
-from stream_rec.model.engine import Engine
-from stream_rec.model.pretrained import Base, load_base, load_tokenizer
-from stream_rec.model.reader import reader_of
-from stream_rec.model.text import TextEncoder
-from stream_rec.model.words import Words
-from stream_rec.terminal import Terminal
+from stream_rec.models.pretrained import Base, load_base, load_tokenizer
+from stream_rec.models.user_encoder import EncoderConfig, UserEncoder
+from stream_rec.runtime.terminal import Terminal
+from stream_rec.serving import device as devices
+from stream_rec.serving.engine import Engine
 
 PLAN = Plan(capacity=32, events=400, sample=32, batch=32)
 """Its defaults: a language model is a thousand times the work of a small decoder."""
@@ -49,9 +49,9 @@ def show(events: Path | None, columns: str, language: Language, plan: Plan, as_j
     """Measures and prints the figures. Raises `UserError` for a bad log, catalogue or model."""
     if events is None:
         frame = ours.simulated(2 * plan.events)
-        items = logs.read_items(language.titles, logs.parse_columns(columns)) if language.titles else []
+        items = event_log.read_items(language.titles, event_log.parse_columns(columns)) if language.titles else []
     else:
-        log, items = logs.read_both(events, language.titles, columns)
+        log, items = event_log.read_both(events, language.titles, columns)
         frame = log.frame
     with Terminal(stderr=True).status("loading the language model") as status:
         base = load_base(language.base, language.layers, plan.capacity * Words().limit)

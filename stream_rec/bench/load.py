@@ -11,10 +11,10 @@ import msgspec
 from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.consumer import make_consumer
+from stream_rec.kafka.publish import Publisher
 from stream_rec.messages import Event, encode
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.consumer import make_consumer
-from stream_rec.pipeline.publish import Publisher
 
 Turn = Callable[[int], Awaitable[None]]
 """Returns when an event may go, by its number from 0."""

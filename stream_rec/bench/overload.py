@@ -20,19 +20,19 @@ from aiokafka.admin import AIOKafkaAdminClient
 from msgspec import structs
 from rich.progress import Progress
 
-from stream_rec.bench.figures import listed
-from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.load import BREATH, steady
+from stream_rec.bench.report import listed
+from stream_rec.bench.report import show as show_figures
 from stream_rec.bench.stage import Shape, Stage, staged
 from stream_rec.bench.traffic import Traffic, logged, simulated
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
+from stream_rec.kafka.connection import access, connect
+from stream_rec.kafka.consumer import make_consumer
+from stream_rec.kafka.key_lookup import Search
+from stream_rec.kafka.publish import Publisher
 from stream_rec.messages import Event, encode, read_recommendation, read_window
-from stream_rec.pipeline.connection import access, connect
-from stream_rec.pipeline.consumer import make_consumer
-from stream_rec.pipeline.publish import Publisher
-from stream_rec.pipeline.search import Search
-from stream_rec.terminal import Terminal
+from stream_rec.runtime.terminal import Terminal
 
 LOOK_S = 1.0
 """Between two looks at lag and memory."""

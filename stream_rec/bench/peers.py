@@ -28,9 +28,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from stream_rec.bench import engine as ours
 from stream_rec.bench.engine import Asked, Plan, Stage
-from stream_rec.bench.figures import show as show_figures
-from stream_rec.learn import logs
-from stream_rec.terminal import Terminal
+from stream_rec.bench.report import show as show_figures
+from stream_rec.data import event_log
+from stream_rec.runtime.terminal import Terminal
 
 TOP = 20
 HOW_TO_INSTALL = (
@@ -52,7 +52,11 @@ class Side(NamedTuple):
 
 def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad log."""
-    frame = logs.read_events(events, logs.parse_columns(columns)).frame if events else ours.simulated(2 * plan.events)
+    frame = (
+        event_log.read_events(events, event_log.parse_columns(columns)).frame
+        if events
+        else ours.simulated(2 * plan.events)
+    )
     console = Terminal(stderr=True)
     with Progress(console=console) as bar:
         task = bar.add_task("runs", total=plan.runs)

@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from stream_rec.bench.figures import listed
-from stream_rec.bench.figures import show as show_figures
 from stream_rec.bench.load import Load, Turn, at_most, steady
+from stream_rec.bench.report import listed
+from stream_rec.bench.report import show as show_figures
 from stream_rec.bench.stage import Shape, Stage, staged
 from stream_rec.bench.traffic import Traffic, logged, simulated
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.messages import encode
-from stream_rec.terminal import Terminal
+from stream_rec.runtime.terminal import Terminal
 
 WAITING = 2_048
 """Events that are unanswered at full load: eight steps' worth."""

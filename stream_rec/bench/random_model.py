@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from stream_rec.features.item_features import ItemFeatures, Vectors
+from stream_rec.features.item_similarity import Alike, Likeness, by_direction
+from stream_rec.features.online_statistics import Horizons, Memory
+from stream_rec.features.tfidf import Lexicon
 from stream_rec.messages import Item
-from stream_rec.model.counters import Horizons, Memory
-from stream_rec.model.encoder import EncoderConfig, UserEncoder, new_body
-from stream_rec.model.features import ItemFeatures, Vectors
-from stream_rec.model.folder import FORMAT, Model, ModelConfig
-from stream_rec.model.lexicon import Lexicon
-from stream_rec.model.likeness import Alike, Likeness, by_direction
-from stream_rec.model.scorer import Blend
+from stream_rec.models.model_store import FORMAT, Model, ModelConfig
+from stream_rec.models.user_encoder import EncoderConfig, UserEncoder, new_body
+from stream_rec.ranking.blend import Blend
 
 
 def random_model(

@@ -16,15 +16,15 @@ from stream_rec import config, window
 from stream_rec.bench.random_model import random_model
 from stream_rec.bench.traffic import Traffic
 from stream_rec.config import Settings
+from stream_rec.features.online_statistics import REACH, Horizons, Memory
+from stream_rec.kafka import topics
+from stream_rec.kafka.publish import Publisher
+from stream_rec.local.broker import Broker
+from stream_rec.local.processes import Processes
 from stream_rec.messages import Window, encode
-from stream_rec.model import folder
-from stream_rec.model.counters import REACH, Horizons, Memory
-from stream_rec.model.encoder import EncoderConfig
-from stream_rec.model.scorer import Blend
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.broker import Broker
-from stream_rec.pipeline.processes import Processes
-from stream_rec.pipeline.publish import Publisher
+from stream_rec.models import model_store
+from stream_rec.models.user_encoder import EncoderConfig
+from stream_rec.ranking.blend import Blend
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -145,4 +145,4 @@ def _save_model(traffic: Traffic, settings: Settings, shape: Shape, memory: Memo
         width=shape.width, layers=shape.layers, heads=heads, kv_heads=heads, inner=2 * shape.width, residual_dropout=0
     )
     model = random_model(encoder, traffic.items, traffic.event_types, settings.capacity, blend=BLEND, memory=memory)
-    folder.save(model, settings.model)
+    model_store.save(model, settings.model)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stream_rec.data import event_log
+from stream_rec.data.simulator.storefront import Storefront
 from stream_rec.errors import UserError
-from stream_rec.learn import logs
-from stream_rec.learn.simulate import Storefront
 from stream_rec.messages import Event, Item
 
 
@@ -40,10 +40,10 @@ def _interleaved(events: Sequence[Event]) -> list[Event]:
 
 def logged(path: Path, columns: str, count: int, fed: int) -> Traffic:
     """A log as it stands; its items, filled up with some that nobody meets."""
-    log = logs.read_events(path, logs.parse_columns(columns))
+    log = event_log.read_events(path, event_log.parse_columns(columns))
     if len(log.frame) < fed:
         raise UserError(f"{path} has {len(log.frame)} events and {fed} are fed: lower --count or --runs")
-    events = list(logs.to_events(log))
+    events = list(event_log.to_events(log))
     names = log.frame["item"].unique(maintain_order=True).to_list()
     names += [f"unmet {number}" for number in range(count - len(names))]
     items = [Item(name, category=f"category {number % 20}") for number, name in enumerate(names)]

@@ -9,13 +9,13 @@ from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
 from stream_rec.console.live import Live, Row
-from stream_rec.console.reading import RETRY_S
+from stream_rec.console.topic_reader import RETRY_S
 from stream_rec.console.trends import Trends
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.consumer import make_consumer
+from stream_rec.kafka.dead_letters import place_of
+from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.messages import UNREADABLE, event_in, read_recommendation
-from stream_rec.pipeline.batches import Unreadable
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.consumer import make_consumer
-from stream_rec.pipeline.dead_letters import place_of
 from stream_rec.pseudonyms import naming
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from itertools import islice
 
 from msgspec import Struct
 
-from stream_rec.console.floors import RecentFloors
+from stream_rec.console.baselines import RecentFloors
+from stream_rec.evaluation.prequential import Bounds, Outcome, Prequential, Tally, in_time, rank_of
 from stream_rec.messages import Event, Recommendation
-from stream_rec.pipeline.accuracy import Bounds, Outcome, Prequential, Tally, in_time, rank_of
 
 ROWS = 2_000
 """Events that are remembered, and that the live accuracy is about."""

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from aiokafka import ConsumerRecord
 
+from stream_rec.client import latest
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
+from stream_rec.kafka.key_lookup import newest_of
 from stream_rec.messages import UNREADABLE, Recommendation, Window, read_window
-from stream_rec.pipeline.client import latest
-from stream_rec.pipeline.search import newest_of
 
 
 class Held(NamedTuple):

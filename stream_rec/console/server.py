@@ -11,14 +11,14 @@ import uvloop
 from aiohttp import web
 
 from stream_rec.config import Settings
-from stream_rec.console.following import Following
-from stream_rec.console.hub import busiest
-from stream_rec.console.requests import app
+from stream_rec.console.handlers import app
+from stream_rec.console.sse import busiest
+from stream_rec.console.state import Following
 from stream_rec.errors import UserError
-from stream_rec.pipeline import rights
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.granted import require
-from stream_rec.pipeline.patience import patiently
+from stream_rec.kafka import access_control
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.granted import require
+from stream_rec.runtime.retry import patiently
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ async def _run(settings: Settings, allow_events: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    sending = rights.on("Write", settings.events_topic) if allow_events else ()
-    needed = partial(require, access(settings), *rights.console(settings), *sending)
+    sending = access_control.on("Write", settings.events_topic) if allow_events else ()
+    needed = partial(require, access(settings), *access_control.console(settings), *sending)
     if await patiently(needed, stop, fail_fast=settings.fail_fast) is None:
         return
     following = Following(settings)

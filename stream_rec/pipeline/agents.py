@@ -26,28 +26,20 @@ from prometheus_client import CollectorRegistry
 from stream_rec.config import Settings
 from stream_rec.errors import NoBrokerError, UserError, end_process
 from stream_rec.health import MOVING, Health, serve
-from stream_rec.pipeline import (
-    faust_kafka,
-    faust_memory,
-    faust_producer,
-    faust_queues,
-    faust_table,
-    faust_thread,
-    garbage,
-    rights,
-    topics,
-)
-from stream_rec.pipeline.batches import Unreadable
+from stream_rec.kafka import access_control, topics
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.granted import Topic, describe
+from stream_rec.kafka.lag import HeldUp, Lag, show_failed
+from stream_rec.kafka.record_batches import Unreadable
+from stream_rec.kafka.topic_guard import TopicGuard, state_of
+from stream_rec.metrics import AgentMetrics
+from stream_rec.pipeline import faust_kafka, faust_memory, faust_producer, faust_queues, faust_table, faust_thread
 from stream_rec.pipeline.buried import done
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.granted import Topic, describe
 from stream_rec.pipeline.keeper import Keeper
-from stream_rec.pipeline.lag import HeldUp, Lag, show_failed
-from stream_rec.pipeline.patience import patiently
-from stream_rec.pipeline.scratch import own_folder
-from stream_rec.pipeline.topic_guard import TopicGuard, state_of
 from stream_rec.pseudonyms import fingerprint, naming
-from stream_rec.telemetry import AgentMetrics
+from stream_rec.runtime import garbage
+from stream_rec.runtime.retry import patiently
+from stream_rec.runtime.scratch import own_folder
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +201,7 @@ async def _run(settings: Settings) -> None:
 
 async def _fit(settings: Settings) -> dict[str, Topic]:
     """The events and windows topics; warns of what is odd. Raises `UserError` where agents could not do their work."""
-    found = await describe(access(settings), *rights.agents(settings))
+    found = await describe(access(settings), *access_control.agents(settings))
     for problem in await topics.check(settings, *found):
         log.warning("%s", problem)
     await topics.require_room(settings, settings.windows_topic, settings.dead_letter_topic)

@@ -11,16 +11,16 @@ from typing import NamedTuple
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from stream_rec.config import Settings
+from stream_rec.kafka.access_control import on
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.consumer import make_consumer
+from stream_rec.kafka.dead_letters import Place, place_of
+from stream_rec.kafka.granted import require
+from stream_rec.kafka.offset_ranges import Span, read, since
+from stream_rec.kafka.record_batches import Unreadable
+from stream_rec.kafka.topic_guard import valid
+from stream_rec.kafka.topics import DEAD_LETTER_ROOM
 from stream_rec.messages import UNREADABLE, read_window
-from stream_rec.pipeline.batches import Unreadable
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.consumer import make_consumer
-from stream_rec.pipeline.dead_letters import Place, place_of
-from stream_rec.pipeline.granted import require
-from stream_rec.pipeline.rights import on
-from stream_rec.pipeline.spans import Span, read, since
-from stream_rec.pipeline.topic_guard import valid
-from stream_rec.pipeline.topics import DEAD_LETTER_ROOM
 
 MARGIN_MS = 60_000
 """How far the clocks of Kafka's brokers may be apart, milliseconds."""

@@ -41,13 +41,13 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from stream_rec.pipeline.aiokafka_compat import with_globals
-from stream_rec.pipeline.batches import Gap, Unreadable
-from stream_rec.pipeline.connection import Access
-from stream_rec.pipeline.consumer import FailedFetches, log_skipped
+from stream_rec.kafka.aiokafka_compat import with_globals
+from stream_rec.kafka.connection import Access
+from stream_rec.kafka.consumer import FailedFetches, log_skipped
+from stream_rec.kafka.lag import Readable
+from stream_rec.kafka.record_batches import Gap, Unreadable
 from stream_rec.pipeline.faust_producer import Producer
 from stream_rec.pipeline.faust_thread import SESSION_S, ConsumerThread
-from stream_rec.pipeline.lag import Readable
 
 SCHEME = "exact"
 FRESH = 0.75

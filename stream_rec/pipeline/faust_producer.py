@@ -14,7 +14,7 @@ from faust import streams
 from faust.transport.drivers import aiokafka as driver
 from faust.types import FutureMessage
 
-from stream_rec.pipeline.aiokafka_compat import correct
+from stream_rec.kafka.aiokafka_compat import correct
 
 UNCONFIRMED = 2_000
 """Writes on their way to Kafka at which an agent pauses: a commit waits for as many, a crash repeats little more."""

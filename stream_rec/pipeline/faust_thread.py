@@ -13,9 +13,9 @@ from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from stream_rec.pipeline.batches import Gap, Reading, Unreadable
-from stream_rec.pipeline.consumer import corrected, log_skipped
-from stream_rec.pipeline.topic_guard import valid
+from stream_rec.kafka.consumer import corrected, log_skipped
+from stream_rec.kafka.record_batches import Gap, Reading, Unreadable
+from stream_rec.kafka.topic_guard import valid
 
 SESSION_S = 10.0
 """How long the group waits for a silent process before the others get its partitions, seconds."""

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from stream_rec import messages, window
 from stream_rec.config import Settings
+from stream_rec.kafka import dead_letters
+from stream_rec.kafka.dead_letters import Place
+from stream_rec.kafka.topics import ENVELOPE, Room
 from stream_rec.messages import ERASE, UNREADABLE, Rejected, Window
-from stream_rec.pipeline import dead_letters
+from stream_rec.metrics import AgentMetrics
 from stream_rec.pipeline.buried import Done
-from stream_rec.pipeline.dead_letters import Place
-from stream_rec.pipeline.topics import ENVELOPE, Room
 from stream_rec.pseudonyms import Naming
-from stream_rec.telemetry import AgentMetrics
 
 log = logging.getLogger(__name__)
 

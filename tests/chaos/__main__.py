@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from stream_rec.errors import UserError
-from stream_rec.learn.progress import bars
+from stream_rec.runtime.progress import bars
 from tests.chaos.bugs import BUGS
 from tests.chaos.log import logged, simulated
 from tests.chaos.plan import plan

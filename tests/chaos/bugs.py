@@ -82,7 +82,7 @@ def offsets_first(struck: Path) -> None:
     """Workers commit the offsets, and only then publish."""
     from aiokafka import TopicPartition
 
-    from stream_rec.pipeline.transactions import Done, Outlet
+    from stream_rec.kafka.transactions import Done, Outlet
 
     publish = Outlet.publish
 

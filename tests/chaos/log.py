@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from stream_rec.learn import logs
-from stream_rec.learn.simulate import Storefront
+from stream_rec.data import event_log
+from stream_rec.data.simulator.storefront import Storefront
 from stream_rec.messages import ERASE, Event, Item, encode
 from tests.e2e.kafka import Sent
 
@@ -38,9 +38,9 @@ def simulated(seed: int) -> Log:
 
 def logged(path: Path, columns: str = "") -> Log:
     """Raises `UserError` for a log that can't be read."""
-    log = logs.read_events(path, logs.parse_columns(columns))
+    log = event_log.read_events(path, event_log.parse_columns(columns))
     items = [Item(name, category=f"category {at % 20}") for at, name in enumerate(log.frame["item"].unique().sort())]
-    return Log(lambda: logs.to_events(log), items, tuple(log.frame["event"].unique().sort()))
+    return Log(lambda: event_log.to_events(log), items, tuple(log.frame["event"].unique().sort()))
 
 
 def endless(log: Log) -> Iterator[Event]:

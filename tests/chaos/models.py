@@ -8,10 +8,10 @@ import msgspec
 import torch
 
 from stream_rec.bench.random_model import random_model
+from stream_rec.features.online_statistics import Memory
 from stream_rec.messages import Item
-from stream_rec.model import folder
-from stream_rec.model.counters import Memory
-from stream_rec.model.encoder import EncoderConfig
+from stream_rec.models import model_store
+from stream_rec.models.user_encoder import EncoderConfig
 from tests.tiny import BLEND, HORIZONS
 
 CAPACITY, STRIDE = 12, 5
@@ -43,7 +43,7 @@ def make(items: Sequence[Item], event_types: Sequence[str], home: Path) -> Model
             weight.mul_(0.8)
     made[1] = made[1]._replace(config=msgspec.structs.replace(made[1].config, trained_until=1.0))
     folders = home / "model-0", home / "model-1"
-    versions = folder.save(made[0], folders[0]), folder.save(made[1], folders[1])
+    versions = model_store.save(made[0], folders[0]), model_store.save(made[1], folders[1])
     models = Models(home / "model", folders, versions)
     models.point_to(0)
     return models

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stream_rec.config import Settings
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.granted import describe
-from stream_rec.pipeline.rights import on
+from stream_rec.kafka import topics
+from stream_rec.kafka.access_control import on
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.granted import describe
 from tests.chaos import models
 from tests.chaos.bugs import Bug
 from tests.chaos.judge import Found, judge

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from stream_rec.config import Settings
-from stream_rec.pipeline.broker import Broker
+from stream_rec.local.broker import Broker
 from tests.chaos.models import Models
 from tests.chaos.plan import ROLES, USUAL, Kind, Step
 from tests.chaos.processes import Group

@@ -13,10 +13,10 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
+from stream_rec.kafka.aiokafka_compat import correct
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.consumer import make_consumer
 from stream_rec.messages import read_recommendation
-from stream_rec.pipeline.aiokafka_compat import correct
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.consumer import make_consumer
 from tests.e2e.kafka import LARGE, Sent
 
 

@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_rec.console import live as room
-from stream_rec.console.floors import RecentFloors
+from stream_rec.console.baselines import RecentFloors
 from stream_rec.console.live import Live, Row
+from stream_rec.evaluation.baselines import Floors
+from stream_rec.evaluation.prequential import Bounds, Prequential
+from stream_rec.evaluation.report import Report
 from stream_rec.messages import ERASE, Event, RankedItem, Recommendation
-from stream_rec.pipeline.accuracy import Bounds, Prequential
-from stream_rec.pipeline.floors import Floors
-from stream_rec.pipeline.report import Report
 
 
 def event(user: str, item: str | None, event_type: str = "view") -> Event:

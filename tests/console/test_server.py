@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from stream_rec import config
-from stream_rec.console import guard, requests, server
-from stream_rec.console.following import Following
-from stream_rec.console.hub import PAGES
+from stream_rec.console import handlers, security, server
+from stream_rec.console.sse import PAGES
+from stream_rec.console.state import Following
 
 GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HEALTHY = b"HTTP/1.1 200 OK"
@@ -22,7 +22,7 @@ async def serving() -> AsyncIterator[tuple[int, Following]]:
     settings = config.load(bootstrap_servers="127.0.0.1:1")
     following = Following(settings)
     following._feed.ready.set()
-    async with server.serving(requests.app(settings, following, allow_events=True), "127.0.0.1", 0) as port:
+    async with server.serving(handlers.app(settings, following, allow_events=True), "127.0.0.1", 0) as port:
         yield port, following
 
 
@@ -57,7 +57,7 @@ async def test_half_a_request_is_not_waited_for_for_ever(half: bytes, monkeypatc
 
 
 async def test_half_a_body_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "BODY_S", 0.05)
+    monkeypatch.setattr(handlers, "BODY_S", 0.05)
     monkeypatch.setattr(server, "LINGER_S", 0.05)
     async with serving() as (port, _):
         head = b"POST /api/events HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n"
@@ -68,7 +68,7 @@ async def test_half_a_body_is_not_waited_for_for_ever(monkeypatch: pytest.Monkey
 
 
 async def test_who_does_not_read_loses_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "SEND_S", 0.05)
+    monkeypatch.setattr(security, "SEND_S", 0.05)
     async with serving() as (port, following):
         with contextlib.ExitStack() as stack:
             reader, writer = await connect(stack, port, GET % b"/stream")

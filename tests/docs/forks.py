@@ -38,13 +38,13 @@ def forks(path: Path) -> Iterator[str]:
 
 def serve(door: socket) -> None:
     _end_with_parent()
-    from stream_rec.cores import share_cores
+    from stream_rec.runtime.cores import share_cores
 
     share_cores()  # before torch is imported
     import stream_rec.console.server
-    import stream_rec.model.engine
     import stream_rec.pipeline.agents
-    import stream_rec.pipeline.worker  # noqa: F401
+    import stream_rec.serving.engine
+    import stream_rec.worker.main  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     while True:
@@ -64,7 +64,7 @@ def _end_with_parent() -> None:
 
 def _become(caller: socket) -> None:
     _end_with_parent()
-    from stream_rec.cli import main
+    from stream_rec.cli.main import main
 
     message, files, *_ = recv_fds(caller, LARGEST, 3)
     call = json.loads(message)

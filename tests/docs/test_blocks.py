@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from stream_rec import config
-from stream_rec.cli import cli
-from stream_rec.command import Command
+from stream_rec.cli.main import cli
+from stream_rec.cli.options import Command
 from tests.docs.blocks import PAGES, ROOT, Block, blocks, command_lines, run, to_run
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from stream_rec.config import Settings
-from stream_rec.pipeline.broker import Broker
+from stream_rec.local.broker import Broker
 from tests.e2e.kafka import settings_for
 from tests.e2e.process import Part
 

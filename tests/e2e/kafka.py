@@ -15,11 +15,11 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from stream_rec import config
 from stream_rec.config import Settings
+from stream_rec.kafka.access_control import on
+from stream_rec.kafka.connection import access, connect
+from stream_rec.kafka.consumer import make_consumer
+from stream_rec.kafka.granted import require
 from stream_rec.messages import Event, Window, encode, read_window
-from stream_rec.pipeline.connection import access, connect
-from stream_rec.pipeline.consumer import make_consumer
-from stream_rec.pipeline.granted import require
-from stream_rec.pipeline.rights import on
 
 LARGE = 64 << 20
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 from stream_rec.config import Settings, environment
-from stream_rec.cores import share_cores
+from stream_rec.runtime.cores import share_cores
 
 COMMAND = (sys.executable, "-m", "stream_rec.cli")
 
 share_cores()  # before the fork server has torch imported
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["stream_rec.pipeline.agents", "stream_rec.pipeline.worker", "stream_rec.model.engine", "stream_rec.console.server"]
+    ["stream_rec.pipeline.agents", "stream_rec.worker.main", "stream_rec.serving.engine", "stream_rec.console.server"]
 )
 
 
@@ -48,7 +48,7 @@ def _become(command: str, environment: Mapping[str, str], log: Path, first: Call
     os.environ.update(environment)
     if first is not None:
         first()
-    from stream_rec.cli import main
+    from stream_rec.cli.main import main
 
     sys.argv = ["stream-rec", *command.split()]
     main()

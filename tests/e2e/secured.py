@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives import serialization
 
 from stream_rec import config
 from stream_rec.config import Settings
-from stream_rec.pipeline.broker import HOST, Broker
-from stream_rec.pipeline.granted import OPERATIONS
-from stream_rec.pipeline.rights import PARTS, Right
+from stream_rec.kafka.access_control import PARTS, Right
+from stream_rec.kafka.granted import OPERATIONS
+from stream_rec.local.broker import HOST, Broker
 
 KEY_PASSWORD = "of the key"
 KINDS = {"topic": 2, "group": 3, "transactional-id": 5}

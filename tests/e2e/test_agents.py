@@ -15,17 +15,19 @@ from prometheus_client import CollectorRegistry
 from stream_rec import window
 from stream_rec.config import Settings
 from stream_rec.health import Health
+from stream_rec.kafka import access_control, topics
+from stream_rec.kafka.access_control import on
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.granted import describe
+from stream_rec.local.broker import Broker
 from stream_rec.messages import ERASE, Event, Rejected, Window, WindowEvent, encode, read_event, read_window
-from stream_rec.pipeline import agents, refused, rights, topics
-from stream_rec.pipeline.broker import Broker
-from stream_rec.pipeline.connection import access
+from stream_rec.metrics import AgentMetrics
+from stream_rec.pipeline import agents
 from stream_rec.pipeline.faust_kafka import Consumer
-from stream_rec.pipeline.feed import feed
-from stream_rec.pipeline.granted import describe
-from stream_rec.pipeline.refused import Sent as Feeding
-from stream_rec.pipeline.replay import _refused
-from stream_rec.pipeline.rights import on
-from stream_rec.telemetry import AgentMetrics
+from stream_rec.replay import refusals
+from stream_rec.replay.command import _refused
+from stream_rec.replay.producer import feed
+from stream_rec.replay.refusals import Sent as Feeding
 from tests import batches
 from tests.e2e.kafka import (
     BOMB,
@@ -257,7 +259,7 @@ async def test_who_sent_events_is_told_how_many_were_refused_and_why(
     assert await told.refused(settings) == ({"duplicate event_id": 2, "unknown event type": 1}, True)
     assert await _refused(settings, told) == "3 refused (2 duplicate event_id, 1 unknown event type)"
     unheard = settings.model_copy(update={"agents_group": "nobody"})
-    monkeypatch.setattr(refused, "AGENTS_S", 0.1)
+    monkeypatch.setattr(refusals, "AGENTS_S", 0.1)
     assert (await _refused(unheard, told)).endswith("so far; the agents (group nobody) have not committed all of them")
     lost = settings.model_copy(update={"dead_letter_topic": "nowhere"})
     assert (await _refused(lost, told)).startswith("whether any was refused is not known (topic nowhere does not exist")
@@ -506,7 +508,7 @@ async def test_a_user_who_is_erased_again_and_again_delays_nobody_by_commits(
     bad = [Sent(b"u", b"{"), Sent(None, b"{"), Sent(b"u", b"{")]
     await produce(settings, [*bad, *[sent("u"), sent("u", None, event_type=ERASE)] * 1_500, sent("innocent")])
     registry = CollectorRegistry()
-    found = await describe(access(settings), *rights.agents(settings))
+    found = await describe(access(settings), *access_control.agents(settings))
     app = agents.build(settings, AgentMetrics(registry), Health(settings.ready_lag), tmp_path / "agents", found)
     running = asyncio.ensure_future(app.start())
     await have_windows(settings, "innocent")

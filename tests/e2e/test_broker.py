@@ -12,9 +12,9 @@ import pytest
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.broker import Broker
-from stream_rec.pipeline.java import CONSOLE, java_command
+from stream_rec.kafka import topics
+from stream_rec.local.broker import Broker
+from stream_rec.local.java import CONSOLE, java_command
 from tests.e2e.kafka import produce, read_topic, sent, settings_for, until
 
 pytestmark = pytest.mark.e2e
@@ -42,7 +42,7 @@ def test_a_kept_folder_keeps_topics_records_and_cluster(tmp_path: Path) -> None:
 
 OWNER = """
 import sys, threading
-from stream_rec.pipeline.broker import Broker
+from stream_rec.local.broker import Broker
 broker = Broker()
 starter = threading.Thread(target=broker.start)   # a thread that ends before the broker
 starter.start(); starter.join()

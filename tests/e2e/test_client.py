@@ -6,13 +6,13 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import TopicAuthorizationFailedError
 from aiokafka.partitioner import DefaultPartitioner
 
+from stream_rec.client import Erased, LatestRecommendations, Recommendations, latest, titles
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
+from stream_rec.kafka import topics
+from stream_rec.kafka.key_lookup import NEAREST
+from stream_rec.kafka.publish import publish_items
 from stream_rec.messages import Item, RankedItem, Recommendation, encode
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.client import Erased, LatestRecommendations, Recommendations, latest, titles
-from stream_rec.pipeline.publish import publish_items
-from stream_rec.pipeline.search import NEAREST
 from tests.batches import UNREADABLE
 from tests.e2e.kafka import produce_batch
 

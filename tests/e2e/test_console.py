@@ -16,11 +16,11 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from stream_rec.config import Settings
-from stream_rec.console import explain
+from stream_rec.console.explain import command as explain
+from stream_rec.kafka import topics
+from stream_rec.kafka.publish import publish_items
 from stream_rec.messages import Event, Item, encode, read_recommendation
-from stream_rec.model import folder
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.publish import publish_items
+from stream_rec.models import model_store
 from tests.batches import UNREADABLE
 from tests.e2e.kafka import Sent, produce, produce_batch, read_topic, sent, settings_for, until, waiting
 from tests.e2e.process import Part
@@ -63,7 +63,7 @@ async def drained(settings: Settings) -> None:
 def running(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Agents, a worker and two consoles; some users with a past."""
     home = tmp_path_factory.mktemp("console")
-    folder.save(tiny_model(), home / "model")
+    model_store.save(tiny_model(), home / "model")
     settings = settings_for(
         home,
         bootstrap_servers=bootstrap,

@@ -12,9 +12,9 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from stream_rec.config import Settings
+from stream_rec.kafka import topics
+from stream_rec.local.java import CONSOLE, KAFKA_VERSION, java_command, pinned
 from stream_rec.messages import RankedItem, Recommendation, TombstoneHeaders, as_headers, encode
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.java import CONSOLE, KAFKA_VERSION, java_command, pinned
 
 pytestmark = pytest.mark.e2e
 

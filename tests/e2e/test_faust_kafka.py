@@ -10,10 +10,11 @@ from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.health import Health
-from stream_rec.pipeline import agents, faust_thread, topics
+from stream_rec.kafka import topics
+from stream_rec.metrics import AgentMetrics
+from stream_rec.pipeline import agents, faust_thread
 from stream_rec.pipeline.faust_producer import guard
 from stream_rec.pipeline.faust_thread import ConsumerThread
-from stream_rec.telemetry import AgentMetrics
 from tests.e2e.kafka import Sent, produce, read_topic, sent, until, waiting
 from tests.e2e.process import Part
 

@@ -9,15 +9,16 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
 
+from stream_rec import erasure
+from stream_rec.client import latest
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
+from stream_rec.evaluation.baselines import Floors
+from stream_rec.kafka import topics
 from stream_rec.messages import read_recommendation
-from stream_rec.model import folder
-from stream_rec.pipeline import forget, topics
-from stream_rec.pipeline.client import latest
-from stream_rec.pipeline.floors import Floors
-from stream_rec.pipeline.follow import following
+from stream_rec.models import model_store
 from stream_rec.pseudonyms import naming
+from stream_rec.replay.evaluation_consumer import following
 from tests.e2e.kafka import produce, read_topic, sent, settings_for, until
 from tests.e2e.process import Part
 from tests.tiny import CAPACITY, STRIDE, tiny_model
@@ -37,7 +38,7 @@ class Running(NamedTuple):
 def running(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Agents and a worker that the tests share; each test has users of its own, who go by pseudonyms."""
     home = tmp_path_factory.mktemp("forget")
-    folder.save(tiny_model(), home / "model")
+    model_store.save(tiny_model(), home / "model")
     (home / "key").write_bytes(bytes(range(32)))
     limits = {"capacity": CAPACITY, "stride": STRIDE, "model": home / "model", "coalesce": False}
     settings = settings_for(home, bootstrap_servers=bootstrap, pseudonym_key_file=home / "key", **limits)
@@ -73,7 +74,7 @@ async def test_the_receipt_says_where_the_tombstones_stand_and_what_remains(
         await follower.drain()
     summary = follower.summary()
     assert (summary["recommendations"], summary["lost"]) == (3, 0)
-    assert await forget.run(SECRET, settings, 30) == 0
+    assert await erasure.run(SECRET, settings, 30) == 0
     receipt = json.loads(capsys.readouterr().out)
     assert (receipt["user_id"], receipt["returned"], len(receipt["checked"])) == (SECRET, False, 4)
     assert receipt["asked"]["partition"] == elsewhere
@@ -93,16 +94,16 @@ async def test_the_receipt_says_where_the_tombstones_stand_and_what_remains(
 
 async def test_who_comes_back_begins_anew_and_the_receipt_says_so(running: Running) -> None:
     settings = running.settings
-    asked = await forget.ask("back", settings)
+    asked = await erasure.ask("back", settings)
     await produce(settings, [sent("back", "i1")])
     await answered(settings, "back")
-    receipt = await forget.receive("back", asked, settings, 30)
+    receipt = await erasure.receive("back", asked, settings, 30)
     assert (receipt.window, receipt.recommendation, receipt.returned) == (None, None, True)
 
 
 async def test_a_user_nobody_knows_has_nothing_to_erase(running: Running) -> None:
-    asked = await forget.ask("nobody", running.settings)
-    receipt = await forget.receive("nobody", asked, running.settings, 30)
+    asked = await erasure.ask("nobody", running.settings)
+    receipt = await erasure.receive("nobody", asked, running.settings, 30)
     assert (receipt.window, receipt.recommendation, receipt.returned) == (None, None, False)
 
 
@@ -111,7 +112,7 @@ async def test_a_user_is_erased_by_the_pseudonym_too(running: Running, capsys: p
     called = naming(settings.pseudonym_key_file)("hidden")
     await produce(settings, [sent("hidden")])
     await answered(settings, "hidden")
-    assert await forget.run(called, settings, 30) == 0
+    assert await erasure.run(called, settings, 30) == 0
     receipt = json.loads(capsys.readouterr().out)
     for topic, place in ((settings.windows_topic, receipt["window"]), (settings.recommendations_topic, None)):
         newest = [one for one in await read_topic(settings, topic) if one.key == called.encode()][-1]
@@ -140,7 +141,7 @@ async def test_a_user_of_two_partitions_is_erased_in_both(running: Running) -> N
         assert "twofold" not in part.said
         assert called.decode() not in part.said
     assert running.agents.metrics()["stream_rec_users_in_several_partitions_total"] == 1
-    receipt = await forget.receive("twofold", await forget.ask("twofold", settings), settings, 30)
+    receipt = await erasure.receive("twofold", await erasure.ask("twofold", settings), settings, 30)
     erased = [receipt, *receipt.also]
     assert {one.asked.partition for one in erased} == {0, 1}
     assert all(one.window and one.recommendation for one in erased)
@@ -151,7 +152,7 @@ async def test_who_lacks_the_agents_key_of_pseudonyms_is_told(running: Running) 
     await produce(running.settings, [sent("keyed")])
     await answered(running.settings, "keyed")
     with pytest.raises(UserError, match="the agents use another key for pseudonyms"):
-        await forget.ask("keyed", running.settings.model_copy(update={"pseudonym_key_file": None}))
+        await erasure.ask("keyed", running.settings.model_copy(update={"pseudonym_key_file": None}))
 
 
 async def test_what_agents_have_yet_to_apply_is_erased_where_it_stands(
@@ -163,7 +164,7 @@ async def test_what_agents_have_yet_to_apply_is_erased_where_it_stands(
         for partition in (0, 1):
             key, value = sent("u")
             await producer.send_and_wait(settings.events_topic, value, key=key, partition=partition)
-    assert {asked.place.partition for asked in await forget.ask("u", settings)} == {0, 1}
+    assert {asked.place.partition for asked in await erasure.ask("u", settings)} == {0, 1}
 
 
 async def test_without_agents_the_erasure_stays_asked_for(
@@ -171,7 +172,7 @@ async def test_without_agents_the_erasure_stays_asked_for(
 ) -> None:
     settings = make_settings()
     await topics.create(settings)
-    assert await forget.run("u", settings, 0.5) == 1
+    assert await erasure.run("u", settings, 0.5) == 1
     assert "the agents (group" in capsys.readouterr().err
-    assert await forget.run("u", settings, None) == 0
+    assert await erasure.run("u", settings, None) == 0
     assert len(await read_topic(settings, settings.events_topic)) == 2

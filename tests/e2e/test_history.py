@@ -12,16 +12,18 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner, Result
 
-from stream_rec.cli import cli
+from stream_rec.cli.main import cli
 from stream_rec.config import Settings, environment
+from stream_rec.data import event_log
+from stream_rec.data.simulator.storefront import Storefront
+from stream_rec.data.source import Period
 from stream_rec.errors import UserError
-from stream_rec.learn import convex, logs, plot, train
-from stream_rec.learn.simulate import Storefront
-from stream_rec.learn.source import Period
+from stream_rec.kafka import topics
+from stream_rec.kafka.publish import publish_items
 from stream_rec.messages import ERASE, Event, Item, encode
-from stream_rec.pipeline import history, topics
-from stream_rec.pipeline.history import read_catalogue
-from stream_rec.pipeline.publish import publish_items
+from stream_rec.replay import kafka_source
+from stream_rec.replay.kafka_source import read_catalogue
+from stream_rec.training import lbfgs, plot, train
 from tests.batches import UNREADABLE
 from tests.e2e.kafka import Sent, produce, produce_batch
 
@@ -38,7 +40,7 @@ SMALL = ("--epochs", "1", "--width", "32", "--layers", "1", "--capacity", "8", "
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few validation predictions, coarse weights, no picture: what they are worth is another test's."""
     monkeypatch.setattr(train, "VALIDATION_PREDICTIONS", 20)
-    monkeypatch.setattr(convex, "ITERATIONS", 3)
+    monkeypatch.setattr(lbfgs, "ITERATIONS", 3)
     monkeypatch.setattr(plot, "draw", lambda *_: None)
 
 
@@ -85,7 +87,7 @@ def test_a_topic_becomes_a_model(make_settings: Callable[..., Settings], tmp_pat
     card = (tmp_path / "m" / "README.md").read_text()
     assert f"topic {settings.events_topic}, offsets by partition 0: 0 to " in card
     assert f": {len(kept)} events of {len({event.user_id for event in kept})} users" in card
-    found = {item.item_id: item for item in logs.read_items(tmp_path / "m" / "items.jsonl")}
+    found = {item.item_id: item for item in event_log.read_items(tmp_path / "m" / "items.jsonl")}
     assert len(found) == len(FRONT.items)
     assert not found[FRONT.items[0].item_id].available
     config = json.loads((tmp_path / "m" / "config.json").read_text())
@@ -126,7 +128,7 @@ async def test_a_topic_s_catalogue_file_is_read_by_the_columns_that_are_named(
     catalogue = tmp_path / "items.csv"
     catalogue.write_text("ref,called\ntea,green tea\n")
     given = settings, settings.events_topic, Period(), catalogue, "item=ref,title=called", lambda *_: None
-    source = await asyncio.to_thread(history.read, *given)
+    source = await asyncio.to_thread(kafka_source.read, *given)
     assert source.items == [Item("tea", title="green tea")]
     with pytest.raises(UserError, match="a catalogue has no user"):
-        await asyncio.to_thread(history.read, *given[:4], "user=ref", given[-1])
+        await asyncio.to_thread(kafka_source.read, *given[:4], "user=ref", given[-1])

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from stream_rec.errors import UserError
-from stream_rec.pipeline.java import java_command
+from stream_rec.local.java import java_command
 
 pytestmark = pytest.mark.e2e
 
 SMALL = "org.slf4j:slf4j-api:1.7.36"
 ASK = f"""
-from stream_rec.pipeline.java import java_command
+from stream_rec.local.java import java_command
 command = java_command("Main", artifact={SMALL!r}, notify=print)
 print(command[command.index("-cp") + 1])
 """

@@ -17,12 +17,12 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
-from stream_rec.pipeline import producer, topics
-from stream_rec.pipeline.broker import Broker
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.consumer import make_consumer
-from stream_rec.pipeline.producer import OutcomeUnknown
-from stream_rec.pipeline.transactions import Committed, Done, Outlet, Reply
+from stream_rec.kafka import producer, topics
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.consumer import make_consumer
+from stream_rec.kafka.producer import OutcomeUnknown
+from stream_rec.kafka.transactions import Committed, Done, Outlet, Reply
+from stream_rec.local.broker import Broker
 from tests.e2e.kafka import read_topic, settings_for, until
 from tests.e2e.proxy import HOST, ApiKey, KafkaProxy
 

@@ -12,16 +12,16 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer
 
+from stream_rec.client import LatestRecommendations, Recommendations
 from stream_rec.config import Settings
+from stream_rec.evaluation.baselines import Floors
+from stream_rec.kafka import topics
+from stream_rec.local.broker import Broker
 from stream_rec.messages import Event
-from stream_rec.model import folder
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.broker import Broker
-from stream_rec.pipeline.client import LatestRecommendations, Recommendations
-from stream_rec.pipeline.feed import feed, steady
-from stream_rec.pipeline.floors import Floors
-from stream_rec.pipeline.follow import following
-from stream_rec.pipeline.patience import started
+from stream_rec.models import model_store
+from stream_rec.replay.evaluation_consumer import following
+from stream_rec.replay.producer import feed, steady
+from stream_rec.runtime.retry import started
 from tests.e2e.kafka import settings_for, until
 from tests.e2e.process import Part
 from tests.tiny import CAPACITY, STRIDE, tiny_model
@@ -84,7 +84,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 async def test_a_broker_that_is_gone_and_comes_back_costs_time_and_nothing_else(
     tmp_path: Path, disk: Path, start: Callable[[str, Settings], Part], trouble: Callable[..., Callable[[], None]]
 ) -> None:
-    folder.save(tiny_model(), tmp_path / "model")
+    model_store.save(tiny_model(), tmp_path / "model")
     log = [Event(f"u{n % 30}", "view", 1_000.0 + n, f"i{n * 7 % 40}") for n in range(1_200)]
     with Broker(disk / "kafka") as first, ExitStack() as again:
         limits = {"capacity": CAPACITY, "stride": STRIDE, "model": tmp_path / "model"}
@@ -140,7 +140,7 @@ async def test_a_broker_that_is_gone_and_comes_back_costs_time_and_nothing_else(
 async def test_who_starts_before_the_broker_waits_for_it(
     tmp_path: Path, start: Callable[[str, Settings], Part]
 ) -> None:
-    folder.save(tiny_model(), tmp_path / "model")
+    model_store.save(tiny_model(), tmp_path / "model")
     with Broker(tmp_path / "kafka") as first:
         limits = {"capacity": CAPACITY, "stride": STRIDE, "model": tmp_path / "model"}
         settings = settings_for(tmp_path, bootstrap_servers=first.bootstrap, **limits)

@@ -8,9 +8,9 @@ import pytest
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from stream_rec.messages import Item
-from stream_rec.model import folder
-from stream_rec.model.engine import Engine, Limits
-from stream_rec.model.pretrained import load_base, load_tokenizer
+from stream_rec.models import model_store
+from stream_rec.models.pretrained import load_base, load_tokenizer
+from stream_rec.serving.engine import Engine, Limits
 from tests.e2e.process import COMMAND
 from tests.tiny import window
 
@@ -56,7 +56,7 @@ def test_a_pre_trained_language_model_is_trained_and_served_exactly(
     given = ("--items", items, "--out", tmp_path / "model", "--epochs", "1", "--no-refit", "--capacity", "8")
     command = [*COMMAND, "train", events, *given, "--base", smollm2, *reading]
     subprocess.run(command, check=True, capture_output=True)
-    model = folder.load(tmp_path / "model")
+    model = model_store.load(tmp_path / "model")
     body = model.encoder.body
     assert (body.config.hidden_size, len(body.layers)) == (576, 2)
     assert body.layers[0].mlp.up_proj.weight.std() > 0.05  # as it was pre-trained: from scratch Llama has 0.02

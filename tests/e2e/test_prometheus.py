@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from stream_rec.config import Settings
+from stream_rec.kafka import topics
 from stream_rec.messages import ERASE, Item, encode
-from stream_rec.model import folder
-from stream_rec.model.ranker import FEWEST
-from stream_rec.pipeline import topics
+from stream_rec.models import model_store
+from stream_rec.ranking.ranker import FEWEST
 from tests.e2e.kafka import Sent, produce, sent
 from tests.e2e.process import Part
 from tests.e2e.prometheus import prometheus
@@ -77,7 +77,7 @@ async def test_all_that_panels_and_rules_ask_has_an_answer(
     make_settings: Callable[..., Settings], start: Callable[[str, Settings], Part], tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
-    folder.save(tiny_model(), model)
+    model_store.save(tiny_model(), model)
     cache = {"kv_cache_gb": USERS // 2 * PER_USER / 1e9}
     compare = {"audit_share": 1, "index": "ann", "recall_share": 1}
     settings = make_settings(model=model, watch_model_s=0.1, capacity=CAPACITY, stride=STRIDE, **cache, **compare)

@@ -8,13 +8,13 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
+from stream_rec.evaluation.baselines import Floors
+from stream_rec.kafka import topics
+from stream_rec.kafka.publish import Publisher
 from stream_rec.messages import ERASE, Event, RankedItem, Recommendation, Rejected, encode, read_event
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.feed import at_once, faster, feed
-from stream_rec.pipeline.floors import Floors
-from stream_rec.pipeline.follow import Follower, following
-from stream_rec.pipeline.publish import Publisher
-from stream_rec.pipeline.replay import replay
+from stream_rec.replay.command import replay
+from stream_rec.replay.evaluation_consumer import Follower, following
+from stream_rec.replay.producer import at_once, faster, feed
 from tests.batches import UNREADABLE
 from tests.e2e.kafka import produce_batch, read_topic, until
 

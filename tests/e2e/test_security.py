@@ -9,20 +9,22 @@ from typing import Any
 import psutil
 import pytest
 
+from stream_rec import erasure
+from stream_rec.client import Recommendations, latest, titles
 from stream_rec.config import Settings
+from stream_rec.data.source import Period
 from stream_rec.errors import UserError
-from stream_rec.learn.source import Period
+from stream_rec.evaluation.baselines import Floors
+from stream_rec.kafka import topics
+from stream_rec.kafka.access_control import PARTS, Right, on
+from stream_rec.kafka.connection import access, connect
+from stream_rec.kafka.granted import examine, require
+from stream_rec.kafka.publish import publish_items
 from stream_rec.messages import Event, Item
-from stream_rec.model import folder
-from stream_rec.pipeline import forget, history, topics
-from stream_rec.pipeline.client import Recommendations, latest, titles
-from stream_rec.pipeline.connection import access, connect
-from stream_rec.pipeline.feed import feed
-from stream_rec.pipeline.floors import Floors
-from stream_rec.pipeline.follow import following
-from stream_rec.pipeline.granted import examine, require
-from stream_rec.pipeline.publish import publish_items
-from stream_rec.pipeline.rights import PARTS, Right, on
+from stream_rec.models import model_store
+from stream_rec.replay import kafka_source
+from stream_rec.replay.evaluation_consumer import following
+from stream_rec.replay.producer import feed
 from tests.e2e.kafka import settings_for, until
 from tests.e2e.process import Part
 from tests.e2e.secured import HOST, Secured, give, password_of, secured, take
@@ -60,7 +62,7 @@ async def prepare(settings: Settings) -> None:
 async def test_all_parts_do_their_work_over_tls_as_users_with_no_more_than_their_rights(
     kafka: Secured, settings: Settings, start: Start, tmp_path: Path
 ) -> None:
-    folder.save(tiny_model(), settings.model)
+    model_store.save(tiny_model(), settings.model)
     user = {part: kafka.as_user(settings, part) for part in PARTS}
     password = tmp_path / "password"
     password.write_text(password_of("worker") + "\n")
@@ -89,10 +91,10 @@ async def test_all_parts_do_their_work_over_tls_as_users_with_no_more_than_their
     page = started[2].wait_for(r"console on (http\S+)/")[1]
     assert (await asyncio.to_thread(urllib.request.urlopen, f"{page}/recommendations/u0")).status == 200
     log = await asyncio.to_thread(
-        history.read, user["train"], settings.events_topic, Period(None, None), None, "", quiet
+        kafka_source.read, user["train"], settings.events_topic, Period(None, None), None, "", quiet
     )
     assert len(log.log.frame) == EVENTS
-    assert await forget.run("u1", user["eraser"], 30) == 0
+    assert await erasure.run("u1", user["eraser"], 30) == 0
     for part in started:
         listening = [one.laddr.ip for one in psutil.Process(part.pid).net_connections("inet") if one.status == "LISTEN"]
         assert set(listening) == {HOST}

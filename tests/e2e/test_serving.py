@@ -16,15 +16,16 @@ from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.health import Health
-from stream_rec.model import folder
-from stream_rec.pipeline import learning, serving, topics
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.host import Host
-from stream_rec.pipeline.serving import Worker
-from stream_rec.pipeline.spans import Span
-from stream_rec.pipeline.topic_guard import TopicGuard
-from stream_rec.pipeline.worker import _fit, load
-from stream_rec.telemetry import WorkerMetrics
+from stream_rec.kafka import topics
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.offset_ranges import Span
+from stream_rec.kafka.topic_guard import TopicGuard
+from stream_rec.metrics import WorkerMetrics
+from stream_rec.models import model_store
+from stream_rec.worker import loop, statistics_sync
+from stream_rec.worker.loop import Worker
+from stream_rec.worker.main import _fit, load
+from stream_rec.worker.model_runner import Host
 from tests.e2e.kafka import until
 from tests.e2e.windows import all_done, answers, windows, write
 from tests.tiny import CAPACITY, STRIDE, tiny_model
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.e2e
 WAITS_S, READS_S = 3.0, 4.0
 """A member hears of a rebalance with its next heartbeat, up to 1.2 s later: the group must wait for longer."""
 
-REMEMBER = learning.Learning.remember
+REMEMBER = statistics_sync.Learning.remember
 
 
 @pytest.fixture
@@ -50,18 +51,18 @@ async def settings(
     monkeypatch: pytest.MonkeyPatch,
     begun: list[TopicPartition],
 ) -> Settings:
-    folder.save(tiny_model(), tmp_path / "model")
+    model_store.save(tiny_model(), tmp_path / "model")
     made = make_settings(model=tmp_path / "model", capacity=CAPACITY, stride=STRIDE, coalesce=False, memory="own")
     await topics.create(made)
-    remember = learning.Learning.remember
+    remember = statistics_sync.Learning.remember
 
-    async def slowly(self: learning.Learning, spans: Mapping[TopicPartition, Span]) -> int:
+    async def slowly(self: statistics_sync.Learning, spans: Mapping[TopicPartition, Span]) -> int:
         begun.extend(spans)
         await asyncio.sleep(READS_S)
         return await remember(self, spans)
 
-    monkeypatch.setattr(learning.Learning, "remember", slowly)
-    monkeypatch.setattr(serving, "REBALANCE_MS", int(1_000 * WAITS_S))
+    monkeypatch.setattr(statistics_sync.Learning, "remember", slowly)
+    monkeypatch.setattr(loop, "REBALANCE_MS", int(1_000 * WAITS_S))
     return made
 
 
@@ -120,11 +121,11 @@ async def test_workers_part_their_partitions_however_long_taking_one_over_takes(
 
 
 async def test_a_worker_ends_in_the_midst_of_taking_over(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def forever(_self: learning.Learning, _spans: Mapping[TopicPartition, Span]) -> int:
+    async def forever(_self: statistics_sync.Learning, _spans: Mapping[TopicPartition, Span]) -> int:
         await asyncio.Event().wait()
         return 0
 
-    monkeypatch.setattr(learning.Learning, "remember", forever)
+    monkeypatch.setattr(statistics_sync.Learning, "remember", forever)
     worker = await worker_of(settings)
     async with running(worker):
         await until(taking_over(worker))
@@ -133,7 +134,7 @@ async def test_a_worker_ends_in_the_midst_of_taking_over(settings: Settings, mon
 async def test_a_partition_that_kafka_cannot_read_is_told_and_counted_and_the_others_are_answered(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learning.Learning, "remember", REMEMBER)
+    monkeypatch.setattr(statistics_sync.Learning, "remember", REMEMBER)
     worker = await worker_of(settings)
     made = windows(users=10, rounds=3)
     damaged = TopicPartition(settings.windows_topic, 0)

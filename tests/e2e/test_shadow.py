@@ -12,13 +12,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stream_rec.cli import cli
+from stream_rec.cli.main import cli
 from stream_rec.config import Settings, environment
-from stream_rec.learn.compare import overlap
+from stream_rec.evaluation.model_comparison import overlap
+from stream_rec.kafka import topics
 from stream_rec.messages import Event, Recommendation, Window, encode
-from stream_rec.model import folder
-from stream_rec.model.engine import Engine, Limits
-from stream_rec.pipeline import topics
+from stream_rec.models import model_store
+from stream_rec.serving.engine import Engine, Limits
 from tests.e2e.kafka import Sent, produce, read_topic
 from tests.e2e.process import Part
 from tests.e2e.windows import all_done, answers, windows, write
@@ -56,7 +56,7 @@ async def test_a_shadow_answers_all_that_is_answered_beside_it_and_changes_nothi
     with torch.no_grad():
         for weight in other.encoder.parameters():
             weight.mul_(0.5)
-    versions = folder.save(tiny_model(), tmp_path / "model"), folder.save(other, tmp_path / "newer")
+    versions = model_store.save(tiny_model(), tmp_path / "model"), model_store.save(other, tmp_path / "newer")
     given = {"capacity": CAPACITY, "stride": STRIDE, "coalesce": False, "partitions": 1}
     settings = make_settings(model=tmp_path / "model", **given)
     shadow = shadow_of(settings, tmp_path / "newer")

@@ -9,17 +9,17 @@ from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
-from stream_rec.model import folder
-from stream_rec.model.engine import Engine, Limits
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.granted import cluster_of, describe
-from stream_rec.pipeline.learning import Learning
-from stream_rec.pipeline.recent import Recent
-from stream_rec.pipeline.rights import on
-from stream_rec.pipeline.snapshot import MARGIN_S, About, holds
-from stream_rec.pipeline.spans import Span
-from stream_rec.telemetry import WorkerMetrics
+from stream_rec.kafka import topics
+from stream_rec.kafka.access_control import on
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.granted import cluster_of, describe
+from stream_rec.kafka.offset_ranges import Span
+from stream_rec.metrics import WorkerMetrics
+from stream_rec.models import model_store
+from stream_rec.serving.engine import Engine, Limits
+from stream_rec.worker.prewarm import Recent
+from stream_rec.worker.snapshot import MARGIN_S, About, holds
+from stream_rec.worker.statistics_sync import Learning
 from tests.e2e.windows import windows, write
 from tests.tiny import CAPACITY, STRIDE, tiny_model
 
@@ -30,7 +30,7 @@ MADE = windows(users=5, rounds=4)
 
 @pytest.fixture
 async def settings(make_settings: Callable[..., Settings], tmp_path: Path) -> Settings:
-    folder.save(tiny_model(), tmp_path / "model")
+    model_store.save(tiny_model(), tmp_path / "model")
     made = make_settings(model=tmp_path / "model", capacity=CAPACITY, stride=STRIDE, partitions=1)
     await topics.create(made)
     await write(made, MADE)

@@ -20,17 +20,17 @@ from prometheus_client import CollectorRegistry
 from stream_rec.config import Settings
 from stream_rec.errors import ModelError
 from stream_rec.health import Health
+from stream_rec.kafka import access_control, topics
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.granted import describe
+from stream_rec.kafka.publish import publish_items
+from stream_rec.kafka.topic_guard import TopicGuard
 from stream_rec.messages import Item, Recommendation, Window
-from stream_rec.model import folder
-from stream_rec.pipeline import rights, topics
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.granted import describe
-from stream_rec.pipeline.host import Host
-from stream_rec.pipeline.publish import publish_items
-from stream_rec.pipeline.serving import Worker
-from stream_rec.pipeline.topic_guard import TopicGuard
-from stream_rec.pipeline.worker import load
-from stream_rec.telemetry import WorkerMetrics
+from stream_rec.metrics import WorkerMetrics
+from stream_rec.models import model_store
+from stream_rec.worker.loop import Worker
+from stream_rec.worker.main import load
+from stream_rec.worker.model_runner import Host
 from tests.e2e.kafka import read_topic, until
 from tests.e2e.process import Part
 from tests.e2e.windows import all_done, answers, stream, windows, write
@@ -67,7 +67,7 @@ def models(tmp_path: Path) -> Models:
             weight.mul_(0.8)
     config = msgspec.structs.replace(new.config, trained_until=2_000.0)
     new = new._replace(items=new.items[::-1], vectors=new.vectors[::-1], config=config)
-    versions = (folder.save(old, tmp_path / "old"), folder.save(new, tmp_path / "new"))
+    versions = (model_store.save(old, tmp_path / "old"), model_store.save(new, tmp_path / "new"))
     models = Models(tmp_path / "model", tmp_path / "old", tmp_path / "new", versions)
     models.point_to(models.old)
     return models
@@ -281,7 +281,7 @@ async def test_a_model_that_is_out_of_service_gives_its_memory_back(settings: Se
 
 
 async def guard_of(settings: Settings, health: Health) -> TopicGuard:
-    return TopicGuard(access(settings), await describe(access(settings), *rights.worker(settings)), health)
+    return TopicGuard(access(settings), await describe(access(settings), *access_control.worker(settings)), health)
 
 
 async def test_a_model_that_turns_bad_after_the_swap_is_followed_by_the_one_before(

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from stream_rec import erasure
 from stream_rec.config import Settings
-from stream_rec.model import folder
-from stream_rec.pipeline import forget, topics
-from stream_rec.pipeline.connection import access
+from stream_rec.kafka import topics
+from stream_rec.kafka.connection import access
+from stream_rec.models import model_store
 from tests.e2e.kafka import add_partitions, delete, produce, read_topic, sent, until, waiting, windows_in
 from tests.e2e.process import Part
 from tests.e2e.windows import all_done, answers, windows, write
@@ -23,7 +24,7 @@ Start = Callable[[str, Settings], Part]
 
 @pytest.fixture
 async def settings(make_settings: Make, tmp_path: Path) -> Settings:
-    folder.save(tiny_model(), tmp_path / "model")
+    model_store.save(tiny_model(), tmp_path / "model")
     made = make_settings(model=tmp_path / "model", capacity=CAPACITY, stride=STRIDE, coalesce=False, partitions=1)
     await topics.create(made)
     return made
@@ -77,13 +78,13 @@ async def test_events_that_were_made_anew_are_all_applied(settings: Settings, st
     await applied(settings)
     await delete(settings, settings.events_topic)
     await topics.create(settings)
-    asked = await forget.ask("erased", settings)
+    asked = await erasure.ask("erased", settings)
     # as many as were read: a client that asks by name goes on in their midst
     await produce(settings, [*[sent("new")] * 5, sent("bad", event_type="share"), sent("known")])
     assert_ended(first, f"{settings.events_topic} was deleted and created again")
     start("agents", settings)
     start("worker", settings)
-    receipt = await forget.receive("erased", asked, settings, 60)
+    receipt = await erasure.receive("erased", asked, settings, 60)
     assert receipt.window is not None
     assert not receipt.returned
     await applied(settings)

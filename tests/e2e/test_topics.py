@@ -8,8 +8,8 @@ from aiokafka.errors import MessageSizeTooLargeError
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.connection import access, connect
+from stream_rec.kafka import topics
+from stream_rec.kafka.connection import access, connect
 from tests.e2e.kafka import alter, produce, read_topic, sent
 
 pytestmark = pytest.mark.e2e

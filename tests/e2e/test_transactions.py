@@ -9,10 +9,10 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import OffsetAndMetadata
 
 from stream_rec.config import Settings
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.connection import access
-from stream_rec.pipeline.consumer import make_consumer
-from stream_rec.pipeline.transactions import Committed, Done, Outlet, Reply
+from stream_rec.kafka import topics
+from stream_rec.kafka.connection import access
+from stream_rec.kafka.consumer import make_consumer
+from stream_rec.kafka.transactions import Committed, Done, Outlet, Reply
 from tests.e2e.kafka import read_topic, until
 
 pytestmark = pytest.mark.e2e

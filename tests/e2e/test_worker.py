@@ -16,11 +16,11 @@ from aiokafka import ConsumerRecord
 from msgspec.structs import replace
 
 from stream_rec.config import Settings, environment
+from stream_rec.kafka import topics
+from stream_rec.kafka.publish import publish_items
 from stream_rec.messages import Item, Recommendation, encode, read_recommendation
-from stream_rec.model import folder
-from stream_rec.model.engine import Engine, Limits
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.publish import publish_items
+from stream_rec.models import model_store
+from stream_rec.serving.engine import Engine, Limits
 from tests.batches import UNREADABLE
 from tests.e2e.kafka import BOMB, Sent, alter, produce, produce_batch, read_topic, settings_for, until
 from tests.e2e.process import COMMAND, Part
@@ -35,7 +35,7 @@ Start = Callable[[str, Settings], Part]
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    folder.save(tiny_model(), path)
+    model_store.save(tiny_model(), path)
     return path
 
 
@@ -443,7 +443,7 @@ async def test_a_worker_without_its_text_encoder_and_cache_serves_and_says_so(
 ) -> None:
     made = tiny_model()
     lost = replace(made.config, text_encoder=str(tmp_path / "no encoder"))
-    folder.save(made._replace(config=lost), tmp_path / "model")
+    model_store.save(made._replace(config=lost), tmp_path / "model")
     (tmp_path / "file").write_text("")
     places = {"model": tmp_path / "model", "cache_dir": tmp_path / "file" / "cache"}
     settings = make_settings(capacity=CAPACITY, stride=STRIDE, **places)
@@ -581,7 +581,7 @@ async def test_what_a_person_can_put_right_is_one_line_and_exit_code_2(
         port = taken.getsockname()[1]
         mistakes = {
             f"no model in {tmp_path}": {"model": tmp_path},
-            f"has format 99, this version reads 3 to {folder.FORMAT}": {"model": strange},
+            f"has format 99, this version reads 3 to {model_store.FORMAT}": {"model": strange},
             f"cannot serve metrics on 127.0.0.1:{port}": {"worker_metrics_port": port},
             "does not exist: run 'stream-rec topics create'": {"items_topic": "never-created"},
         }

@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from stream_rec.learn.progress import bars
-from stream_rec.pipeline.broker import Broker
+from stream_rec.local.broker import Broker
+from stream_rec.runtime.progress import bars
 from tests.fuzz import files, folders, records
 from tests.fuzz.broker import Pipeline
 from tests.fuzz.lane import BAD, Lane, Result

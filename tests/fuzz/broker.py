@@ -17,12 +17,12 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
 from stream_rec import window as windows
+from stream_rec.client import LatestRecommendations
+from stream_rec.kafka import topics
+from stream_rec.kafka.connection import access
 from stream_rec.messages import Event, Recommendation, Window, encode, read_recommendation
-from stream_rec.model import folder
-from stream_rec.model.engine import Engine, Limits
-from stream_rec.pipeline import topics
-from stream_rec.pipeline.client import LatestRecommendations
-from stream_rec.pipeline.connection import access
+from stream_rec.models import model_store
+from stream_rec.serving.engine import Engine, Limits
 from tests.chaos.verdict import same_answer
 from tests.e2e.kafka import LARGE, read_topic, settings_for, waiting
 from tests.e2e.process import Part
@@ -82,7 +82,7 @@ class Pipeline:
         self._home = home
         self._keep = keep
         self._model = home / "model"
-        folder.save(tiny_model(), self._model)
+        model_store.save(tiny_model(), self._model)
         self._bootstrap = bootstrap
 
     def run(self, seed: int, number: int, among: Sequence[str] = TOPICS) -> tuple[Result, int]:

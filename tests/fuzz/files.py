@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from stream_rec.learn.logs import read_events, read_items, split, to_events
+from stream_rec.data.event_log import read_events, read_items, split, to_events
 from tests.fuzz import mutate
 from tests.fuzz.lane import Attempt
 

@@ -10,8 +10,8 @@ from random import Random
 from safetensors.numpy import load, save
 
 from stream_rec.messages import Recommendation, encode, read_recommendation
-from stream_rec.model import folder
-from stream_rec.model.engine import Engine, Limits
+from stream_rec.models import model_store
+from stream_rec.serving.engine import Engine, Limits
 from tests.fuzz import mutate
 from tests.fuzz.lane import Attempt
 from tests.tiny import STRIDE, tiny_model, window
@@ -21,7 +21,7 @@ WINDOWS = [window("u", 3, ["i1", "i2", "nothing"]), window("v", 12, ["i5"] * 8, 
 
 def prepare() -> Attempt:
     home = Path(tempfile.mkdtemp(prefix="stream-rec-fuzz-model-"))
-    folder.save(tiny_model(), home)
+    model_store.save(tiny_model(), home)
     whole = {path.name: path.read_bytes() for path in home.iterdir()}
     return functools.partial(_attempt, whole)
 

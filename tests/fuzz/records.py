@@ -25,8 +25,8 @@ from stream_rec.messages import (
     read_recommendation,
     read_window,
 )
-from stream_rec.model import folder
-from stream_rec.model.engine import Engine, Limits
+from stream_rec.models import model_store
+from stream_rec.serving.engine import Engine, Limits
 from tests.chaos.verdict import same_answer
 from tests.fuzz import mutate
 from tests.fuzz.folders import check
@@ -140,7 +140,7 @@ class Readers:
     def __init__(self, topics: Sequence[str] = TOPICS) -> None:
         self._topics = topics
         home = Path(tempfile.mkdtemp(prefix="stream-rec-fuzz-model-"))
-        folder.save(tiny_model(), home)
+        model_store.save(tiny_model(), home)
         self._calm, self.barring, self._open = (
             Engine.load(home, home, Limits(stride=STRIDE, kv_cache_bytes=1e7, categories=categories), "cpu")
             for categories in (CATEGORIES, CATEGORIES, frozenset[str]())

@@ -9,13 +9,13 @@ from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
+from stream_rec.kafka.dead_letters import Place
+from stream_rec.kafka.topics import ENVELOPE
 from stream_rec.messages import ERASE, Event, Window, encode, read_window
+from stream_rec.metrics import AgentMetrics
 from stream_rec.pipeline.buried import Done
-from stream_rec.pipeline.dead_letters import Place
 from stream_rec.pipeline.keeper import RESERVED_KEY, Keeper
-from stream_rec.pipeline.topics import ENVELOPE
 from stream_rec.pseudonyms import Naming
-from stream_rec.telemetry import AgentMetrics
 
 
 class Record(NamedTuple):

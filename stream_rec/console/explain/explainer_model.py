@@ -1,0 +1,97 @@
+"""A model beside the workers', for questions: it answers nobody, writes nowhere, and learns what the topics teach."""
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from aiokafka import ConsumerRecord
+
+from stream_rec.config import Settings
+from stream_rec.errors import UserError
+from stream_rec.messages import UNREADABLE, Item, Rejected, Window, read_window
+from stream_rec.worker.catalog_sync import changes_in
+from stream_rec.worker.main import load
+
+if TYPE_CHECKING:
+    from stream_rec.ranking.explanation import Explanation, Neighbours
+    from stream_rec.serving.engine import Engine
+
+
+class Aside:
+    """An engine on a thread of its own, so that the page goes on while it computes."""
+
+    def __init__(self, engine: "Engine", thread: ThreadPoolExecutor, own: bool, max_item_bytes: int) -> None:
+        self._engine = engine
+        self._thread = thread
+        self._own = own
+        """Whether each partition of the windows topic has a memory of its own."""
+        self._max_item_bytes = max_item_bytes
+
+    @classmethod
+    async def open(cls, settings: Settings) -> "Aside":
+        """Loads the settings' model. Raises `UserError` for a bad folder."""
+        thread = ThreadPoolExecutor(1, "model")
+        no_cache = {"kv_cache_share": None, "kv_host_gb": 0}  # an explanation leaves the cache alone
+        quiet = settings.model_copy(update={"audit_share": 0.0, "recall_share": 0.0, **no_cache})
+        try:
+            engine = await asyncio.get_running_loop().run_in_executor(thread, load, quiet)
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        return cls(engine, thread, settings.memory == "own", settings.max_item_bytes)
+
+    async def learn(self, records: Sequence[ConsumerRecord]) -> None:
+        """Teaches the memory what records of the windows topic hold, as a worker's is taught after a restart."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._learn, records)
+
+    async def admit(self, records: Sequence[ConsumerRecord]) -> None:
+        """Brings the catalogue up to date from records of the items topic."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._admit, records)
+
+    async def explain(self, window: Window, partition: int) -> "Explanation":
+        """Why a window that stands in `partition` has its answer."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._explain, window, partition)
+
+    async def neighbours(self, item_id: str) -> "Neighbours | None":
+        """Where each partition has a memory of its own, by that of the first one."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.neighbours, item_id)
+
+    def items(self, item_ids: Collection[str]) -> dict[str, Item]:
+        """What the catalogue knows of them."""
+        find = self._engine.catalog.find
+        return {item_id: item for item_id in item_ids if (item := find(item_id)) is not None}
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
+
+    # What follows runs on the engine's thread.
+
+    def _log(self, partition: int) -> int:
+        """Which memory learns from `partition`, see `model.memories`."""
+        return partition if self._own else 0
+
+    def _explain(self, window: Window, partition: int) -> "Explanation":
+        """The answer to a window is given after it was learned."""
+        self._engine.learn(window, self._log(partition))
+        return self._engine.explain(window, self._log(partition))
+
+    def _learn(self, records: Sequence[ConsumerRecord]) -> None:
+        for record in records:
+            if record.value is None:
+                self._engine.forget((record.key or b"").decode(errors="replace"))
+                continue
+            with contextlib.suppress(*UNREADABLE):
+                self._engine.learn(read_window(record.value), self._log(record.partition))
+
+    def _admit(self, records: Sequence[ConsumerRecord]) -> None:
+        """An item that can't be used, or whose text can't be encoded, stays unknown here."""
+        catalog = self._engine.catalog
+        changes = changes_in(records, catalog.admit, self._max_item_bytes, lambda *_: None)
+        self._engine.withdraw(changes.withdrawn)
+        news = catalog.news([item for _, item in changes.items])
+        for told in (False, True):
+            chosen = [item for item in news if catalog.needs_encoder(item) == told]
+            with contextlib.suppress(Rejected, UserError):
+                self._engine.upsert(chosen, self._engine.read(chosen))

@@ -1,0 +1,1 @@
+"""A simulated shop, without end and reproducible by its seed."""

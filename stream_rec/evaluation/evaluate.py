@@ -1,0 +1,300 @@
+"""A finished model on events that it never saw: every figure, by kind of event and user, beside the floors."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
+
+from stream_rec.data.dataset import Dataset
+from stream_rec.errors import UserError
+from stream_rec.evaluation import diversity_curve, metrics, proper_scores
+from stream_rec.evaluation.diversity_curve import STRENGTHS, Varied
+from stream_rec.evaluation.ground_truth import met, repeats, right
+from stream_rec.evaluation.metrics import Lists, Ranks
+from stream_rec.evaluation.predict import Predicted, everything, find, predict, probable, states_at, teach
+from stream_rec.evaluation.predict import ranks as ranks_of
+from stream_rec.evaluation.proper_scores import Mass
+from stream_rec.evaluation.splits import BASKETS, Protocol, Split, first_of_basket, same_time
+from stream_rec.features.online_statistics import Memory
+from stream_rec.features.text_encoder import TextEncoder
+from stream_rec.features.tokens import UNKNOWN, Numbers
+from stream_rec.models.model_store import Model
+from stream_rec.ranking.blend import BARRED, Blend
+from stream_rec.ranking.candidate_features import PARTS
+from stream_rec.ranking.retrieval import NEAREST
+from stream_rec.runtime.progress import Progress
+from stream_rec.training import blend_fit, goal_head, trainer
+from stream_rec.training.config import TrainConfig
+from stream_rec.training.prepare import Prepared, reopen
+from stream_rec.window import stride_of
+
+FLOORS = {"popularity": "popularity", "recency": "recent popularity", "transitions": "Markov"}
+"""Parts that are what a prediction must beat: counters, without any training."""
+BLEND = "blend"
+LENGTHS = {
+    "1 event": (1, 1),
+    "2 events": (2, 2),
+    "3 events": (3, 3),
+    "4 to 9 events": (4, 9),
+    "10 or more": (10, 1 << 40),
+}
+TOP = 20
+
+
+Seen = Literal["keep", "window", "ever"]
+"""Which of the items that a user has met are left out: none, those in the window, as serving does with `exclude_seen`,
+or all that the log has, as published evaluations do."""
+
+
+class Plan(NamedTuple):
+    """How a model is evaluated."""
+
+    protocol: Protocol
+    stride: int | None
+    """How far a served window moves, events; None: half of what the model reads."""
+    seen: Seen = "keep"
+    baskets: bool | None = None
+    """Whether what a user does at one time is predicted in one; None: if that is most of what they do."""
+    after: float = 0.0
+    """Share of the log after which predictions begin. What lies between it and what the model knows is learned from,
+    if the memory learns on, and not predicted."""
+
+
+class Outcome(NamedTuple):
+    """The predictions of one split, and what was right."""
+
+    ranks: dict[str, Ranks]
+    """Of the blend, of each part alone."""
+    first: "First"
+    mass: Mass
+    places: Numbers
+    """Of the (first) event that was predicted, (predictions,)."""
+    right: Numbers
+    """The row of each right item, (right,), in the order of the ranks."""
+    varied: Varied
+
+
+class First(NamedTuple):
+    """The first items of each answer of the blend, (predictions, TOP) each."""
+
+    rows: Numbers
+    probabilities: NDArray[np.float32]
+    happened: NDArray[np.bool_]
+    """Whether the item was right."""
+
+    @classmethod
+    def of(cls, shares: Tensor, candidates: Tensor, right_of: Numbers, right_rows: Numbers) -> "First":
+        """By the `shares` of `candidates` (batch, most). A catalogue with fewer items is filled up with the unknown."""
+        best = F.pad(shares, (0, TOP)).topk(TOP, dim=1)
+        rows = F.pad(candidates, (0, TOP), value=UNKNOWN).gather(1, best.indices).numpy()
+        probabilities = best.values.numpy()
+        wide = int(max(rows.max(), right_rows.max())) + 1
+        happened = np.isin(np.arange(len(rows))[:, None] * wide + rows, right_of * wide + right_rows)
+        return cls(rows, probabilities, happened)
+
+
+def run(
+    model: Model,
+    frame: pl.DataFrame,
+    plan: Plan,
+    texts: TextEncoder,
+    progress: Progress,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """All figures of `model` on `frame` (user, item, event, time). Raises `UserError` if nothing is held out."""
+    prepared = reopen(model, frame, texts)._replace(device=device)
+    data = prepared.data
+    capacity = model.config.capacity
+    config = TrainConfig(encoder=model.config.encoder, capacity=capacity, stride=stride_of(capacity, plan.stride))
+    split, known = split_of(data, model, plan.protocol)
+    baskets = same_time(data) > BASKETS if plan.baskets is None else plan.baskets
+    split = split._replace(targets=split.targets[data.order[split.targets] >= plan.after * len(data.rows)])
+    if baskets:
+        split = split._replace(targets=first_of_basket(data, split.targets))
+    if not len(split.targets):
+        raise UserError("the log holds nothing that the model has not seen: train it with the same --protocol")
+    states = states_at(model.encoder, prepared, split.targets, config)
+    nearest = everything(model.encoder, prepared)
+
+    def outcome(online: bool, strengths: Sequence[float], what: str) -> Outcome:
+        memory = Memory(model.config.horizons, model.config.remembers_until)
+        memory.load(model.memory)
+        teach(prepared, memory, data.in_log_order(known & (data.times > model.config.remembers_until)))
+        predicted = predict(
+            *(prepared, split._replace(online=online), memory, lambda which: nearest(states[which], NEAREST), config),
+            lambda done: progress(what, done, len(split.targets)),
+        )
+        weights, outputs = model.config.blend, nearest.outputs
+        return collect(predicted, prepared, weights, outputs, strengths, baskets=baskets, seen=plan.seen)
+
+    found = outcome(split.online, STRENGTHS, "predicting")
+    frozen = outcome(False, (), "predicting, memory frozen") if split.online else found
+    users = trainer.users_of(model.encoder, prepared, states, split.targets)
+    figures = report(prepared, found, frozen, known, baskets=baskets, seen=plan.seen)
+    return figures | {"probabilities": told(model, prepared, users, nearest.outputs, found, known)}
+
+
+def split_of(data: Dataset, model: Model, protocol: Protocol) -> tuple[Split, NDArray[np.bool_]]:
+    """What is predicted, and what the model knew, (events,)."""
+    if protocol == "leave-one-out":
+        split = Split.leaving(data, 1)
+        return split, split.known
+    known = data.times <= model.config.trained_until
+    return Split.at(data, int(known.sum()), len(data.rows), online=protocol == "prequential"), known
+
+
+def collect(
+    asked: Iterator[Predicted],
+    prepared: Prepared,
+    weights: Blend,
+    outputs: Tensor,
+    strengths: Sequence[float],
+    *,
+    baskets: bool,
+    seen: Seen,
+) -> Outcome:
+    """Ranks what was right, by the blend and by each part alone, and what the blend's lists would be with diversity.
+
+    `strengths` are those of the diversity, and `outputs` (rows, width) say which items are alike. What is left out of
+    the window keeps its probability, as in serving: it takes no place in a list.
+    """
+    data, categories = prepared.data, prepared.catalog.categories
+    scores = {BLEND: weights, **{part: blend_fit.alone(part) for part in PARTS}}
+    of: list[Numbers] = []
+    ranks: dict[str, list[Numbers]] = {name: [] for name in scores}
+    first: list[First] = []
+    masses: list[Mass] = []
+    places: list[Numbers] = []
+    rights: list[Numbers] = []
+    varied: list[Varied] = []
+    for places_now, table in asked:
+        begin = sum(map(len, places))
+        right_of, right_rows = right(data, places_now, baskets=baskets)
+        truth = find(table, right_of, right_rows)
+        barred, left_out = table.rows == UNKNOWN, torch.zeros(len(table.rows), dtype=torch.bool)
+        if seen == "ever":
+            barred |= torch.from_numpy(met(data, places_now, table))
+        elif seen == "window":
+            left_out = table.seen
+        of.append(right_of + begin)
+        places.append(places_now)
+        rights.append(right_rows)
+        said = (table.columns @ weights.weights).masked_fill_(barred, BARRED)
+        barred |= left_out
+        values = {name: (table.columns @ one.weights).masked_fill_(barred, BARRED) for name, one in scores.items()}
+        for name, found in values.items():
+            ranks[name].append(ranks_of(table, found, torch.from_numpy(right_of), truth).numpy())
+        shares, candidates = probable(table, said, weights.covered)
+        listed = shares.masked_fill(table.spread(left_out, False), 0)
+        first.append(First.of(listed, candidates, right_of, right_rows))
+        masses.append(Mass.of(shares, candidates, data.rows[places_now], categories))
+        varied.append(diversity_curve.vary(table, values[BLEND], outputs, strengths))
+    whose, count = np.concatenate(of), sum(map(len, places))
+    return Outcome(
+        {name: Ranks(whose, np.concatenate(found), count) for name, found in ranks.items()},
+        First(*map(np.concatenate, zip(*first, strict=True))),
+        Mass.joined(masses),
+        np.concatenate(places),
+        np.concatenate(rights),
+        diversity_curve.joined(varied),
+    )
+
+
+def report(
+    prepared: Prepared, live: Outcome, frozen: Outcome, known: NDArray[np.bool_], *, baskets: bool, seen: Seen
+) -> dict[str, Any]:
+    """The figures of an evaluation; `known` (events,) is what the model had seen."""
+    data, ours = prepared.data, live.ranks[BLEND]
+    user = data.user_of(live.places)
+    before = live.places - data.begins[user]
+    new = ~np.isin(data.rows[live.places], data.rows[known])
+    same = data.times[live.places] == data.times[live.places - 1]
+    counts = np.bincount(data.rows[known], minlength=len(prepared.catalog)).astype(np.float64)
+    lists, vectors = Lists(live.first.rows[:, : metrics.CUT]), prepared.vectors.numpy()
+    best = max(FLOORS, key=lambda part: live.ranks[part].gains(metrics.CUT).mean())
+    floor = live.ranks[best]
+    groups = {
+        "event_type": {
+            name: data.types[live.places] == number for number, name in enumerate(prepared.event_types, UNKNOWN + 1)
+        },
+        "history": {name: (before >= low) & (before <= high) for name, (low, high) in LENGTHS.items()},
+        "item": {"new": new, "known": ~new},
+        "time": {"that of the event before": same, "later": ~same},
+    }
+    chance = metrics.calibration(live.first.probabilities.ravel(), live.first.happened.ravel())
+    return {
+        **shown(ours),
+        "predictions": ours.predictions,
+        "users": len(np.unique(user)),
+        "baskets": baskets,
+        "seen_items": seen,
+        "seen_items_filtered": seen != "keep",
+        "repeats": round(repeats(data), 4),
+        "coverage": round(lists.coverage(len(prepared.items)), 4),
+        "novelty_bits": round(lists.novelty(counts), 2),
+        "intra_list_diversity": round(lists.diversity(vectors), 4),
+        "diversity": {
+            str(strength): diversity_curve.figures(rows, ours.of, live.right, vectors, len(prepared.items))
+            for strength, rows in live.varied.items()
+        },
+        "calibration_error": round(chance.error, 5),
+        "floors": {name: shown(live.ranks[part]) for part, name in FLOORS.items()},
+        "frozen": {
+            BLEND: shown(frozen.ranks[BLEND]),
+            **{name: shown(frozen.ranks[part]) for part, name in FLOORS.items()},
+        },
+        "over_best_floor": {
+            "floor": FLOORS[best],
+            f"hr_at_{metrics.CUT}": metrics.bootstrap(ours.hits(metrics.CUT) - floor.hits(metrics.CUT), user),
+            f"ndcg_at_{metrics.CUT}": metrics.bootstrap(ours.gains(metrics.CUT) - floor.gains(metrics.CUT), user),
+        },
+        "parts": {part: shown(live.ranks[part]) for part in PARTS},
+        **{
+            f"by_{kind}": {
+                name: {
+                    "predictions": int(which.sum()),
+                    **shown(ours.pick(which)),
+                    "floor_hr_at_10": shown(floor.pick(which))["hr_at_10"],
+                }
+                for name, which in kinds.items()
+                if which.any()
+            }
+            for kind, kinds in groups.items()
+        },
+        "reliability": [[round(said, 5), round(came, 5), count] for said, came, count in chance.bins],
+    }
+
+
+def told(
+    model: Model, prepared: Prepared, users: Tensor, outputs: Tensor, live: Outcome, known: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """How good each probability is; `users` (predictions, width + types), `outputs` (rows, width)."""
+    data, categories, places = prepared.data, prepared.catalog.categories, live.places
+    in_catalogue = data.rows[places] != UNKNOWN  # the others are never recommended
+    truth, met = data.rows[places[in_catalogue]], data.rows[known & (data.rows != UNKNOWN)]
+    item, category = (said.pick(in_catalogue) for said in live.mass)
+    found = {
+        "probability": proper_scores.of_items(item, truth, met, len(prepared.items)),
+        "next_event": proper_scores.of_types(prepared, model.encoder, users, places, known),
+        "interests": proper_scores.of_categories(category, truth, categories, met),
+    }
+    goal = model.config.goal
+    if goal is not None:
+        asked = goal_head.contacts(prepared, goal, users[torch.from_numpy(in_catalogue)], places[in_catalogue])
+        said = torch.sigmoid(goal_head.logits(model.encoder, asked, outputs)).double().numpy()
+        seen = goal_head.Seen.of(prepared, known, goal)
+        found["interest"] = proper_scores.of_interest(data, places[in_catalogue], said, seen)
+    return {
+        name: {of: {key: round(value, 5) for key, value in figures.items()} for of, figures in one.items()}
+        for name, one in found.items()
+    }
+
+
+def shown(ranks: Ranks) -> dict[str, float]:
+    """The figures, as precise as they are worth."""
+    return {name: round(value, 4) for name, value in metrics.figures(ranks).items()}

@@ -1,0 +1,1 @@
+"""What the model reads: tokens, item vectors, item similarity and the online statistics."""

@@ -1,0 +1,1 @@
+"""Connections, consumers, producers, transactions, topics and dead letters. Knows no model."""

@@ -1,1 +1,0 @@
-"""Offline: reading logs, simulating a storefront, training and evaluating. Knows no Kafka."""

@@ -1,1 +1,0 @@
-"""The torch side: catalogue, user encoder, cached keys and values, scores. Knows no Kafka."""

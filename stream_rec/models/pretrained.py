@@ -1,0 +1,149 @@
+"""A pre-trained causal language model as a body: a hub name, a folder, or a GGUF file. Never its code, never a pickle.
+
+What is taken of it: its first layers, its word table and its tokenizer. The output layer over words is not.
+"""
+
+import logging
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from stream_rec.errors import UserError
+from stream_rec.features.tokens import Tokens
+from stream_rec.models import attention
+from stream_rec.models.user_encoder import NO_WORDS, EncoderConfig, UserEncoder
+from stream_rec.serving.forward import Gathering
+from stream_rec.serving.incremental import Incremental
+from stream_rec.serving.kv_cache import KeyValueCache, Shape
+
+LIMITED = ("sliding_attention", "chunked_attention")
+"""Kinds of layers that see the last tokens alone."""
+PROBE = 5
+"""Tokens by which it is seen whether a body computes the same through cached keys and values."""
+REFUSALS = (OSError, ValueError, ImportError, KeyError, RuntimeError)
+"""What loading raises for a file that is no model, or one of a kind that transformers doesn't know."""
+
+log = logging.getLogger(__name__)
+
+
+class Base(NamedTuple):
+    """What is taken of a language model but its tokenizer."""
+
+    body: Any
+    """Its decoder, whose tokens come as vectors."""
+    table: Tensor
+    """The vectors of its words, (words, width)."""
+
+
+def load_base(name: str, layers: int | None, tokens: int) -> Base:
+    """The model `name` cut to its first `layers` (None: all), to read windows of at most `tokens` tokens, in float32.
+
+    Raises `UserError` when it can't be had, or can't be served exactly behind cached keys and values.
+    """
+    transformers_logging.disable_progress_bar()  # it would run through the command's own
+    body = loaded(AutoModel, name, dtype=torch.float32, use_safetensors=True)
+    if not hasattr(body, "layers") or getattr(body.config, "is_encoder_decoder", False):
+        raise UserError(f"{name!r} is no causal decoder: its layers can't be counted")
+    kept = layers or len(body.layers)
+    if kept > len(body.layers):
+        raise UserError(f"{name!r} has {len(body.layers)} layers, {kept} were asked for")
+    with torch.no_grad():
+        words = body.get_input_embeddings()
+        table = words(torch.arange(words.num_embeddings))  # by its forward, which may scale
+    del body.layers[kept:]
+    refuse_own_attention(name, body)
+    without_vocabulary(body, kept)
+    refuse_short_sight(name, body.config, tokens)
+    return Base(body, table)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of the model `name`. Raises `UserError` when it can't be had."""
+    tokenizer = getattr(loaded(AutoTokenizer, name), "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"{name!r} has no tokenizer of the tokenizers library: it can't read words; use --read items")
+    return tokenizer
+
+
+def without_vocabulary(body: Any, layers: int) -> None:
+    """Leaves out the word table, a quarter of a small language model; words, if read, are looked up elsewhere."""
+    body.config.num_hidden_layers = layers
+    if hasattr(body.config, "quantization_config"):
+        del body.config.quantization_config  # of the file that it came from: these weights are plain numbers
+    if getattr(body.config, "layer_types", None):
+        body.config.layer_types = body.config.layer_types[:layers]
+    body.config.update(NO_WORDS)
+    body.set_input_embeddings(nn.Embedding(1, body.config.hidden_size, _weight=torch.zeros(1, body.config.hidden_size)))
+
+
+def refuse_short_sight(name: str, config: Any, tokens: int) -> None:
+    """Raises `UserError` for a body that can't see `tokens` tokens back: cached or not, it is read with full sight."""
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    limited = kinds is None or any(kind in LIMITED for kind in kinds)
+    if window and limited and window < tokens:
+        raise UserError(
+            f"{name!r} sees {window} tokens back, and the longest window has {tokens}: lower --capacity, or --layers"
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and longest < tokens:
+        raise UserError(
+            f"{name!r} reads at most {longest} tokens, and the longest window has {tokens}: lower --capacity"
+        )
+
+
+def refuse_own_attention(name: str, body: Any) -> None:
+    """Raises `UserError` for a body whose attention doesn't go through transformers' interface, or is more than that.
+
+    It is tried: a few tokens computed at once, and one behind the cached others, must come out the same.
+    """
+    try:
+        body.set_attn_implementation(attention.NAME)
+        apart = _probe(body.eval())
+    except (TypeError, AttributeError, *REFUSALS) as error:
+        log.info("%s, computed behind cached keys and values: %s", name, error)
+        apart = float("inf")
+    if not apart <= 1e-3:
+        raise UserError(
+            f"{name!r} has an attention of its own, which can't be computed behind cached keys and values: name a "
+            "decoder whose attention goes through transformers' attention interface, such as Llama's or Qwen's"
+        )
+
+
+def _probe(body: Any) -> float:
+    """The largest difference between a whole window and one computed in two parts, as a share of its largest number."""
+    encoder = UserEncoder(EncoderConfig(dropout=0, residual_dropout=0), body, items=1, item_dim=1, types=1).eval()
+    vectors = torch.randn(PROBE, encoder.width, generator=torch.Generator().manual_seed(0))
+    shape = Shape.of(body.config, PROBE, torch.float32)
+    cache = KeyValueCache(shape, shape.bytes, torch.device("cpu"))
+    forward = Gathering(encoder, cache.first)
+    incremental = Incremental(encoder, lambda numbers: vectors[numbers[0]], cache, forward, PROBE)
+    ids = np.arange(PROBE)
+    windows = [Tokens(ids[None, :length], ids[:length] + 1) for length in (PROBE - 2, PROBE)]
+    whole = incremental.whole(windows)
+    parts = torch.cat([incremental.encode(["probe"], [window])[0] for window in windows])
+    return float((parts - whole).abs().max() / whole.abs().max())
+
+
+def loaded(kind: Any, name: str, **options: Any) -> Any:
+    """What `kind` (of transformers' Auto classes) makes of the model `name`. Raises `UserError`."""
+    path = Path(name).expanduser()
+    safe = {**options, "trust_remote_code": False}  # None would ask at the terminal
+    try:
+        if path.suffix == ".gguf":
+            with redirect_stderr(StringIO()):  # its reader draws a progress bar through the command's own
+                return kind.from_pretrained(str(path.parent), gguf_file=path.name, **safe)
+        return kind.from_pretrained(str(path) if path.is_dir() else name, **safe)
+    except Exception as error:  # a damaged file fails in each of transformers' readers in its own way
+        raise UserError(
+            f"cannot load the pre-trained model {name!r} ({(str(error).splitlines() or [type(error).__name__])[0]}): "
+            "name a Hugging Face causal model, its folder, or a .gguf file"
+        ) from error

@@ -1,0 +1,1 @@
+"""From a user state to ranked items: retrieval, candidate features, blend, diversity and explanation."""

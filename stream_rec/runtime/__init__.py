@@ -1,0 +1,1 @@
+"""What every process needs: signals, retries, the terminal, memory and cores."""

@@ -1,0 +1,1 @@
+"""The engine: windows in, recommendations out, encoded incrementally with cached keys and values."""

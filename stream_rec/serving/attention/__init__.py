@@ -1,0 +1,1 @@
+"""Attention to cached keys and values on a GPU."""

@@ -1,0 +1,88 @@
+"""An online memory as bytes, so that a start need not learn again what was learned before it. No pickle: safetensors.
+
+Rows of a catalogue are given anew at each start, so items stand by their ids.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from stream_rec.features.online_statistics import Horizons, Learned, Memory, State
+from stream_rec.features.tokens import UNKNOWN, Numbers
+from stream_rec.models.model_store import WRONG
+
+COUNTS = ("popularity", "recency")
+DIRECTIONS = ("transitions.after", "transitions.before")
+
+
+def pack(memory: Memory, ids: Sequence[str], about: bytes) -> bytes:
+    """`ids` are those of the rows 1, 2, ...; `about` is the caller's, who has it back from `about_of`."""
+    known = memory.known
+    places = np.array([(one.n, one.offset) for one in known.values()], np.int64).reshape(-1, 2)
+    times = np.array([(one.time, one.taught, one.taught_at) for one in known.values()], np.float64).reshape(-1, 3)
+    told = {"about": np.frombuffer(about, np.uint8), "ids": _bytes(ids), "users": _bytes(list(known))}
+    clock = {"since": np.array([memory.since]), "now": np.array([memory.now])}
+    return save(memory.state() | told | clock | {"users.places": places, "users.times": times})
+
+
+def about_of(body: bytes) -> bytes:
+    """Raises `ValueError` for what `pack` has not made."""
+    return _load(body)["about"].tobytes()
+
+
+def unpack(body: bytes, horizons: Horizons, row: Callable[[str], int], a_day: float = np.inf) -> Memory:
+    """`row` gives an item's row in the present catalogue; what is not in it is left out. Snapshots of
+    version 0.1.0 do not say what users have taught: there, they have taught nothing yet.
+
+    Raises `ValueError` for what `pack` has not made.
+    """
+    arrays = _load(body)
+    try:
+        rows = np.array([UNKNOWN, *map(row, _strings(arrays["ids"]))], np.int64)
+        memory = Memory(horizons, a_day=a_day)
+        memory.load(_moved(arrays, rows))
+        users = _strings(arrays["users"])
+        places, times = arrays["users.places"].tolist(), np.atleast_2d(arrays["users.times"].T).T.tolist()
+        known = {user: Learned(*place, *time) for user, place, time in zip(users, places, times, strict=True)}
+        memory.resume(known, float(arrays["since"][0]), float(arrays["now"][0]))
+    except (*WRONG, LookupError) as error:
+        raise ValueError(f"no snapshot of a memory: {error}") from error
+    return memory
+
+
+def _moved(state: State, rows: Numbers) -> State:
+    """The state with `rows[row]` in the place of each row."""
+    moved = dict(state)
+    for name in DIRECTIONS:
+        pairs = rows[state[f"{name}.pairs"]]
+        kept = (pairs != UNKNOWN).all(1)
+        moved |= {f"{name}.pairs": pairs[kept], f"{name}.weights": state[f"{name}.weights"][kept]}
+    for name in COUNTS:
+        old = state[f"{name}.sums"]
+        sums = np.zeros(int(rows.max()) + 1)
+        count = min(len(rows), len(old))
+        sums[rows[:count]] = old[:count]
+        sums[UNKNOWN] = 0
+        highest = rows[state[f"{name}.highest"]]
+        moved |= {f"{name}.sums": sums, f"{name}.highest": highest[highest != UNKNOWN]}
+    return moved
+
+
+def _load(body: bytes) -> State:
+    try:
+        arrays: State = load(body)
+        arrays["about"]
+    except (*WRONG, LookupError) as error:
+        raise ValueError(f"no snapshot of a memory: {error}") from error
+    return arrays
+
+
+def _bytes(texts: Sequence[str]) -> NDArray[np.uint8]:
+    return np.frombuffer(msgspec.json.encode(texts), np.uint8)
+
+
+def _strings(array: NDArray[np.generic]) -> list[str]:
+    return msgspec.json.decode(array.tobytes(), type=list[str])

@@ -1,0 +1,1 @@
+"""From a log and a catalogue to a model folder."""

@@ -1,0 +1,1 @@
+"""The inference worker: reads windows, runs the engine, publishes recommendations in transactions."""

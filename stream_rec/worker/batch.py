@@ -1,0 +1,229 @@
+"""Records of the windows topic to the records that answer them: no Kafka client here, no asyncio."""
+
+import logging
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from msgspec import structs
+
+from stream_rec.config import Settings
+from stream_rec.kafka import dead_letters, record_batches
+from stream_rec.kafka.topics import ENVELOPE, Room
+from stream_rec.kafka.transactions import Reply
+from stream_rec.messages import (
+    UNREADABLE,
+    Recommendation,
+    TombstoneHeaders,
+    Window,
+    as_headers,
+    encode,
+    read_window,
+)
+from stream_rec.metrics import WorkerMetrics
+from stream_rec.worker.online_metrics import LiveAccuracy, Prediction
+
+log = logging.getLogger(__name__)
+
+
+class Told(NamedTuple):
+    """What a model says to a window."""
+
+    recommendation: Recommendation
+    floors: Mapping[str, int | None]
+    """The place of the window's last item in what each floor would have said before it, 1 for the first."""
+
+
+class Failed(NamedTuple):
+    """Why a model says nothing to a window."""
+
+    error: Exception
+
+
+class Model(Protocol):
+    """What answers windows. It is called on one thread."""
+
+    def affordable(self, windows: Sequence[Window]) -> int:
+        """How many leading ones of `windows` make a step, at least 1."""
+
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told | Failed]:
+        """An answer to each of `windows`, which stand in `partitions`.
+
+        What it raises comes before the model learns from any of them: they may be asked again.
+        """
+
+    def forget(self, user_id: str) -> None:
+        """Erases a user."""
+
+    def __contains__(self, user_id: str) -> bool:
+        """Whether anything of a user is held."""
+
+
+class Record(Protocol):
+    """What is needed of a Kafka record."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Answer(NamedTuple):
+    """A reply, the partition whose transaction it belongs to, and when its event arrived (seconds; None: no event)."""
+
+    partition: int
+    reply: Reply
+    arrived: float | None
+    prediction: Prediction | None = None
+    """What the user's next event is compared with, once the reply is committed."""
+    failed: bool = False
+    """Whether the model failed on the window, so that the reply is a dead letter."""
+
+
+class Erasure(NamedTuple):
+    """What a tombstone asks for."""
+
+    user_id: str
+    """As models call the user, see `in_partition`."""
+
+
+class Unreadable(NamedTuple):
+    """Why a record is no window."""
+
+    error: str
+    reason: str = "unreadable window"
+
+
+Found = Window | Erasure | Unreadable
+
+
+class Answered(NamedTuple):
+    answers: list[Answer]
+    records: int
+    """How many leading records they answer."""
+
+
+def in_partition(user_id: str, partition: int) -> str:
+    """What models call the user of a partition.
+
+    A user whose events come by several partitions has a window in each: to a model those are different users.
+    """
+    return f"{partition}:{user_id}"
+
+
+class Answerer:
+    """Answers windows by a model, tombstones with tombstones, and what is no window with a dead letter."""
+
+    def __init__(self, settings: Settings, metrics: WorkerMetrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._live = LiveAccuracy(metrics)
+        self.room = Room(settings.max_message_bytes, settings.max_message_bytes)
+
+    def answer(self, model: Model, records: Sequence[Record]) -> Answered:
+        """Answers to the leading `records` that make one step, in order for each user.
+
+        Raises only what is wrong with this process.
+        """
+        read = [self._read(record) for record in records]
+        count = _cut(model, read)
+        answers: list[Answer] = []
+        waiting: list[tuple[Record, Window]] = []
+        for record, found in zip(records[:count], read[:count], strict=True):
+            match found:
+                case Window():
+                    self._metrics.windows.inc()
+                    waiting.append((record, found))
+                case Unreadable(error, reason):
+                    answers.append(self._bury(record, reason, error))
+                case Erasure(user_id):
+                    answers += self._answer_windows(model, waiting)
+                    waiting = []
+                    answers.append(self._erase(model, record, user_id))
+        return Answered(answers + self._answer_windows(model, waiting), count)
+
+    def _read(self, record: Record) -> Found:
+        if isinstance(record, record_batches.Unreadable):
+            return Unreadable(record.error, record.reason)
+        if record.value is None and record.key is not None:
+            return Erasure(in_partition(record.key.decode(errors="replace"), record.partition))
+        try:
+            window = read_window(record.value or b"")
+            if window.user_id.encode() != record.key:
+                raise ValueError("the key is not the user_id")
+        except (*UNREADABLE, ValueError) as error:
+            return Unreadable(str(error))
+        return structs.replace(window, user_id=in_partition(window.user_id, record.partition))
+
+    def _answer_windows(self, model: Model, waiting: Sequence[tuple[Record, Window]]) -> list[Answer]:
+        if self._settings.coalesce:
+            newest = {window.user_id: (record, window) for record, window in waiting}
+            for _, window in waiting:
+                if window is not newest[window.user_id][1]:
+                    self._live.happened(window)
+            self._metrics.coalesced.inc(len(waiting) - len(newest))
+            waiting = list(newest.values())
+        return self._compute(model, waiting) if waiting else []
+
+    def _compute(self, model: Model, waiting: Sequence[tuple[Record, Window]]) -> list[Answer]:
+        """One step; should the model fail, halves of it, so that the one window at fault becomes a dead letter."""
+        try:
+            partitions = [record.partition for record, _ in waiting]
+            said = model.step([window for _, window in waiting], partitions)
+        except Exception as error:  # noqa: BLE001 - one window must neither stop the stream nor vanish
+            if len(waiting) > 1:
+                half = len(waiting) // 2
+                return self._compute(model, waiting[:half]) + self._compute(model, waiting[half:])
+            said = [Failed(error)]
+        return [
+            self._fail(record, one.error) if isinstance(one, Failed) else self._publish(record, window, one)
+            for (record, window), one in zip(waiting, said, strict=True)
+        ]
+
+    def _fail(self, record: Record, error: Exception) -> Answer:
+        frames = "".join(traceback.format_tb(error.__traceback__))  # the error's own text may hold an id
+        log.error(
+            "%s: window %s/%d is a dead letter\n%s", type(error).__name__, record.partition, record.offset, frames
+        )
+        return self._bury(record, "internal error", type(error).__name__)._replace(failed=True)
+
+    def _publish(self, record: Record, window: Window, told: Told) -> Answer:
+        self._live.happened(window, told.floors)
+        value = encode(structs.replace(told.recommendation, user_id=(record.key or b"").decode()))
+        if len(record.key or b"") + len(value) + ENVELOPE > self.room.record:
+            return self._bury(record, "answer too large", f"{len(value)} bytes: lower top_k or raise max_message_bytes")
+        prediction = self._live.predicted(told.recommendation)
+        reply = Reply(self._settings.recommendations_topic, record.key, value)
+        return Answer(record.partition, reply, window.arrived, prediction)
+
+    def _erase(self, model: Model, record: Record, user_id: str) -> Answer:
+        model.forget(user_id)
+        self._live.forget(user_id)
+        held = user_id in model or user_id in self._live  # looked up, not taken for granted: it is what a receipt says
+        headers = as_headers(TombstoneHeaders("something" if held else "nothing"))
+        return Answer(record.partition, Reply(self._settings.recommendations_topic, record.key, None, headers), None)
+
+    def _bury(self, record: Record, reason: str, error: str) -> Answer:
+        self._metrics.dead_letters.labels(reason).inc()
+        letter = dead_letters.to_dead_letter(
+            record, reason, error, time_s=record.timestamp / 1_000, max_bytes=self.room.dead_letter
+        )
+        return Answer(record.partition, Reply(self._settings.dead_letter_topic, *letter), None)
+
+
+def _cut(model: Model, read: Sequence[Found]) -> int:
+    """How many leading records one step answers: as many windows as the model can afford, and what stands between.
+
+    Counted before a burst is answered by its newest window alone, which costs no more than all of its windows.
+    """
+    places = [at for at, found in enumerate(read) if isinstance(found, Window)]
+    windows = [found for found in read if isinstance(found, Window)]
+    if not windows:
+        return len(read)
+    try:
+        count = model.affordable(windows)
+    except Exception:  # noqa: BLE001 - a window is at fault: the step finds out which
+        return len(read)
+    return places[count] if count < len(places) else len(read)
