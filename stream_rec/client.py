@@ -23,10 +23,9 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import Right, on
+from stream_rec.kafka.access_control import Right, on, require
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import log_skipped, make_consumer
-from stream_rec.kafka.granted import require
 from stream_rec.kafka.key_lookup import Search, newest_of
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.messages import UNREADABLE, Item, Recommendation, read_item, read_recommendation

@@ -24,10 +24,9 @@ from stream_rec import messages
 from stream_rec.config import Settings, environment_name
 from stream_rec.errors import UserError
 from stream_rec.kafka import access_control, topics
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import describe, on, require
 from stream_rec.kafka.connection import access, connect
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.granted import describe, require
 from stream_rec.kafka.key_lookup import Search
 from stream_rec.kafka.offset_ranges import Span, read, since
 from stream_rec.kafka.publish import Publisher

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from stream_rec.runtime.cores import share_cores
+from stream_rec.runtime.process import limit_openmp_spinning
 
 if TYPE_CHECKING:
     from stream_rec.models.model_store import Model
     from stream_rec.serving.engine import Engine
 
-share_cores()  # before any test imports torch
+limit_openmp_spinning()  # before any test imports torch
 if not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # a kernel runs on the CPU; read when triton is imported
 

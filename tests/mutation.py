@@ -1,7 +1,7 @@
 """`python -m tests.mutation MODULE`: changes one place of a module at a time and runs its tests, which should fail.
 
-The mutations are Cosmic Ray's. Tests run in forks of a process that has torch imported, on a copy of the tree, with
-numba's compiler off. The operator `|` is left alone: most of them stand in annotations.
+The mutations are Cosmic Ray's. Tests run in forks of a process that has torch imported, on a copy of the tree; a module
+with functions that numba compiles is run without its compiler. The operator `|` is left alone: most of them stand in annotations.
 """
 
 import itertools
@@ -29,15 +29,15 @@ ROOT = Path(__file__).parents[1]
 MODULES = {
     "window": ("window.py", ["test_window.py", "test_examples_in_docstrings.py", "pipeline/test_keeper.py"]),
     "kv_cache": ("serving/kv_cache.py", ["serving/test_kv_cache.py"]),
-    "batcher": ("serving/scheduler.py", ["serving/test_scheduler.py"]),
-    "counters": (
+    "scheduler": ("serving/scheduler.py", ["serving/test_scheduler.py"]),
+    "online_statistics": (
         "features/online_statistics.py",
         ["features/test_online_statistics.py", "serving/test_statistics_snapshot.py"],
     ),
-    "decay": ("features/forward_decay.py", ["features/test_forward_decay.py", "features/test_online_statistics.py"]),
-    "parts": ("ranking/candidate_features.py", ["ranking/test_candidate_features.py", "ranking/test_blend.py"]),
+    "forward_decay": ("features/forward_decay.py", ["features/test_forward_decay.py", "features/test_online_statistics.py"]),
+    "candidate_features": ("ranking/candidate_features.py", ["ranking/test_candidate_features.py", "ranking/test_blend.py"]),
     "metrics": ("evaluation/metrics.py", ["evaluation/test_metrics.py"]),
-    "evaluation": ("evaluation/evaluate.py", ["evaluation/test_evaluation_report.py", "evaluation/test_evaluate.py"]),
+    "evaluate": ("evaluation/evaluate.py", ["evaluation/test_evaluation_report.py", "evaluation/test_evaluate.py"]),
     "keeper": ("pipeline/keeper.py", ["pipeline/test_keeper.py", "evaluation/test_prequential.py"]),
 }
 """Each module, below stream_rec, and its tests, below tests."""
@@ -94,9 +94,11 @@ def _test(copy: Path, tests: list[str]) -> None:
 @click.option("--seed", default=0, show_default=True, help="of the sample")
 def main(module: str, sample: int, seed: int) -> None:
     """Prints the mutations of MODULE that no test notices, and the score as a JSON object in the last line."""
-    os.environ |= {"NUMBA_DISABLE_JIT": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    CONTEXT.set_forkserver_preload(PRELOADED)
     name, tests = MODULES[module]
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    if "@_compiled" in (ROOT / "stream_rec" / name).read_text():
+        os.environ["NUMBA_DISABLE_JIT"] = "1"  # it would be compiled anew for each mutation
+    CONTEXT.set_forkserver_preload(PRELOADED)
     copy = Path(tempfile.mkdtemp(prefix="stream-rec-mutation-"))
     try:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -20,7 +20,7 @@ from stream_rec.features.online_statistics import REACH, Horizons, Memory
 from stream_rec.kafka import topics
 from stream_rec.kafka.publish import Publisher
 from stream_rec.local.broker import Broker
-from stream_rec.local.processes import Processes
+from stream_rec.local.subprocesses import Processes
 from stream_rec.messages import Window, encode
 from stream_rec.models import model_store
 from stream_rec.models.user_encoder import EncoderConfig

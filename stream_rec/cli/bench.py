@@ -7,7 +7,7 @@ import click
 
 from stream_rec.cli.options import CORES, EVERYWHERE, POSITIVE, Command, Finite, Option
 from stream_rec.cli.training import COLUMNS
-from stream_rec.runtime.cores import share_cores
+from stream_rec.runtime.process import limit_openmp_spinning
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
@@ -129,7 +129,7 @@ def bench_engine(
     decoder is a pre-trained language model, which has a shape of its own, and the figures are those of both readings:
     one token an event, and the event's words.
     """
-    share_cores()
+    limit_openmp_spinning()
     given |= {
         "events": given.pop("count"),
         **{name: getattr(settings, name) for name in ("kv_cache_gb", "device", "dtype")},
@@ -166,7 +166,7 @@ def bench_catalog(as_json: bool, **given: Any) -> None:
     User states in, ranked items with probabilities and interests out. Vectors lie as those of trained models do. A
     million items take 4 GB of memory and some minutes.
     """
-    share_cores()
+    limit_openmp_spinning()
     from stream_rec.bench import catalog as room
 
     room.show(room.Plan(**given), as_json)
@@ -205,7 +205,7 @@ def bench_peers(events: Path | None, columns: str, count: int, as_json: bool, **
     Peers: the decoder of plain transformers, and the SASRec of RecTools, which the extra `bench` installs. All have
     random weights, the same width, layers and items.
     """
-    share_cores()
+    limit_openmp_spinning()
     from stream_rec.bench import peers as room
     from stream_rec.bench.engine import Plan
 
@@ -297,7 +297,7 @@ def bench_blend(settings: "Settings", as_json: bool, **given: Any) -> None:
     All parts of the score, the learning of the online memory included. And which share of the 20 best items of the
     whole catalogue are among the candidates.
     """
-    share_cores()
+    limit_openmp_spinning()
     from stream_rec.bench import blend as room
 
     room.show(room.Plan(**given), settings.stride, settings.cache_dir, as_json)

@@ -46,7 +46,7 @@ def cli(context: click.Context, config: Path | None) -> None:  # noqa: ARG001 - 
 
 
 def _read_topic(*arguments: Any) -> "Source":
-    """What `train` reads a topic with: its own room knows no Kafka. See `pipeline.history.read`."""
+    """What `train` reads a topic with: its own room knows no Kafka. See `replay.kafka_source.read`."""
     from stream_rec.replay import kafka_source
 
     return kafka_source.read(*arguments)

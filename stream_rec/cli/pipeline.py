@@ -64,10 +64,10 @@ def broker(data: Path | None, port: int, heap_mb: int) -> int:
     Needs neither Docker nor Java, but the extra `local`. For one machine: demo, tests, trials.
     """
     from stream_rec.local.broker import Broker
-    from stream_rec.runtime.signals import until_told
+    from stream_rec.runtime.process import wait_for_shutdown
 
     with Broker(data, port, heap_mb, notify=lambda line: click.echo(line, err=True)) as running:
-        return until_told(running.poll)
+        return wait_for_shutdown(running.poll)
 
 
 @click.group()

@@ -33,8 +33,8 @@ def run(settings: Settings, chosen: Plan, read_topic: ReadTopic) -> int:
         import torch
 
         from stream_rec.models import model_store
+        from stream_rec.training import run
         from stream_rec.training import run as single
-        from stream_rec.training import seeds
     torch.set_num_threads(chosen.threads or os.cpu_count() or 1)
     before = None
     if chosen.continues is not None:
@@ -47,7 +47,7 @@ def run(settings: Settings, chosen: Plan, read_topic: ReadTopic) -> int:
 
             search.run(given, chosen, chosen.trials)
         elif chosen.seeds is not None:
-            seeds.run(given, chosen, chosen.seeds)
+            run.train_seeds(given, chosen, chosen.seeds)
         else:
             single.show(single.train_one(given, chosen, single.config_of(given, chosen)), chosen)
     except KeyboardInterrupt:

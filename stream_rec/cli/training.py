@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stream_rec.cli.options import CORES, EVERYWHERE, KAFKA, POSITIVE, SEED, Command, Finite
-from stream_rec.runtime.cores import share_cores
-from stream_rec.runtime.heap import keep_freed
+from stream_rec.runtime.process import keep_freed_memory, limit_openmp_spinning
 
 if TYPE_CHECKING:
     from stream_rec.config import Settings
@@ -122,8 +121,8 @@ THREADS = click.option("--threads", type=CORES, help="CPU threads [default: all 
 @click.pass_obj
 def train(read_topic: Any, /, settings: "Settings", **given: Any) -> int:
     """Train a model on a log: a file, or a topic. Ctrl-C interrupts; the same command goes on from the last epoch."""
-    share_cores()
-    keep_freed()
+    limit_openmp_spinning()
+    keep_freed_memory()
     from stream_rec.cli import train as session
     from stream_rec.training.options import Plan
 
@@ -161,7 +160,7 @@ def train(read_topic: Any, /, settings: "Settings", **given: Any) -> int:
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object; figures of several seeds are averaged")
 def evaluate(settings: "Settings", **given: Any) -> int:
     """Measure models (of several seeds) on what they have not seen of a log, beside floors that need no training."""
-    share_cores()
+    limit_openmp_spinning()
     from stream_rec.cli import evaluate as assess
 
     return assess.run(settings, assess.Plan(**given))

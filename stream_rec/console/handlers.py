@@ -14,7 +14,7 @@ from aiokafka.structs import RecordMetadata
 from stream_rec.client import latest
 from stream_rec.config import Settings
 from stream_rec.console import serializers
-from stream_rec.console.explain.standby import NotReady, Standby
+from stream_rec.console.explain.explainer_model import NotReady, Standby
 from stream_rec.console.lookup import held
 from stream_rec.console.security import BODY, dress, guard, policy, refusal, sending
 from stream_rec.console.sse import frame

@@ -16,8 +16,8 @@ from stream_rec.console.sse import busiest
 from stream_rec.console.state import Following
 from stream_rec.errors import UserError
 from stream_rec.kafka import access_control
+from stream_rec.kafka.access_control import require
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.granted import require
 from stream_rec.runtime.retry import patiently
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,8 @@ from stream_rec.console.titles import Titles
 from stream_rec.console.topic_reader import read
 from stream_rec.console.trends import Trends
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.granted import require
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """A finished model on events that it never saw: every figure, by kind of event and user, beside the floors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,10 +12,8 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from stream_rec.data.dataset import Dataset
 from stream_rec.errors import UserError
-from stream_rec.evaluation import diversity_curve, metrics, proper_scores
-from stream_rec.evaluation.diversity_curve import STRENGTHS, Varied
-from stream_rec.evaluation.ground_truth import met, repeats, right
-from stream_rec.evaluation.metrics import Lists, Ranks
+from stream_rec.evaluation import metrics, proper_scores
+from stream_rec.evaluation.metrics import CUT, MISSED, Lists, Ranks
 from stream_rec.evaluation.predict import Predicted, everything, find, predict, probable, states_at, teach
 from stream_rec.evaluation.predict import ranks as ranks_of
 from stream_rec.evaluation.proper_scores import Mass
@@ -24,14 +22,88 @@ from stream_rec.features.online_statistics import Memory
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.features.tokens import UNKNOWN, Numbers
 from stream_rec.models.model_store import Model
-from stream_rec.ranking.blend import BARRED, Blend
+from stream_rec.ranking.blend import BARRED, Blend, Scored, Table
 from stream_rec.ranking.candidate_features import PARTS
+from stream_rec.ranking.diversity import diverse
+from stream_rec.ranking.ranker import POOL, Choice
 from stream_rec.ranking.retrieval import NEAREST
 from stream_rec.runtime.progress import Progress
 from stream_rec.training import blend_fit, goal_head, trainer
 from stream_rec.training.config import TrainConfig
 from stream_rec.training.prepare import Prepared, reopen
 from stream_rec.window import stride_of
+
+
+def right(data: Dataset, places: Numbers, *, baskets: bool) -> tuple[Numbers, Numbers]:
+    """What is right for each prediction: whose it is, ascending, and the row; the rows of a basket count once."""
+    if not baskets:
+        return np.arange(len(places)), data.rows[places]
+    of, rows = [], []
+    ends = data.begins[data.user_of(places) + 1]
+    for number, (place, end) in enumerate(zip(places.tolist(), ends.tolist(), strict=True)):
+        until = place + int(np.searchsorted(data.times[place:end], data.times[place], side="right"))
+        basket = np.unique(data.rows[place:until])
+        of.append(np.full(len(basket), number))
+        rows.append(basket)
+    return np.concatenate(of), np.concatenate(rows)
+
+
+def met(data: Dataset, places: Numbers, table: Table) -> NDArray[np.bool_]:
+    """Which candidates the user had met before, ever, (candidates,)."""
+    wide = int(max(data.rows.max(), table.rows.max())) + 1
+    begins = data.begins[data.user_of(places)]
+    held = [
+        number * wide + data.rows[begin:place] for number, (begin, place) in enumerate(zip(begins, places, strict=True))
+    ]
+    return np.isin(table.answers.numpy() * wide + table.rows.numpy(), np.concatenate(held))
+
+
+def repeats(data: Dataset) -> float:
+    """Share of the events whose item the user had met before."""
+    users = np.repeat(np.arange(len(data.begins) - 1), np.diff(data.begins))
+    pairs = users * (int(data.rows.max()) + 1) + data.rows
+    return 1 - len(np.unique(pairs)) / len(pairs)
+
+
+STRENGTHS = (0.1, 0.2, 0.3, 0.5, 0.7)
+"""Of `diversity`, the setting; 0 is the blend's own list."""
+Varied = Mapping[float, Numbers]
+"""The first items of each answer by strength, (answers, CUT) each."""
+
+
+def vary(table: Table, values: Tensor, outputs: Tensor, strengths: Sequence[float]) -> Varied:
+    """Chooses by the candidates' `values` (candidates,), as serving does; `outputs` (rows, width)."""
+    scores, rows = table.spread(values, BARRED), table.spread(table.rows, UNKNOWN)
+    best = scores.topk(min(POOL * Choice().top_k, scores.shape[1]), dim=1)
+    unused = scores.new_zeros(len(scores), 0)
+    pool = Scored(rows.gather(1, best.indices), best.values, best.values, unused, unused.sum(dim=1))
+    return {strength: _shown(diverse(pool, outputs, CUT, strength)) for strength in strengths}
+
+
+def _shown(chosen: Scored) -> Numbers:
+    found: Numbers = chosen.rows.masked_fill(chosen.scores <= BARRED, UNKNOWN).numpy()
+    return found
+
+
+def joined(parts: Sequence[Varied]) -> Varied:
+    """The lists of all answers in one."""
+    return {strength: np.concatenate([part[strength] for part in parts]) for strength in parts[0]}
+
+
+def figures(
+    lists: Numbers, of: Numbers, rows: Numbers, vectors: NDArray[np.float32], available: int
+) -> dict[str, float]:
+    """Of `lists` (answers, CUT), where `rows` (right,) are right in the answers `of` (right,).
+
+    `vectors` (catalogue rows, dim) are the items'; `available` is how many items there are.
+    """
+    hit = (lists[of] == rows[:, None]) & (rows != UNKNOWN)[:, None]
+    ranks = Ranks(of, np.where(hit.any(axis=1), hit.argmax(axis=1), MISSED), len(lists))
+    found, shown = metrics.figures(ranks), Lists(lists)
+    kept = {name: found[name] for name in (f"hr_at_{CUT}", f"ndcg_at_{CUT}")}
+    told = kept | {"intra_list_diversity": shown.diversity(vectors), "coverage": shown.coverage(available)}
+    return {name: round(value, 4) for name, value in told.items()}
+
 
 FLOORS = {"popularity": "popularity", "recency": "recent popularity", "transitions": "Markov"}
 """Parts that are what a prediction must beat: counters, without any training."""
@@ -193,7 +265,7 @@ def collect(
         listed = shares.masked_fill(table.spread(left_out, False), 0)
         first.append(First.of(listed, candidates, right_of, right_rows))
         masses.append(Mass.of(shares, candidates, data.rows[places_now], categories))
-        varied.append(diversity_curve.vary(table, values[BLEND], outputs, strengths))
+        varied.append(vary(table, values[BLEND], outputs, strengths))
     whose, count = np.concatenate(of), sum(map(len, places))
     return Outcome(
         {name: Ranks(whose, np.concatenate(found), count) for name, found in ranks.items()},
@@ -201,7 +273,7 @@ def collect(
         Mass.joined(masses),
         np.concatenate(places),
         np.concatenate(rights),
-        diversity_curve.joined(varied),
+        joined(varied),
     )
 
 
@@ -239,7 +311,7 @@ def report(
         "novelty_bits": round(lists.novelty(counts), 2),
         "intra_list_diversity": round(lists.diversity(vectors), 4),
         "diversity": {
-            str(strength): diversity_curve.figures(rows, ours.of, live.right, vectors, len(prepared.items))
+            str(strength): figures(rows, ours.of, live.right, vectors, len(prepared.items))
             for strength, rows in live.varied.items()
         },
         "calibration_error": round(chance.error, 5),

@@ -11,10 +11,9 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import Access, access
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.granted import require
 from stream_rec.pseudonyms import naming
 
 NEAREST = 500

@@ -12,10 +12,9 @@ from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.aiokafka_compat import correct
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.granted import require
 from stream_rec.messages import Item, Rejected, encode, read_entry
 
 log = logging.getLogger(__name__)

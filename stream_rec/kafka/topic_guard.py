@@ -17,8 +17,8 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from stream_rec.errors import UserError
 from stream_rec.health import Health
+from stream_rec.kafka.access_control import Metadata, Topic, topic_id
 from stream_rec.kafka.connection import Access, connect
-from stream_rec.kafka.granted import Metadata, Topic, topic_id
 
 LOOK_S = 1.0
 """Between two looks at the topics, seconds."""
@@ -34,7 +34,7 @@ def state_of(*topics: Topic) -> str:
 def valid(committed_for: str, now: str) -> bool:
     """Whether an offset that was committed for some topics counts for those of `now`; an earlier version names none.
 
-    Agents add to the topics, after a space, the fingerprint of their pseudonyms, see `forget`.
+    Agents add to the topics, after a space, the fingerprint of their pseudonyms, see `erasure`.
     """
     made_for = committed_for.partition(" ")[0]
     return not made_for or not now or made_for == now

@@ -10,9 +10,8 @@ from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedErr
 
 from stream_rec.config import Settings, environment_name
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import checking, on
+from stream_rec.kafka.access_control import checking, denial, examine, no_topic, on
 from stream_rec.kafka.connection import access, connect
-from stream_rec.kafka.granted import denial, examine, no_topic
 
 HOUR_MS = 3_600_000
 DEAD_LETTER_ROOM = 65_536

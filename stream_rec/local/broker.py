@@ -1,6 +1,6 @@
 """A real Apache Kafka on one machine: for the demo, the tests and the benchmarks.
 
-One node in KRaft mode, broker and controller in one Java process: no Docker, no installed Java (`pipeline.java`).
+One node in KRaft mode, broker and controller in one Java process: no Docker, no installed Java (`local.java`).
 Nothing here is meant for production.
 """
 
@@ -21,7 +21,7 @@ from typing import IO, Any, Self
 
 from stream_rec.errors import UserError
 from stream_rec.kafka.connection import connect
-from stream_rec.local import child
+from stream_rec.local import subprocesses
 from stream_rec.local.java import KAFKA_VERSION, java_command, say
 
 HOST = "127.0.0.1"
@@ -161,7 +161,7 @@ class Broker:
             since = sink.tell()
             if not (home / "log" / "meta.properties").exists() and _format(server, properties, self._formatting, sink):
                 raise UserError(f"Kafka cannot use {home}: {_tail(output, since)}")
-            self._process = child.start([*server, str(properties)], sink)
+            self._process = subprocesses.start([*server, str(properties)], sink)
         with ThreadPoolExecutor(1) as aside:  # the caller may run an event loop of its own
             if aside.submit(asyncio.run, _answers(self._process, self.port, timeout_s)).result():
                 return True

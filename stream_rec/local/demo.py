@@ -30,7 +30,7 @@ from stream_rec.kafka import topics
 from stream_rec.kafka.publish import publish_items
 from stream_rec.local import lookup
 from stream_rec.local.broker import Broker
-from stream_rec.local.processes import Processes
+from stream_rec.local.subprocesses import Processes
 from stream_rec.messages import Event, Item
 from stream_rec.replay.evaluation_consumer import Follower, following
 from stream_rec.replay.producer import feed, steady

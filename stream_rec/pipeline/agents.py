@@ -27,8 +27,8 @@ from stream_rec.config import Settings
 from stream_rec.errors import NoBrokerError, UserError, end_process
 from stream_rec.health import MOVING, Health, serve
 from stream_rec.kafka import access_control, topics
+from stream_rec.kafka.access_control import Topic, describe
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.granted import Topic, describe
 from stream_rec.kafka.lag import HeldUp, Lag, show_failed
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.kafka.topic_guard import TopicGuard, state_of
@@ -37,7 +37,7 @@ from stream_rec.pipeline import faust_kafka, faust_memory, faust_producer, faust
 from stream_rec.pipeline.buried import done
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pseudonyms import fingerprint, naming
-from stream_rec.runtime import garbage
+from stream_rec.runtime import process
 from stream_rec.runtime.retry import patiently
 from stream_rec.runtime.scratch import own_folder
 
@@ -137,7 +137,7 @@ def build(
                 log.warning("what is done already can't be read (%s): trying again", type(error).__name__)
                 await asyncio.sleep(RETRY_S)
         metrics.users.set(len(table.data))
-        garbage.settle()
+        process.freeze_gc()
         health.hindrances.discard(MOVING)
         log.info("agents ready: %d partitions", len(mine))
 

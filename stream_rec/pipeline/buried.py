@@ -11,11 +11,10 @@ from typing import NamedTuple
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from stream_rec.config import Settings
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.dead_letters import Place, place_of
-from stream_rec.kafka.granted import require
 from stream_rec.kafka.offset_ranges import Span, read, since
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.kafka.topic_guard import valid

@@ -1,6 +1,6 @@
 """ItemSide to ranked items: the blend of the score's parts, the top k, probabilities and interests.
 
-score(j) = sum over the parts of weight * part(j), see `parts`
+score(j) = sum over the parts of weight * part(j), see `candidate_features`
 
 The weights come from a softmax regression on validation over the candidates, and the share of truths that were among
 the candidates is known from there too. So an item's probability is that share times its softmax.
@@ -27,7 +27,7 @@ Weight = Annotated[float, Meta(ge=-1e6, le=1e6)]
 
 
 class Blend(Struct, frozen=True):
-    """The weight of each part of the score, see `parts`; the decoder alone by default."""
+    """The weight of each part of the score, see `candidate_features`; the decoder alone by default."""
 
     decoder: Weight = 1.0
     transitions: Weight = 0.0

@@ -13,7 +13,7 @@ from stream_rec.ranking.diversity import diverse
 from stream_rec.ranking.retrieval import NEAREST, Everything, Near
 
 if TYPE_CHECKING:
-    from stream_rec.ranking.indexed import Indexed
+    from stream_rec.ranking.ann import Indexed
 
 MANY = 50_000
 """Catalogue rows from which on a processor is faster with an index, see docs/benchmarks.md."""
@@ -68,7 +68,7 @@ class Ranker:
         if not self._many(items):
             self._indexed = None
         elif self._indexed is None:
-            from stream_rec.ranking.indexed import Indexed  # loads faiss, which small catalogues do without
+            from stream_rec.ranking.ann import Indexed  # loads faiss, which small catalogues do without
 
             self._indexed = Indexed(self._everything, self._choice.effort)
         else:

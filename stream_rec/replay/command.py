@@ -17,9 +17,8 @@ from stream_rec.data.event_log import Log
 from stream_rec.errors import NoBrokerError, UserError
 from stream_rec.evaluation import report
 from stream_rec.evaluation.baselines import Floors
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.granted import require
 from stream_rec.messages import Event
 from stream_rec.replay.evaluation_consumer import following
 from stream_rec.replay.kafka_source import read_catalogue

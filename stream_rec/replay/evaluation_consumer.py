@@ -15,10 +15,10 @@ from stream_rec.evaluation.baselines import Floors
 from stream_rec.evaluation.prequential import Prequential
 from stream_rec.evaluation.report import Report
 from stream_rec.kafka import access_control
+from stream_rec.kafka.access_control import require
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.dead_letters import place_of, reason_of
-from stream_rec.kafka.granted import require
 from stream_rec.messages import UNREADABLE, Recommendation, event_in, read_recommendation
 from stream_rec.pseudonyms import Naming, naming
 

@@ -23,10 +23,9 @@ from stream_rec.data.column_roles import Columns
 from stream_rec.data.event_log import Log
 from stream_rec.data.source import Period, Source
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.granted import require
 from stream_rec.kafka.offset_ranges import Span, since
 from stream_rec.kafka.offset_ranges import read as read_spans
 from stream_rec.kafka.record_batches import Unreadable

@@ -9,11 +9,10 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import access, connect
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.dead_letters import Place, place_of, reason_of
-from stream_rec.kafka.granted import require
 from stream_rec.kafka.offset_ranges import Span, read, since
 from stream_rec.kafka.topics import DEAD_LETTER_ROOM
 from stream_rec.pipeline.buried import MARGIN_MS, READ

@@ -41,9 +41,9 @@ from stream_rec.serving.forward import forward_of
 from stream_rec.serving.incremental import Incremental, Work
 from stream_rec.serving.item_tower import ItemEmbeddings
 from stream_rec.serving.kv_cache import KeyValueCache, Shape
-from stream_rec.serving.memories import Memories
 from stream_rec.serving.preprocess import Preprocessor, Rows, Taken
 from stream_rec.serving.response import Names, recommendations
+from stream_rec.serving.statistics import Memories
 
 PROBE_ITEMS = 32
 """Of the catalogue, in probe windows."""

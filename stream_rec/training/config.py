@@ -1,12 +1,93 @@
 """What a person may choose about a training."""
 
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from math import isfinite
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
+from stream_rec.errors import UserError
 from stream_rec.evaluation.splits import Protocol
 from stream_rec.models.user_encoder import EncoderConfig
-from stream_rec.training.finetuning import Tune
+
+GOAL = "purchase"
+"""Where a log has it and nobody says another."""
+
+
+def goal_of(given: str | None, event_types: Collection[str]) -> str | None:
+    """The goal among a log's `event_types`; None for none. Raises `UserError` for one that the log can't teach."""
+    if given is None:
+        return GOAL if GOAL in event_types and len(event_types) > 1 else None
+    if given not in event_types:
+        raise UserError(f"--goal {given}: the log's event types are {', '.join(sorted(event_types))}")
+    if len(event_types) == 1:
+        raise UserError(f"--goal {given}: every event of the log is one, which tells nothing")
+    return given
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """The value of `--weights`, type by type; of nothing, nothing. Raises `UserError`.
+
+    >>> parse_weights("view=1, purchase=4")
+    {'view': 1.0, 'purchase': 4.0}
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(",") if text.strip() else ():
+        name, _, number = (word.strip() for word in part.rpartition("="))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = -1.0
+        if not (name and isfinite(weight) and weight >= 0):
+            raise UserError(f"--weights: {part.strip()!r} is not of the form type=number, as in view=1,purchase=4")
+        if name in weights:
+            raise UserError(f"--weights: {name} is given twice")
+        weights[name] = weight
+    return weights
+
+
+def weights_of(given: Mapping[str, float], event_types: Collection[str]) -> list[float]:
+    """The weight of each of a log's `event_types`, 1 where none is `given`. Raises `UserError`."""
+    for name in given:
+        if name not in event_types:
+            raise UserError(f"--weights {name}: the log's event types are {', '.join(sorted(event_types))}")
+    weights = [given.get(name, 1.0) for name in event_types]
+    if not any(weights):
+        raise UserError("--weights: nothing counts; give some event type more than 0")
+    return weights
+
+
+Tune = Literal["full", "lora", "frozen"]
+
+RANK = 16
+RATE = {"full": 0.1, "lora": 0.5}
+"""Learning rate of what is trained in a pre-trained body, as a share of the rest's: it is to adapt, not to forget."""
+ABOUT: dict[Tune, str] = {
+    "full": "the whole body",
+    "lora": f"LoRA adapters of rank {RANK} beside all matrices of the body, since merged into them",
+    "frozen": "nothing of the body",
+}
+
+
+@contextmanager
+def tuning(body: Any, how: Tune) -> Iterator[None]:
+    """Inside, only what `how` says of `body` takes gradients; after it, `body` is its own kind again."""
+    if how == "full":
+        yield
+        return
+    body.requires_grad_(False)
+    if how == "frozen":
+        yield
+        return
+    from peft import LoraConfig, TaskType  # takes a second: only where it is used
+    from peft.tuners.lora import LoraModel
+
+    chosen = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type=TaskType.FEATURE_EXTRACTION)
+    adapted = LoraModel(body, chosen, "default")
+    yield
+    adapted.merge_and_unload()
+
 
 PRIVATE_RATE = 6e-3
 """Highest learning rate of a private training, whose steps are few and large."""

@@ -42,9 +42,7 @@ from stream_rec.models.user_encoder import ItemInputs, UserEncoder
 from stream_rec.runtime.progress import Progress
 from stream_rec.training import checkpoint, trainer
 from stream_rec.training.checkpoint import Epoch
-from stream_rec.training.config import Private, TrainConfig
-from stream_rec.training.event_types import weights_of
-from stream_rec.training.finetuning import tuning
+from stream_rec.training.config import Private, TrainConfig, tuning, weights_of
 from stream_rec.training.prepare import Prepared
 from stream_rec.training.trainer import Diverged, Fitted, Watch
 
@@ -128,7 +126,7 @@ def fit_privately(
     progress: Progress,
     watch: Watch = trainer.nothing,
 ) -> Fitted:
-    """As `fit.fit`, for a configuration that is private."""
+    """As `trainer.fit`, for a configuration that is private."""
     assert config.private is not None  # noqa: S101 - a caller's mistake
     torch.manual_seed(config.seed)
     encoder = trainer.new_encoder(prepared, config).eval()

@@ -11,14 +11,13 @@ from stream_rec.data.source import Period
 from stream_rec.errors import UserError
 from stream_rec.evaluation.splits import Protocol
 from stream_rec.features.event_template import Words
-from stream_rec.training.event_types import parse_weights
+from stream_rec.training.config import parse_weights
 from stream_rec.window import stride_of
 
 if TYPE_CHECKING:
     from stream_rec.models.model_store import Model
     from stream_rec.models.user_encoder import EncoderConfig
-    from stream_rec.training.config import Private, Size, TrainConfig
-    from stream_rec.training.finetuning import Tune
+    from stream_rec.training.config import Private, Size, TrainConfig, Tune
 
 HEAD = 32
 """Width of an attention head of a decoder from scratch."""

@@ -1,5 +1,6 @@
 """One training as a person sees it: how far it is, the model's folder, what was measured."""
 
+import statistics
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from stream_rec.config import Settings
 from stream_rec.data.source import Source
+from stream_rec.errors import UserError
 from stream_rec.evaluation.metrics import QUALITIES, qualities
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.models import model_store
@@ -17,11 +19,13 @@ from stream_rec.models.model_store import Model
 from stream_rec.runtime.progress import bars
 from stream_rec.runtime.terminal import Terminal
 from stream_rec.serving import device as devices
-from stream_rec.training import checkpoint, options, plot, train
+from stream_rec.training import checkpoint, model_card, options, train
 from stream_rec.training.config import TrainConfig
 from stream_rec.training.model_card import Measured, MeasuredInterest, Origin, card
 from stream_rec.training.options import Plan
 from stream_rec.training.train import Trained
+
+FIGURES = {"hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "mrr": "MRR"}
 
 
 class Given(NamedTuple):
@@ -58,7 +62,7 @@ def train_one(given: Given, chosen: Plan, config: TrainConfig) -> Trained:
         events=len(frame),
         users=frame["user"].n_unique(),
         continues=f"model `{given.before.version}`" if given.before is not None else "",
-        plot=plot.draw(measured, out),
+        plot=model_card.draw(measured, out),
     )
     (out / "README.md").write_text(card(model, measured, trained.tune, chosen.protocol, origin), encoding="utf-8")
     checkpoints.remove()
@@ -109,4 +113,49 @@ def _interest(measured: MeasuredInterest) -> Table:
         view.add_column(heading, justify="right" if heading else "left")
     for name, found in measured.figures.items():
         view.add_row(name, *qualities(found))
+    return view
+
+
+def train_seeds(given: Given, plan: Plan, count: int) -> None:
+    """Trains `count` models into folders of `plan.out`, and prints their figures, mean and spread.
+
+    Nothing else is written there, so that `stream-rec evaluate OUT/*` measures them all. What an interrupted command
+    has finished stays as it is. Raises `UserError` for a finished model of other settings or data.
+    """
+    found: dict[int, Measured] = {}
+    for seed in range(plan.seed, plan.seed + count):
+        own = plan._replace(seed=seed, out=plan.out / f"seed-{seed}")
+        given.console.print(f"seed {seed}", highlight=False)
+        found[seed] = _finished_seed(given, own) or train_one(given, own, config_of(given, own)).measured
+    Terminal().print(seeds_table(found))
+    Terminal().print(f"{len(found)} models in {plan.out}", highlight=False)
+
+
+def _finished_seed(given: Given, plan: Plan) -> Measured | None:
+    """What was measured of the model that is there already; None where there is none, or it is to be overwritten."""
+    if plan.overwrite or not (plan.out / "config.json").exists():
+        return None
+    wanted = checkpoint.fingerprint(config_of(given, plan), given.source.log.frame, given.source.items)
+    try:
+        measured = msgspec.json.decode((plan.out / "metrics.json").read_bytes(), type=Measured)
+    except (OSError, msgspec.MsgspecError):
+        measured = None
+    if measured is None or measured.fingerprint != wanted:
+        raise UserError(f"{plan.out} holds a model of other settings or data: choose another --out, or say --overwrite")
+    return measured
+
+
+def seeds_table(found: dict[int, Measured]) -> Table:
+    """Of the blend, on the held-out predictions that fitted no weight."""
+    view = Table(title="Held out, the blend by seed; spread is the standard deviation")
+    view.add_column("seed", justify="right")
+    for heading in FIGURES.values():
+        view.add_column(heading, justify="right")
+    for seed, measured in found.items():
+        view.add_row(str(seed), *(f"{measured.blend[name]:.4f}" for name in FIGURES))
+    columns = [[measured.blend[name] for measured in found.values()] for name in FIGURES]
+    view.add_section()
+    view.add_row("mean", *(f"{statistics.mean(column):.4f}" for column in columns))
+    if len(found) > 1:
+        view.add_row("spread", *(f"{statistics.stdev(column):.4f}" for column in columns))
     return view

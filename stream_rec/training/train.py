@@ -15,6 +15,7 @@ import torch
 from msgspec import structs
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from stream_rec.data.dataset import Dataset
 from stream_rec.data.times import span
@@ -46,13 +47,40 @@ from stream_rec.ranking.blend import Blend, Table
 from stream_rec.ranking.candidate_features import PARTS
 from stream_rec.ranking.retrieval import NEAREST
 from stream_rec.runtime.progress import Progress
+from stream_rec.serving.device import upload
 from stream_rec.training import blend_fit, checkpoint, goal_head, trainer, warm_start
-from stream_rec.training.config import TrainConfig
-from stream_rec.training.epoch_validation import watcher
-from stream_rec.training.event_types import goal_of, weights_of
-from stream_rec.training.finetuning import Tune
+from stream_rec.training.config import TrainConfig, Tune, goal_of, weights_of
 from stream_rec.training.model_card import Measured, MeasuredInterest
 from stream_rec.training.prepare import Prepared, prepare
+from stream_rec.training.trainer import Watch, placed
+
+PREDICTIONS = 500
+AT_ONCE = 64
+"""Predictions that are scored in one go, against the whole catalogue."""
+
+
+def watcher(prepared: Prepared, validation: Split, config: TrainConfig) -> Watch:
+    """Measures an encoder on the same `PREDICTIONS` of the held-out ones each time."""
+    targets = validation.sample(PREDICTIONS, config.seed).targets
+    truth = upload(prepared.data.rows[targets], prepared.device)
+    count = len(targets)
+
+    @torch.no_grad()
+    def watch(encoder: UserEncoder) -> dict[str, float]:
+        with placed(encoder, prepared) as there:
+            states = states_at(encoder, prepared, targets, config).to(prepared.device)
+            items = encoder.items(there.vectors, encoder.residual.weight)
+            loss, ranks = torch.zeros((), device=prepared.device), []
+            for some, right in zip(torch.split(states, AT_ONCE), torch.split(truth, AT_ONCE), strict=True):
+                scores = encoder.score(some, items)
+                scores[:, UNKNOWN] = -torch.inf
+                loss += F.cross_entropy(scores, right, reduction="sum")
+                ranks.append((scores >= scores.gather(1, right[:, None])).sum(dim=1) - 1)
+        found = figures(Ranks(np.arange(count), torch.cat(ranks).cpu().numpy(), count))
+        return {"loss": loss.item() / count, **{name: found[name] for name in ("hr_at_10", "ndcg_at_10")}}
+
+    return watch
+
 
 CPU = torch.device("cpu")
 VALIDATION_PREDICTIONS = 4_000

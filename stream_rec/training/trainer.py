@@ -26,9 +26,7 @@ from stream_rec.serving.device import upload
 from stream_rec.serving.incremental import Look
 from stream_rec.training import checkpoint, goal_head
 from stream_rec.training.checkpoint import Epoch
-from stream_rec.training.config import TrainConfig
-from stream_rec.training.event_types import weights_of
-from stream_rec.training.finetuning import RATE, tuning
+from stream_rec.training.config import RATE, TrainConfig, tuning, weights_of
 from stream_rec.training.lbfgs import minimise
 from stream_rec.training.prepare import Prepared
 

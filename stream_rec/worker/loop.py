@@ -31,7 +31,7 @@ from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.kafka.topic_guard import TopicGuard, state_of
 from stream_rec.kafka.transactions import Done, Outlet, Reply
 from stream_rec.metrics import WorkerMetrics
-from stream_rec.runtime import garbage
+from stream_rec.runtime import process
 from stream_rec.runtime.retry import started, unless_told
 from stream_rec.worker.batch import Answer, Answerer
 from stream_rec.worker.model_runner import Host
@@ -269,7 +269,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             self._outlet = outlet
             if learned > WORTH_KEEPING:
                 await self.host.learning.keep()
-            garbage.settle()
+            process.freeze_gc()
             log.info("worker ready: %d partitions, model %s", len(self._assigned), self.host.engine.version)
         self._follow_others()
         if not self._moving:

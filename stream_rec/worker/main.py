@@ -14,11 +14,11 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError, end_process
 from stream_rec.health import Health, serve
 from stream_rec.kafka import access_control, topics
+from stream_rec.kafka.access_control import Topic, describe
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.granted import Topic, describe
 from stream_rec.kafka.topic_guard import TopicGuard
 from stream_rec.metrics import WorkerMetrics
-from stream_rec.runtime.cores import share_cores
+from stream_rec.runtime.process import limit_openmp_spinning
 from stream_rec.runtime.retry import patiently, unless_told
 from stream_rec.worker.loop import Worker
 from stream_rec.worker.reload import Swaps
@@ -120,7 +120,7 @@ async def _serve(
 
 def load(settings: Settings) -> "Engine":
     """The engine of the settings' model, loaded on the calling thread; importing torch alone takes seconds."""
-    share_cores()
+    limit_openmp_spinning()
     from stream_rec.serving.engine import Engine, Limits
 
     return Engine.load(

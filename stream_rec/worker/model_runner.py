@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from stream_rec.config import Settings
 from stream_rec.messages import Item, Window
 from stream_rec.metrics import WorkerMetrics
-from stream_rec.runtime import garbage
+from stream_rec.runtime import process
 from stream_rec.worker.batch import Failed, Told
 from stream_rec.worker.catalog_sync import Upserts
 from stream_rec.worker.prewarm import Recent
@@ -95,7 +95,7 @@ class Host:
         for thread in (self._thread, self._texts):
             await asyncio.to_thread(thread.shutdown)
         del self.engine, self.learning
-        garbage.settle()  # an engine is a cycle, and holds gigabytes
+        process.freeze_gc()  # an engine is a cycle, and holds gigabytes
 
     def show(self) -> None:
         """What the metrics tell of the model that serves."""

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 from stream_rec.config import Settings
 from stream_rec.kafka import topics
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import describe, on
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.granted import describe
 from tests.chaos import models
 from tests.chaos.bugs import Bug
 from tests.chaos.judge import Found, judge

@@ -15,7 +15,7 @@ from stream_rec.data.simulator.storefront import Storefront
 from stream_rec.errors import UserError
 from stream_rec.features.online_statistics import FOREVER, Horizons
 from stream_rec.models import model_store
-from stream_rec.training import lbfgs, plot, search, train
+from stream_rec.training import lbfgs, model_card, search, train
 from stream_rec.training import run as single
 from stream_rec.training.model_card import Measured
 
@@ -42,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plot, "draw", lambda *_: None)
+    monkeypatch.setattr(model_card, "draw", lambda *_: None)
 
 
 def run(shop: Path, out: Path, *more: str, epochs: int = 1) -> Result:
@@ -74,9 +74,9 @@ def test_the_folder_keeps_the_curve_and_the_card_shows_the_picture(shop: Path, t
 
 
 def test_without_matplotlib_there_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / plot.NAME).write_text("that of an older model")
+    (tmp_path / model_card.NAME).write_text("that of an older model")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert plot.draw(Measured(1, {}, {}, {}, 0.0, 0.0, 0.0, []), tmp_path) is None
+    assert model_card.draw(Measured(1, {}, {}, {}, 0.0, 0.0, 0.0, []), tmp_path) is None
     assert not list(tmp_path.iterdir())
 
 

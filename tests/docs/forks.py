@@ -38,9 +38,9 @@ def forks(path: Path) -> Iterator[str]:
 
 def serve(door: socket) -> None:
     _end_with_parent()
-    from stream_rec.runtime.cores import share_cores
+    from stream_rec.runtime.process import limit_openmp_spinning
 
-    share_cores()  # before torch is imported
+    limit_openmp_spinning()  # before torch is imported
     import stream_rec.console.server
     import stream_rec.pipeline.agents
     import stream_rec.serving.engine

@@ -15,10 +15,9 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from stream_rec import config
 from stream_rec.config import Settings
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import access, connect
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.granted import require
 from stream_rec.messages import Event, Window, encode, read_window
 
 LARGE = 64 << 20

@@ -18,11 +18,11 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 from stream_rec.config import Settings, environment
-from stream_rec.runtime.cores import share_cores
+from stream_rec.runtime.process import limit_openmp_spinning
 
 COMMAND = (sys.executable, "-m", "stream_rec.cli")
 
-share_cores()  # before the fork server has torch imported
+limit_openmp_spinning()  # before the fork server has torch imported
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["stream_rec.pipeline.agents", "stream_rec.worker.main", "stream_rec.serving.engine", "stream_rec.console.server"]

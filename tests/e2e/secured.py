@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives import serialization
 
 from stream_rec import config
 from stream_rec.config import Settings
-from stream_rec.kafka.access_control import PARTS, Right
-from stream_rec.kafka.granted import OPERATIONS
+from stream_rec.kafka.access_control import OPERATIONS, PARTS, Right
 from stream_rec.local.broker import HOST, Broker
 
 KEY_PASSWORD = "of the key"

@@ -16,9 +16,8 @@ from stream_rec import window
 from stream_rec.config import Settings
 from stream_rec.health import Health
 from stream_rec.kafka import access_control, topics
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import describe, on
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.granted import describe
 from stream_rec.local.broker import Broker
 from stream_rec.messages import ERASE, Event, Rejected, Window, WindowEvent, encode, read_event, read_window
 from stream_rec.metrics import AgentMetrics

@@ -23,7 +23,7 @@ from stream_rec.kafka.publish import publish_items
 from stream_rec.messages import ERASE, Event, Item, encode
 from stream_rec.replay import kafka_source
 from stream_rec.replay.kafka_source import read_catalogue
-from stream_rec.training import lbfgs, plot, train
+from stream_rec.training import lbfgs, model_card, train
 from tests.batches import UNREADABLE
 from tests.e2e.kafka import Sent, produce, produce_batch
 
@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few validation predictions, coarse weights, no picture: what they are worth is another test's."""
     monkeypatch.setattr(train, "VALIDATION_PREDICTIONS", 20)
     monkeypatch.setattr(lbfgs, "ITERATIONS", 3)
-    monkeypatch.setattr(plot, "draw", lambda *_: None)
+    monkeypatch.setattr(model_card, "draw", lambda *_: None)
 
 
 async def write(settings: Settings) -> None:

@@ -16,9 +16,8 @@ from stream_rec.data.source import Period
 from stream_rec.errors import UserError
 from stream_rec.evaluation.baselines import Floors
 from stream_rec.kafka import topics
-from stream_rec.kafka.access_control import PARTS, Right, on
+from stream_rec.kafka.access_control import PARTS, Right, examine, on, require
 from stream_rec.kafka.connection import access, connect
-from stream_rec.kafka.granted import examine, require
 from stream_rec.kafka.publish import publish_items
 from stream_rec.messages import Event, Item
 from stream_rec.models import model_store

@@ -10,16 +10,14 @@ from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.kafka import topics
-from stream_rec.kafka.access_control import on
+from stream_rec.kafka.access_control import cluster_of, describe, on
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.granted import cluster_of, describe
 from stream_rec.kafka.offset_ranges import Span
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
 from stream_rec.serving.engine import Engine, Limits
 from stream_rec.worker.prewarm import Recent
-from stream_rec.worker.snapshot import MARGIN_S, About, holds
-from stream_rec.worker.statistics_sync import Learning
+from stream_rec.worker.statistics_sync import MARGIN_S, About, Learning, holds
 from tests.e2e.windows import windows, write
 from tests.tiny import CAPACITY, STRIDE, tiny_model
 

@@ -21,8 +21,8 @@ from stream_rec.config import Settings
 from stream_rec.errors import ModelError
 from stream_rec.health import Health
 from stream_rec.kafka import access_control, topics
+from stream_rec.kafka.access_control import describe
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.granted import describe
 from stream_rec.kafka.publish import publish_items
 from stream_rec.kafka.topic_guard import TopicGuard
 from stream_rec.messages import Item, Recommendation, Window

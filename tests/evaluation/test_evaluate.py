@@ -2,6 +2,7 @@ from collections import Counter
 from itertools import islice
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -10,12 +11,14 @@ import torch
 from stream_rec.data import dataset
 from stream_rec.data.simulator.storefront import Storefront
 from stream_rec.errors import UserError
-from stream_rec.evaluation import evaluate, ground_truth, metrics, splits
-from stream_rec.evaluation.diversity_curve import STRENGTHS, figures
+from stream_rec.evaluation import evaluate, metrics, proper_scores, splits
+from stream_rec.evaluation.evaluate import STRENGTHS, figures
 from stream_rec.features.catalog import Catalog
+from stream_rec.features.online_statistics import Memory
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.features.tokens import UNKNOWN
 from stream_rec.messages import Event, Window
+from stream_rec.models.model_store import Privacy
 from stream_rec.models.user_encoder import EncoderConfig
 from stream_rec.ranking.blend import Table
 from stream_rec.ranking.candidate_features import PARTS
@@ -171,7 +174,7 @@ def test_a_basket_is_predicted_in_one() -> None:
     assert splits.same_time(data) == pytest.approx(3 / 5)
     targets = splits.first_of_basket(data, np.array([1, 2, 3, 4, 6]))
     assert targets.tolist() == [1, 4]
-    of, rows = ground_truth.right(data, targets, baskets=True)
+    of, rows = evaluate.right(data, targets, baskets=True)
     assert (of.tolist(), rows.tolist()) == ([0, 0, 1], [2, 3, 4])
 
 
@@ -308,5 +311,55 @@ def test_what_a_user_ever_met_is_known_per_user() -> None:
     data = made("abc dea", [1, 2, 3, 1, 2, 3])
     answers, rows = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 3, 4, 1, 4, 5])
     table = Table(answers, rows, torch.zeros(6, len(PARTS)))
-    assert ground_truth.met(data, np.array([2, 5]), table).tolist() == [True, False, False, False, True, True]
-    assert ground_truth.repeats(made("aba cc", [1, 2, 3, 1, 2])) == pytest.approx(2 / 5)
+    assert evaluate.met(data, np.array([2, 5]), table).tolist() == [True, False, False, False, True, True]
+    assert evaluate.repeats(made("aba cc", [1, 2, 3, 1, 2])) == pytest.approx(2 / 5)
+
+
+def test_a_memory_that_holds_nothing_is_taught_what_the_model_knew(world, little, kept) -> None:
+    """As that of a private model, whose folder holds no statistics of its users."""
+    trained, _, texts = world
+    model = trained.model
+    private = Privacy(epsilon=1, delta=1e-5, clip=1, noise=1, rate=0.1, steps=1, users=1)
+    empty = model._replace(
+        config=msgspec.structs.replace(model.config, privacy=private),
+        memory=Memory(model.config.horizons, -np.inf).state(),
+    )
+    figures = evaluate.run(empty, little, PLAN, texts, quiet)
+    assert figures["floors"] == kept.figures["floors"]
+    assert figures["frozen"] == kept.figures["frozen"]
+    assert figures["probabilities"]["probability"] == kept.figures["probabilities"]["probability"]
+
+
+def test_what_the_model_knew_is_taught_once(world, little) -> None:
+    taught: list[np.ndarray] = []
+    teach = evaluate.teach
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "teach", lambda *given: taught.append(given[2]) or teach(*given))
+        evaluate.run(world[0].model, little, PLAN, world[2], quiet)
+    assert [places.tolist() for places in taught] == [[], []]
+
+
+def test_items_outside_of_the_catalogue_are_judged_by_no_probability(world, little) -> None:
+    until = world[0].model.config.trained_until
+    name = little.filter(pl.col("time") > until)["item"].value_counts(sort=True)["item"][0]
+    frame = little.with_columns(pl.col("item").replace(name, "an item that the catalogue does not know"))
+    judged: list[Any] = []
+    of_items = proper_scores.of_items
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proper_scores, "of_items", lambda *given: judged.append(given) or of_items(*given))
+        split = evaluated(world, PLAN, frame)
+    data, places = split.data, split.outcome.places
+    assert (data.rows[places] == UNKNOWN).any()
+    assert (data.rows[split.known] == UNKNOWN).any()
+    ((said, truth, met, items),) = judged
+    assert truth.tolist() == [row for row in data.rows[places].tolist() if row != UNKNOWN]
+    assert met.tolist() == [row for row in data.rows[split.known].tolist() if row != UNKNOWN]
+    assert (len(said.truth), items) == (len(truth), len(world[0].model.items))
+
+
+def test_an_item_is_right_in_the_answer_that_it_is_right_for() -> None:
+    shares = torch.tensor([[0.6, 0.3], [0.5, 0.1]])
+    first = evaluate.First.of(shares, torch.tensor([[1, 3], [2, 1]]), np.array([0]), np.array([3]))
+    assert first.rows[:, :3].tolist() == [[1, 3, UNKNOWN], [2, 1, UNKNOWN]]
+    assert np.argwhere(first.happened).tolist() == [[0, 1]]
+    assert first.probabilities[:, :2].tolist() == pytest.approx(shares.numpy())

@@ -33,7 +33,7 @@ def ranks(*places: int) -> Ranks:
 def outcome(data: Dataset, blend: Ranks, **floors: Ranks) -> Outcome:
     happened = np.zeros((6, 20), np.bool_)
     happened[:, :2] = True
-    first = First(LISTS, np.full((6, 20), 0.05, np.float32), happened)
+    first = First(LISTS, np.full((6, 20), 0.05123, np.float32), happened)
     nothing = Said(np.zeros(0), np.zeros(0), np.zeros(0, np.bool_))
     missed = dict.fromkeys(PARTS, ranks(*[MISSED] * 6))
     return Outcome(
@@ -46,8 +46,7 @@ def outcome(data: Dataset, blend: Ranks, **floors: Ranks) -> Outcome:
     )
 
 
-@pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
+def report_of(seen: evaluate.Seen) -> dict[str, Any]:
     begins = np.concatenate([[0], np.cumsum(HISTORIES + 1)])
     last = begins[1:] - 1
     rows, types = np.ones(begins[-1], np.int64), np.full(begins[-1], VIEW)
@@ -69,7 +68,12 @@ def report() -> dict[str, Any]:
         transitions=ranks(9, 9, 9, MISSED, MISSED, MISSED),  # more hits, but less gain
     )
     frozen = outcome(data, ranks(0, 0, 0, 0, 0, 40), transitions=ranks(0, 0, 0, 40, 40, 40))
-    return evaluate.report(prepared, live, frozen, known, baskets=True, seen="window")
+    return evaluate.report(prepared, live, frozen, known, baskets=True, seen=seen)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    return report_of("window")
 
 
 def groups(report: dict[str, Any], kind: str) -> dict[str, tuple[int, float, float]]:
@@ -126,5 +130,11 @@ def test_the_report_says_what_was_predicted_and_how(report) -> None:
     assert (report["predictions"], report["users"], report["baskets"]) == (6, 6, True)
     assert (report["seen_items"], report["seen_items_filtered"]) == ("window", True)
     assert report["repeats"] == round(26 / 35, 4)
-    assert report["calibration_error"] == 0.05
-    assert report["reliability"] == [[0.05, 0.1, 120]]
+    assert report["calibration_error"] == 0.04877  # one item in ten was right
+    assert report["reliability"] == [[0.05123, 0.1, 120]]
+
+
+@pytest.mark.parametrize(("seen", "filtered"), [("keep", False), ("window", True), ("ever", True)])
+def test_the_report_says_whether_seen_items_were_left_out(seen: evaluate.Seen, filtered: bool) -> None:
+    report = report_of(seen)
+    assert (report["seen_items"], report["seen_items_filtered"]) == (seen, filtered)

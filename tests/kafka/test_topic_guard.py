@@ -9,7 +9,7 @@ from aiokafka.errors import OffsetOutOfRangeError, UnknownTopicOrPartitionError
 from aiokafka.protocol.fetch import FetchRequest
 
 from stream_rec.health import Health
-from stream_rec.kafka.granted import Topic
+from stream_rec.kafka.access_control import Topic
 from stream_rec.kafka.topic_guard import TopicGuard, state_of, valid
 
 BEFORE = Topic(1, "AAAAAAAAAAAAAAAAAAAAAQ")

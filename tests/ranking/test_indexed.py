@@ -10,10 +10,9 @@ from stream_rec.bench.catalog import BLEND, World, catalogue, remembering
 from stream_rec.features.tokens import UNKNOWN
 from stream_rec.messages import Item
 from stream_rec.ranking import ranker as ranking
-from stream_rec.ranking.ann import Index
+from stream_rec.ranking.ann import ENOUGH, Index, Indexed
 from stream_rec.ranking.blend import BARRED, ItemSide, Ranked
 from stream_rec.ranking.candidate_features import AGAIN, PARTS, Found
-from stream_rec.ranking.indexed import ENOUGH, Indexed
 from stream_rec.ranking.ranker import Ask, Choice, Ranker, Recall
 from stream_rec.ranking.retrieval import Everything, Near
 from stream_rec.serving.engine import Engine

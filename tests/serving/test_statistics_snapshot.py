@@ -9,7 +9,7 @@ from safetensors.numpy import load, save
 from stream_rec.features import online_statistics
 from stream_rec.features.online_statistics import Horizons, Memory
 from stream_rec.features.tokens import UNKNOWN
-from stream_rec.serving import statistics_snapshot
+from stream_rec.serving import statistics
 from tests.damage import damaged
 from tests.features.counted import counted, exact
 
@@ -50,9 +50,9 @@ def test_a_memory_goes_on_where_it_was_whatever_rows_items_have(
 ) -> None:
     memory = Memory(HORIZONS)
     learn(memory, log, NAMES)
-    packed = statistics_snapshot.pack(memory, NAMES, b"about")
-    assert statistics_snapshot.about_of(packed) == b"about"
-    restored = statistics_snapshot.unpack(packed, HORIZONS, lambda item: others.index(item) + 1)
+    packed = statistics.pack(memory, NAMES, b"about")
+    assert statistics.about_of(packed) == b"about"
+    restored = statistics.unpack(packed, HORIZONS, lambda item: others.index(item) + 1)
     for one, ids in ((memory, NAMES), (restored, others)):
         learn(one, log + more, ids, max(0, len(log) - again))
     assert followers(memory, NAMES) == pytest.approx(followers(restored, others))
@@ -68,8 +68,8 @@ def test_a_memory_is_the_same_bit_by_bit_also_where_its_bounds_bite(log: Log) ->
             patch.setattr(online_statistics, name, size)
         memory = Memory(HORIZONS)
         learn(memory, log[:60], NAMES)
-        packed = statistics_snapshot.pack(memory, NAMES, b"")
-        restored = statistics_snapshot.unpack(packed, HORIZONS, lambda item: NAMES.index(item) + 1)
+        packed = statistics.pack(memory, NAMES, b"")
+        restored = statistics.unpack(packed, HORIZONS, lambda item: NAMES.index(item) + 1)
         for one in (memory, restored):
             learn(one, log, NAMES, 60)
         assert exact(memory) == exact(restored)
@@ -79,9 +79,7 @@ def test_an_item_that_is_gone_is_left_out() -> None:
     memory = Memory(HORIZONS)
     learn(memory, [("a", "i0"), ("a", "i1"), ("a", "i2")], NAMES)
     there = {"i0": 1, "i2": 2}
-    restored = statistics_snapshot.unpack(
-        statistics_snapshot.pack(memory, NAMES, b""), HORIZONS, lambda item: there.get(item, UNKNOWN)
-    )
+    restored = statistics.unpack(statistics.pack(memory, NAMES, b""), HORIZONS, lambda item: there.get(item, UNKNOWN))
     assert counted(restored.popularity, [1, 2], 2.0) == pytest.approx([1, 1], rel=1e-3)
     assert restored.popularity.highest.tolist() == [1, 2]
     assert restored.transitions.after(1).rows.tolist() == [2]
@@ -90,8 +88,8 @@ def test_an_item_that_is_gone_is_left_out() -> None:
 def test_what_a_user_has_taught_today_stays_known() -> None:
     memory = Memory(HORIZONS, a_day=2.0)
     assert memory.learn("u", 2, 0, [1, 2], [100.0, 101.0], 101.0) == 0
-    packed = statistics_snapshot.pack(memory, NAMES, b"")
-    restored = statistics_snapshot.unpack(packed, HORIZONS, lambda item: NAMES.index(item) + 1, a_day=2.0)
+    packed = statistics.pack(memory, NAMES, b"")
+    restored = statistics.unpack(packed, HORIZONS, lambda item: NAMES.index(item) + 1, a_day=2.0)
     assert [one.learn("u", 3, 1, [1, 2, 3], [100.0, 101.0, 102.0], 102.0) for one in (memory, restored)] == [1, 1]
     assert memory.known == restored.known
 
@@ -100,9 +98,9 @@ def test_what_a_user_has_taught_today_stays_known() -> None:
 def test_a_bound_that_is_lower_than_what_a_user_has_taught_holds_from_then_on(taught: float) -> None:
     memory = Memory(HORIZONS, a_day=5.0)
     assert memory.learn("u", 3, 0, [1, 2, 3], [100.0, 101.0, 102.0], 102.0) == 0
-    arrays = load(statistics_snapshot.pack(memory, NAMES, b""))
+    arrays = load(statistics.pack(memory, NAMES, b""))
     arrays["users.times"][0, 1] = taught
-    restored = statistics_snapshot.unpack(save(arrays), HORIZONS, lambda item: NAMES.index(item) + 1, a_day=2.0)
+    restored = statistics.unpack(save(arrays), HORIZONS, lambda item: NAMES.index(item) + 1, a_day=2.0)
     rows, times = [1, 2, 3, 4, 5, 6, 7], [100.0, 101.0, 102.0, 103.0, 103.0, 103.0, 103.0]
     assert restored.learn("u", 7, 1, rows, times, 103.0) >= 2
 
@@ -110,15 +108,15 @@ def test_a_bound_that_is_lower_than_what_a_user_has_taught_holds_from_then_on(ta
 def test_a_snapshot_without_what_users_have_taught_is_read() -> None:
     memory = Memory(HORIZONS)
     memory.learn("u", 2, 0, [1, 2], [100.0, 101.0], 101.0)
-    arrays = load(statistics_snapshot.pack(memory, NAMES, b""))
+    arrays = load(statistics.pack(memory, NAMES, b""))
     old = save(arrays | {"users.times": arrays["users.times"][:, 0].copy()})
-    restored = statistics_snapshot.unpack(old, HORIZONS, lambda item: NAMES.index(item) + 1)
+    restored = statistics.unpack(old, HORIZONS, lambda item: NAMES.index(item) + 1)
     assert [(one.n, one.time, one.taught) for one in restored.known.values()] == [(2, 101.0, 0.0)]
 
 
 def test_what_is_trained_and_who_was_dropped_stay_known() -> None:
     memory = Memory(HORIZONS, since=10.0)
-    restored = statistics_snapshot.unpack(statistics_snapshot.pack(memory, NAMES, b""), HORIZONS, lambda _: UNKNOWN)
+    restored = statistics.unpack(statistics.pack(memory, NAMES, b""), HORIZONS, lambda _: UNKNOWN)
     restored.learn("u", 1, 0, [1], [10.0])
     assert not len(restored.popularity.highest)
 
@@ -127,9 +125,9 @@ def test_what_is_trained_and_who_was_dropped_stay_known() -> None:
 def test_a_damaged_snapshot_is_refused_or_read_and_nothing_else(data: st.DataObject) -> None:
     memory = Memory(HORIZONS)
     learn(memory, [("a", "i0"), ("b", "i1"), ("a", "i2")], NAMES)
-    body = data.draw(damaged(statistics_snapshot.pack(memory, NAMES, b"about")))
+    body = data.draw(damaged(statistics.pack(memory, NAMES, b"about")))
     try:
-        statistics_snapshot.about_of(body)
-        statistics_snapshot.unpack(body, HORIZONS, lambda item: NAMES.index(item) + 1 if item in NAMES else UNKNOWN)
+        statistics.about_of(body)
+        statistics.unpack(body, HORIZONS, lambda item: NAMES.index(item) + 1 if item in NAMES else UNKNOWN)
     except ValueError:
         pass

@@ -23,7 +23,7 @@ from stream_rec.models.user_encoder import EncoderConfig
 from stream_rec.serving.engine import Engine, Limits
 from stream_rec.training import train, trainer
 from stream_rec.training.checkpoint import trained
-from stream_rec.training.config import Private, TrainConfig
+from stream_rec.training.config import Private, TrainConfig, tuning
 from stream_rec.training.dp_sgd import (
     STEPS,
     Told,
@@ -37,7 +37,6 @@ from stream_rec.training.dp_sgd import (
     step,
     users_of,
 )
-from stream_rec.training.finetuning import tuning
 from stream_rec.training.model_card import Origin, card
 from stream_rec.training.prepare import Prepared, prepare
 from tests.language import tiny_language_model

@@ -1,7 +1,7 @@
 import pytest
 
 from stream_rec.errors import UserError
-from stream_rec.training.event_types import goal_of, parse_weights, weights_of
+from stream_rec.training.config import goal_of, parse_weights, weights_of
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from stream_rec.models.pretrained import Base, load_base
 from stream_rec.models.user_encoder import EncoderConfig, WordInputs
 from stream_rec.serving.engine import Engine, Limits
 from stream_rec.training import train
-from stream_rec.training.config import TrainConfig
-from stream_rec.training.finetuning import Tune
+from stream_rec.training.config import TrainConfig, Tune
 from stream_rec.training.model_card import Origin, card
 from stream_rec.training.train import Trained
 from stream_rec.window import append

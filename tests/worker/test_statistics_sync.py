@@ -8,7 +8,7 @@ from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
-from stream_rec.kafka.granted import Topic
+from stream_rec.kafka.access_control import Topic
 from stream_rec.messages import Window, encode
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store

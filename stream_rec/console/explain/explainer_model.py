@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from aiokafka import ConsumerRecord
+from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
+from stream_rec.console.topic_reader import read
 from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, Item, Rejected, Window, read_window
 from stream_rec.worker.catalog_sync import changes_in
@@ -17,6 +20,17 @@ from stream_rec.worker.main import load
 if TYPE_CHECKING:
     from stream_rec.ranking.explanation import Explanation, Neighbours
     from stream_rec.serving.engine import Engine
+
+
+log = logging.getLogger(__name__)
+
+
+class NotReady(Exception):  # noqa: N818 - it is a state
+    """Why there is no answer now, in words; `soon` where asking again will help."""
+
+    def __init__(self, reason: str, *, soon: bool) -> None:
+        super().__init__(reason)
+        self.soon = soon
 
 
 class Aside:
@@ -69,7 +83,7 @@ class Aside:
     # What follows runs on the engine's thread.
 
     def _log(self, partition: int) -> int:
-        """Which memory learns from `partition`, see `model.memories`."""
+        """Which memory learns from `partition`, see `serving.statistics`."""
         return partition if self._own else 0
 
     def _explain(self, window: Window, partition: int) -> "Explanation":
@@ -95,3 +109,59 @@ class Aside:
             chosen = [item for item in news if catalog.needs_encoder(item) == told]
             with contextlib.suppress(Rejected, UserError):
                 self._engine.upsert(chosen, self._engine.read(chosen))
+
+
+class Standby:
+    """Opens the settings' model when it is asked for, if there is one, and has it learn what the topics teach."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._aside: Aside | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failed = ""
+        self._shares = {"items": 0.0, "windows": 0.0}
+
+    async def ask(self) -> Aside:
+        """The model, once it knows what the topics know. Raises `NotReady`."""
+        if "model" not in self._settings.model_fields_set:
+            raise NotReady("This needs the model: start the console with --model FOLDER.", soon=False)
+        if not self._tasks:
+            self._tasks.append(asyncio.create_task(self._open(), name="model"))
+        if self._failed:
+            raise NotReady(f"The model can't be used: {self._failed}.", soon=False)
+        if self._aside is None:
+            raise NotReady("The model is being loaded.", soon=True)
+        for topic, share in self._shares.items():
+            if share < 1:
+                raise NotReady(f"The model is learning what the {topic} topic holds: {share:.0%} read.", soon=True)
+        return self._aside
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._aside is not None:
+            await self._aside.close()
+
+    async def _open(self) -> None:
+        try:
+            self._aside = aside = await Aside.open(self._settings)
+            follow = ((self._settings.items_topic, "items"), (self._settings.windows_topic, "windows"))
+            self._tasks += [asyncio.create_task(self._follow(aside, *one), name=one[1]) for one in follow]
+        except UserError as error:
+            self._failed = str(error)
+        except Exception as error:
+            log.exception("the model can't be opened")
+            self._failed = type(error).__name__
+            raise
+
+    async def _follow(self, aside: Aside, topic: str, name: str) -> None:
+        take = {"items": aside.admit, "windows": aside.learn}[name]
+        try:
+            async for batch in read(self._settings, topic, follow=True):
+                if batch.records:
+                    await take(batch.records)
+                self._shares[name] = batch.share
+        except (KafkaError, OSError) as error:
+            log.warning("topic %s can't be read: %s", topic, type(error).__name__)
+            self._failed = f"topic {topic} can't be read"
