@@ -1,7 +1,8 @@
 """`python -m tests.mutation MODULE`: changes one place of a module at a time and runs its tests, which should fail.
 
 The mutations are Cosmic Ray's. Tests run in forks of a process that has torch imported, on a copy of the tree; a module
-with functions that numba compiles is run without its compiler. The operator `|` is left alone: most of them stand in annotations.
+with functions that numba compiles is run without its compiler. The operator `|` is left alone: it stands in annotations
+most of the time.
 """
 
 import itertools
@@ -34,8 +35,14 @@ MODULES = {
         "features/online_statistics.py",
         ["features/test_online_statistics.py", "serving/test_statistics_snapshot.py"],
     ),
-    "forward_decay": ("features/forward_decay.py", ["features/test_forward_decay.py", "features/test_online_statistics.py"]),
-    "candidate_features": ("ranking/candidate_features.py", ["ranking/test_candidate_features.py", "ranking/test_blend.py"]),
+    "forward_decay": (
+        "features/forward_decay.py",
+        ["features/test_forward_decay.py", "features/test_online_statistics.py"],
+    ),
+    "candidate_features": (
+        "ranking/candidate_features.py",
+        ["ranking/test_candidate_features.py", "ranking/test_blend.py"],
+    ),
     "metrics": ("evaluation/metrics.py", ["evaluation/test_metrics.py"]),
     "evaluate": ("evaluation/evaluate.py", ["evaluation/test_evaluation_report.py", "evaluation/test_evaluate.py"]),
     "keeper": ("pipeline/keeper.py", ["pipeline/test_keeper.py", "evaluation/test_prequential.py"]),

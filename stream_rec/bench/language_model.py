@@ -30,6 +30,7 @@ from stream_rec.models.user_encoder import EncoderConfig, UserEncoder
 from stream_rec.runtime.terminal import Terminal
 from stream_rec.serving import device as devices
 from stream_rec.serving.engine import Engine
+from stream_rec.serving.incremental import refuse_inexact
 
 PLAN = Plan(capacity=32, events=400, sample=32, batch=32)
 """Its defaults: a language model is a thousand times the work of a small decoder."""
@@ -55,6 +56,7 @@ def show(events: Path | None, columns: str, language: Language, plan: Plan, as_j
         frame = log.frame
     with Terminal(stderr=True).status("loading the language model") as status:
         base = load_base(language.base, language.layers, plan.capacity * Words().limit)
+        refuse_inexact(language.base, base.body)
         tokenizer = load_tokenizer(language.base)
         figures = run(frame, items, base, tokenizer, plan, status.update)
     view = Table("", "items", "words", box=None)

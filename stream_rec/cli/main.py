@@ -203,11 +203,11 @@ def replay(
     answers agree, and whose changed most, by user id.
     """
     if diff:
-        from stream_rec.cli import diff as learn_diff
-        from stream_rec.worker.main import load
+        from stream_rec.cli import diff as command
+        from stream_rec.serving.load import load_engine
 
-        plan = learn_diff.Plan(models, events, from_topic, range, columns, limit, as_json)
-        learn_diff.run(settings, plan, partial(_read_topic, settings), load)
+        plan = command.Plan(models, events, from_topic, range, columns, limit, as_json)
+        command.run(settings, plan, partial(_read_topic, settings), load_engine)
         return
     from stream_rec.data import event_log
     from stream_rec.replay import command as room

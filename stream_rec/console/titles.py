@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 
 from aiokafka import ConsumerRecord
 
+from stream_rec.kafka.item_records import item_of
 from stream_rec.messages import ITEM_BYTES, Item, Rejected
-from stream_rec.worker.catalog_sync import item_of
 
 ITEMS = 200_000
 """Items that are held, the first ones read, in about 100 MB; the others are shown by their ids."""

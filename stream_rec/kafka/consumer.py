@@ -1,6 +1,7 @@
 """The one way to make a Kafka consumer here: `make_consumer`, with what aiokafka 0.14 gets wrong corrected.
 
-- A record that can't be parsed blocks its partition, and a small batch can take any amount of memory: see `record_batches`.
+- A record that can't be parsed blocks its partition, and a small batch can take any amount of memory: see
+  `record_batches`.
 - A partition whose disk is damaged is fetched again without a pause: see `FailedFetches`.
 - Stopping a consumer while Kafka is away raises `CancelledError`, or never ends: see `Fetcher`.
 - A broker that was just started is believed before it knows its groups and topics: see `Coordinator`.
@@ -198,7 +199,7 @@ class Without(NamedTuple):
 
 
 class Fetcher(fetcher.Fetcher):  # type: ignore[misc]
-    """A fetcher that reads batches as `record_batches` does, pauses as `FailedFetches` says, and ends when it is closed.
+    """Reads batches as `record_batches` does, pauses as `FailedFetches` says, and ends when it is closed.
 
     aiokafka cancels its fetches and lets the cancellation of one that waits for another attempt, as they do while Kafka
     is away, out of `close`: the consumer stays half open, and its caller takes itself for cancelled. And its task loses

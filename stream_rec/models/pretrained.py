@@ -4,12 +4,11 @@ What is taken of it: its first layers, its word table and its tokenizer. The out
 """
 
 import logging
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -17,17 +16,11 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stream_rec.errors import UserError
-from stream_rec.features.tokens import Tokens
 from stream_rec.models import attention
-from stream_rec.models.user_encoder import NO_WORDS, EncoderConfig, UserEncoder
-from stream_rec.serving.forward import Gathering
-from stream_rec.serving.incremental import Incremental
-from stream_rec.serving.kv_cache import KeyValueCache, Shape
+from stream_rec.models.user_encoder import NO_WORDS
 
 LIMITED = ("sliding_attention", "chunked_attention")
 """Kinds of layers that see the last tokens alone."""
-PROBE = 5
-"""Tokens by which it is seen whether a body computes the same through cached keys and values."""
 REFUSALS = (OSError, ValueError, ImportError, KeyError, RuntimeError)
 """What loading raises for a file that is no model, or one of a kind that transformers doesn't know."""
 
@@ -46,7 +39,8 @@ class Base(NamedTuple):
 def load_base(name: str, layers: int | None, tokens: int) -> Base:
     """The model `name` cut to its first `layers` (None: all), to read windows of at most `tokens` tokens, in float32.
 
-    Raises `UserError` when it can't be had, or can't be served exactly behind cached keys and values.
+    Raises `UserError` when it can't be had. Whether it computes the same behind cached keys and values is found out by
+    `serving.incremental.refuse_inexact`.
     """
     transformers_logging.disable_progress_bar()  # it would run through the command's own
     body = loaded(AutoModel, name, dtype=torch.float32, use_safetensors=True)
@@ -59,7 +53,7 @@ def load_base(name: str, layers: int | None, tokens: int) -> Base:
         words = body.get_input_embeddings()
         table = words(torch.arange(words.num_embeddings))  # by its forward, which may scale
     del body.layers[kept:]
-    refuse_own_attention(name, body)
+    _use_cached_attention(name, body)
     without_vocabulary(body, kept)
     refuse_short_sight(name, body.config, tokens)
     return Base(body, table)
@@ -79,7 +73,8 @@ def without_vocabulary(body: Any, layers: int) -> None:
     if hasattr(body.config, "quantization_config"):
         del body.config.quantization_config  # of the file that it came from: these weights are plain numbers
     if getattr(body.config, "layer_types", None):
-        body.config.layer_types = body.config.layer_types[:layers]
+        with suppress(AttributeError):  # some configurations derive it from the number of layers
+            body.config.layer_types = body.config.layer_types[:layers]
     body.config.update(NO_WORDS)
     body.set_input_embeddings(nn.Embedding(1, body.config.hidden_size, _weight=torch.zeros(1, body.config.hidden_size)))
 
@@ -100,37 +95,20 @@ def refuse_short_sight(name: str, config: Any, tokens: int) -> None:
         )
 
 
-def refuse_own_attention(name: str, body: Any) -> None:
-    """Raises `UserError` for a body whose attention doesn't go through transformers' interface, or is more than that.
+def own_attention(name: str) -> UserError:
+    """The refusal of a body whose attention doesn't go through transformers' interface, or is more than that."""
+    return UserError(
+        f"{name!r} has an attention of its own, which can't be computed behind cached keys and values: name a "
+        "decoder whose attention goes through transformers' attention interface, such as Llama's or Qwen's"
+    )
 
-    It is tried: a few tokens computed at once, and one behind the cached others, must come out the same.
-    """
+
+def _use_cached_attention(name: str, body: Any) -> None:
     try:
         body.set_attn_implementation(attention.NAME)
-        apart = _probe(body.eval())
     except (TypeError, AttributeError, *REFUSALS) as error:
-        log.info("%s, computed behind cached keys and values: %s", name, error)
-        apart = float("inf")
-    if not apart <= 1e-3:
-        raise UserError(
-            f"{name!r} has an attention of its own, which can't be computed behind cached keys and values: name a "
-            "decoder whose attention goes through transformers' attention interface, such as Llama's or Qwen's"
-        )
-
-
-def _probe(body: Any) -> float:
-    """The largest difference between a whole window and one computed in two parts, as a share of its largest number."""
-    encoder = UserEncoder(EncoderConfig(dropout=0, residual_dropout=0), body, items=1, item_dim=1, types=1).eval()
-    vectors = torch.randn(PROBE, encoder.width, generator=torch.Generator().manual_seed(0))
-    shape = Shape.of(body.config, PROBE, torch.float32)
-    cache = KeyValueCache(shape, shape.bytes, torch.device("cpu"))
-    forward = Gathering(encoder, cache.first)
-    incremental = Incremental(encoder, lambda numbers: vectors[numbers[0]], cache, forward, PROBE)
-    ids = np.arange(PROBE)
-    windows = [Tokens(ids[None, :length], ids[:length] + 1) for length in (PROBE - 2, PROBE)]
-    whole = incremental.whole(windows)
-    parts = torch.cat([incremental.encode(["probe"], [window])[0] for window in windows])
-    return float((parts - whole).abs().max() / whole.abs().max())
+        log.info("%s, with the attention of the cache: %s", name, error)
+        raise own_attention(name) from None
 
 
 def loaded(kind: Any, name: str, **options: Any) -> Any:

@@ -26,6 +26,7 @@ from stream_rec.errors import UserError
 from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
+from stream_rec.kafka.item_records import item_of
 from stream_rec.kafka.offset_ranges import Span, since
 from stream_rec.kafka.offset_ranges import read as read_spans
 from stream_rec.kafka.record_batches import Unreadable
@@ -33,7 +34,6 @@ from stream_rec.messages import ERASE, ITEM_BYTES, Item, Rejected
 from stream_rec.pseudonyms import naming
 from stream_rec.runtime.progress import Progress
 from stream_rec.window import start_of
-from stream_rec.worker.catalog_sync import item_of
 
 SILENCE_S = 10.0
 """How long Kafka may send nothing before the reading gives up."""

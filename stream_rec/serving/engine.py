@@ -322,7 +322,8 @@ class Engine:
         told = [whole, states, ranked.scores, ranked.probabilities, ranked.interests, types]
         if not all(bool(one.isfinite().all()) for one in (*told, *([] if interest is None else [interest]))):
             raise ModelError("the model's answers to probe windows are not all finite numbers")
-        if (ranked.unscored > 0).any() and (ranked.scores <= BARRED).all():
+        left_out = self.unusable_items or bool((ranked.unscored > 0).any())
+        if left_out and (ranked.scores <= BARRED).all():
             raise ModelError("the model gives no item a score")
         if float((states - whole).abs().max()) > self.tolerance.difference:
             raise ModelError("the model's answers to probe windows differ with cached keys and values")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from stream_rec.errors import UserError
-from stream_rec.models.attention import Gathered, Ragged
+from stream_rec.models.attention import Ragged
 from stream_rec.models.user_encoder import UserEncoder
+from stream_rec.serving.attention.gather import Gathered
 from stream_rec.serving.kv_cache import Tier
 from stream_rec.serving.scheduler import Placed
 

@@ -3,20 +3,27 @@
 It knows tokens and not events, so that item tokens and words are the same to it.
 """
 
+import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stream_rec.features.tokens import Numbers, Tokens
-from stream_rec.models.user_encoder import UserEncoder
+from stream_rec.models.pretrained import REFUSALS, own_attention
+from stream_rec.models.user_encoder import EncoderConfig, UserEncoder
 from stream_rec.serving import scheduler
 from stream_rec.serving.device import upload
-from stream_rec.serving.forward import Computed, Forward
-from stream_rec.serving.kv_cache import KeyValueCache
+from stream_rec.serving.forward import Computed, Forward, Gathering
+from stream_rec.serving.kv_cache import KeyValueCache, Shape
 from stream_rec.serving.scheduler import Placed, Row
+
+PROBE = 5
+"""Tokens by which it is seen whether a decoder computes the same through cached keys and values."""
+
+log = logging.getLogger(__name__)
 
 Look = Callable[[Tensor], Tensor]
 """Token numbers (columns, ...) to token vectors (..., width)."""
@@ -131,3 +138,33 @@ def _work(placed: Placed, computed: Computed) -> Work:
         padding=computed.read - needed,
         filled=computed.filled,
     )
+
+
+def refuse_inexact(name: str, body: Any) -> None:
+    """Raises `UserError` for a decoder that does not compute the same through cached keys and values.
+
+    A few tokens are computed at once, and again one behind the cached others. `name` is for the error message.
+    """
+    try:
+        apart = _error_behind_cache(body.eval())
+    except (TypeError, AttributeError, *REFUSALS) as error:
+        log.info("%s, computed behind cached keys and values: %s", name, error)
+        apart = float("inf")
+    if not apart <= 1e-3:
+        raise own_attention(name)
+
+
+def _error_behind_cache(body: Any) -> float:
+    """The largest difference between a whole window and one computed in two parts, as a share of its largest number."""
+    encoder = UserEncoder(EncoderConfig(dropout=0, residual_dropout=0), body, items=1, item_dim=1, types=1).eval()
+    vectors = torch.randn(PROBE, encoder.width, generator=torch.Generator().manual_seed(0))
+    shape = Shape.of(body.config, PROBE, torch.float32)
+    cache = KeyValueCache(shape, shape.bytes, torch.device("cpu"))
+    incremental = Incremental(
+        encoder, lambda numbers: vectors[numbers[0]], cache, Gathering(encoder, cache.first), PROBE
+    )
+    ids = np.arange(PROBE)
+    windows = [Tokens(ids[None, :length], ids[:length] + 1) for length in (PROBE - 2, PROBE)]
+    whole = incremental.whole(windows)
+    parts = torch.cat([incremental.encode(["probe"], [window])[0] for window in windows])
+    return float((parts - whole).abs().max() / whole.abs().max())

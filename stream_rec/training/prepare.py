@@ -23,6 +23,7 @@ from stream_rec.models.model_store import Model
 from stream_rec.models.pretrained import Base, load_base, load_tokenizer
 from stream_rec.models.user_encoder import UserEncoder
 from stream_rec.runtime.progress import Progress
+from stream_rec.serving.incremental import refuse_inexact
 from stream_rec.training.config import TrainConfig
 
 
@@ -79,6 +80,7 @@ def prepare(
     if shape.base is not None:
         progress("loading the language model", 0, 1)
         base = load_base(shape.base, shape.layers, config.capacity * shape.event_tokens)
+        refuse_inexact(shape.base, base.body)
         tokenizer = load_tokenizer(shape.base) if shape.words else None
         progress("loading the language model", 1, 1)
     known = {item.item_id for item in items}

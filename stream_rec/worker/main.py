@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 from functools import partial
-from typing import TYPE_CHECKING
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -18,13 +17,10 @@ from stream_rec.kafka.access_control import Topic, describe
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.topic_guard import TopicGuard
 from stream_rec.metrics import WorkerMetrics
-from stream_rec.runtime.process import limit_openmp_spinning
 from stream_rec.runtime.retry import patiently, unless_told
+from stream_rec.serving.load import load_engine
 from stream_rec.worker.loop import Worker
 from stream_rec.worker.reload import Swaps
-
-if TYPE_CHECKING:
-    from stream_rec.serving.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +54,7 @@ async def _run(settings: Settings) -> int:
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
     told = asyncio.create_task(stop.wait())
     watching = asyncio.create_task(health.watch())
-    swaps = Swaps(settings, metrics, load, look)
+    swaps = Swaps(settings, metrics, load_engine, look)
     guard = TopicGuard(access(settings), topics, health)
     guarding = asyncio.create_task(guard.watch())
     serving = asyncio.create_task(_serve(settings, metrics, health, swaps, guard, stop))
@@ -116,34 +112,3 @@ async def _serve(
         await worker.host.learning.close()
         await worker.host.learning.keep()
         await worker.host.close()
-
-
-def load(settings: Settings) -> "Engine":
-    """The engine of the settings' model, loaded on the calling thread; importing torch alone takes seconds."""
-    limit_openmp_spinning()
-    from stream_rec.serving.engine import Engine, Limits
-
-    return Engine.load(
-        settings.model,
-        settings.cache_dir,
-        Limits(
-            stride=settings.stride,
-            token_budget=settings.token_budget,
-            kv_cache_bytes=settings.kv_cache_gb * 1e9,
-            kv_cache_share=settings.kv_cache_share,
-            kv_host_bytes=settings.kv_host_gb * 1e9,
-            dtype=settings.dtype,
-            top_k=settings.top_k,
-            interests_k=settings.interests_k,
-            scoring=settings.index,
-            index_effort=settings.index_effort,
-            recall_share=settings.recall_share,
-            learn_per_day=settings.learn_per_day,
-            exclude_seen=settings.exclude_seen,
-            categories=frozenset(settings.categories),
-            diversity=settings.diversity,
-            audit_share=settings.audit_share,
-        ),
-        settings.device,
-        settings.threads,
-    )

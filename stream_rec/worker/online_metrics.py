@@ -1,7 +1,7 @@
 """Live accuracy of a worker: each event is compared with what this worker last predicted for its user.
 
-A prediction counts if it was committed before the event arrived (`prequential.in_time`); otherwise the event is counted as
-too late. The commit's time is by the worker's clock, the event's is Kafka's timestamp of it.
+A prediction counts if it was committed before the event arrived (`prequential.in_time`); otherwise the event is counted
+as too late. The commit's time is by the worker's clock, the event's is Kafka's timestamp of it.
 
 Beside it stand the floors: what the online memory's tables alone would have said just before the event. They are as
 fresh as can be, while the prediction is as old as the user's event before.

@@ -17,11 +17,10 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
-from stream_rec.kafka import producer, topics
+from stream_rec.kafka import topics, transactions
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.producer import OutcomeUnknown
-from stream_rec.kafka.transactions import Committed, Done, Outlet, Reply
+from stream_rec.kafka.transactions import Committed, Done, OutcomeUnknown, Outlet, Reply
 from stream_rec.local.broker import Broker
 from tests.e2e.kafka import read_topic, settings_for, until
 from tests.e2e.proxy import HOST, ApiKey, KafkaProxy
@@ -224,7 +223,7 @@ async def test_late_requests_of_a_barred_owner_change_nothing(
 async def test_a_commit_whose_answer_is_lost_ends_its_producer(
     worker: Worker, proxy: KafkaProxy, direct: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producer, "REQUEST_TIMEOUT_MS", 500)
+    monkeypatch.setattr(transactions, "REQUEST_TIMEOUT_MS", 500)
     await worker.take_over()
     proxy.add(ApiKey.END_TXN, mute=True)
     with pytest.raises(OutcomeUnknown, match="EndTxn"):

@@ -22,9 +22,10 @@ from stream_rec.kafka.offset_ranges import Span
 from stream_rec.kafka.topic_guard import TopicGuard
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
+from stream_rec.serving.load import load_engine
 from stream_rec.worker import loop, statistics_sync
 from stream_rec.worker.loop import Worker
-from stream_rec.worker.main import _fit, load
+from stream_rec.worker.main import _fit
 from stream_rec.worker.model_runner import Host
 from tests.e2e.kafka import until
 from tests.e2e.windows import all_done, answers, windows, write
@@ -68,7 +69,7 @@ async def settings(
 
 async def worker_of(settings: Settings) -> Worker:
     metrics = WorkerMetrics(CollectorRegistry())
-    host = await Host.open(settings, metrics, load)
+    host = await Host.open(settings, metrics, load_engine)
     await host.follow()
     health = Health(most_waiting=1_000)
     return Worker(settings, host, metrics, health, TopicGuard(access(settings), await _fit(settings), health))

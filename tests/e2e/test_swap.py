@@ -28,8 +28,8 @@ from stream_rec.kafka.topic_guard import TopicGuard
 from stream_rec.messages import Item, Recommendation, Window
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
+from stream_rec.serving.load import load_engine
 from stream_rec.worker.loop import Worker
-from stream_rec.worker.main import load
 from stream_rec.worker.model_runner import Host
 from tests.e2e.kafka import read_topic, until
 from tests.e2e.process import Part
@@ -269,7 +269,7 @@ async def test_users_who_were_active_are_encoded_before_their_next_event(
 
 
 async def test_a_model_that_is_out_of_service_gives_its_memory_back(settings: Settings) -> None:
-    host = await Host.open(settings, WorkerMetrics(CollectorRegistry()), load)
+    host = await Host.open(settings, WorkerMetrics(CollectorRegistry()), load_engine)
     await host.follow()
     cache = weakref.ref(host.engine.incremental.cache)
     gc.disable()
@@ -290,7 +290,7 @@ async def test_a_model_that_turns_bad_after_the_swap_is_followed_by_the_one_befo
     metrics, health = WorkerMetrics(CollectorRegistry()), Health(0)
     stop, made = asyncio.Event(), windows(USERS, rounds=3)
     hosts = [
-        await Host.open(settings.model_copy(update={"model": folder}), metrics, load)
+        await Host.open(settings.model_copy(update={"model": folder}), metrics, load_engine)
         for folder in (models.old, models.new)
     ]
     for host in hosts:
@@ -320,7 +320,7 @@ async def test_a_model_that_turns_bad_and_has_none_before_it_ends_the_worker_wit
     settings: Settings, models: Models
 ) -> None:
     metrics, health = WorkerMetrics(CollectorRegistry()), Health(0)
-    host = await Host.open(settings, metrics, load)
+    host = await Host.open(settings, metrics, load_engine)
     await host.follow()
     worker = Worker(settings, host, metrics, health, await guard_of(settings, health))
     with torch.no_grad():

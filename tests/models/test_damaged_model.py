@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 from stream_rec.errors import ModelError
 from stream_rec.models import model_store
 from stream_rec.models.model_store import Model
-from stream_rec.serving.engine import Engine
+from stream_rec.serving.engine import Engine, Limits
 from tests.damage import damaged, said
+from tests.tiny import STRIDE
 
 NAMES = [
     *("config.json", "items.jsonl", "lexicon.json", "encoder.safetensors", "features.safetensors"),
@@ -172,6 +173,16 @@ def test_a_model_whose_answers_are_no_numbers_fails_its_probe(
             engine.probe()
     finally:
         tensor.copy_(kept)
+
+
+def test_a_model_whose_item_vectors_overflow_gives_no_answers_and_fails_its_probe(copy: Path, tmp_path: Path) -> None:
+    """Its numbers are finite, what it makes of them is not."""
+    weights = load_file(copy / "encoder.safetensors")
+    weights["out.weight"] = np.full_like(weights["out.weight"], 6e37)
+    save_file(weights, copy / "encoder.safetensors")
+    engine = Engine.load(copy, tmp_path, Limits(stride=STRIDE, kv_cache_bytes=1e7), "cpu")
+    with pytest.raises(ModelError, match="gives no item a score"):
+        engine.probe()
 
 
 def test_arrays_of_another_precision_are_refused(copy: Path) -> None:

@@ -22,7 +22,7 @@ from stream_rec.serving.forward import Gathering, forward_of
 from stream_rec.serving.kv_cache import Shape, Tier
 from stream_rec.serving.scheduler import Placed
 from stream_rec.window import append
-from tests.models.test_attention import KV_HEADS, WIDTH, one_by_one, placed
+from tests.serving.test_attention import KV_HEADS, WIDTH, one_by_one, placed
 from tests.tiny import CAPACITY, ITEMS, STRIDE, tiny_model
 
 GPU = torch.cuda.is_available()

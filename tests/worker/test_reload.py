@@ -8,7 +8,7 @@ from stream_rec.config import Settings
 from stream_rec.messages import Window, WindowEvent
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
-from stream_rec.worker.main import load
+from stream_rec.serving.load import load_engine
 from stream_rec.worker.model_runner import Host
 from stream_rec.worker.prewarm import Recent
 from stream_rec.worker.reload import stamps
@@ -78,7 +78,7 @@ async def test_a_model_of_a_log_without_times_has_no_age_in_the_metrics(tmp_path
 
     metrics = WorkerMetrics(registry)
     assert age() is None
-    host = await Host.open(settings, metrics, load)
+    host = await Host.open(settings, metrics, load_engine)
     host.show()
     assert age() == (7.0 if has_time else None)
     assert b"NaN" not in generate_latest(registry)

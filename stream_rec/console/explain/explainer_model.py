@@ -13,9 +13,9 @@ from aiokafka.errors import KafkaError
 from stream_rec.config import Settings
 from stream_rec.console.topic_reader import read
 from stream_rec.errors import UserError
+from stream_rec.kafka.item_records import changes_in
 from stream_rec.messages import UNREADABLE, Item, Rejected, Window, read_window
-from stream_rec.worker.catalog_sync import changes_in
-from stream_rec.worker.main import load
+from stream_rec.serving.load import load_engine
 
 if TYPE_CHECKING:
     from stream_rec.ranking.explanation import Explanation, Neighbours
@@ -50,7 +50,7 @@ class Aside:
         no_cache = {"kv_cache_share": None, "kv_host_gb": 0}  # an explanation leaves the cache alone
         quiet = settings.model_copy(update={"audit_share": 0.0, "recall_share": 0.0, **no_cache})
         try:
-            engine = await asyncio.get_running_loop().run_in_executor(thread, load, quiet)
+            engine = await asyncio.get_running_loop().run_in_executor(thread, load_engine, quiet)
         except BaseException:
             thread.shutdown(wait=False)
             raise

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_rec.models.attention import Gathered
+from stream_rec.serving.attention.gather import Gathered
 from stream_rec.serving.scheduler import Placed
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
