@@ -175,10 +175,13 @@ def test_a_model_whose_answers_are_no_numbers_fails_its_probe(
         tensor.copy_(kept)
 
 
-def test_a_model_whose_item_vectors_overflow_gives_no_answers_and_fails_its_probe(copy: Path, tmp_path: Path) -> None:
-    """Its numbers are finite, what it makes of them is not."""
+@pytest.mark.parametrize("weight", ["residual.weight", "log_scale"])
+def test_a_model_whose_numbers_overflow_gives_no_answers_and_fails_its_probe(
+    copy: Path, tmp_path: Path, weight: str
+) -> None:
+    """Its weights are finite, its item vectors or scores are not."""
     weights = load_file(copy / "encoder.safetensors")
-    weights["out.weight"] = np.full_like(weights["out.weight"], 6e37)
+    weights[weight] = np.full_like(weights[weight], 1e30)
     save_file(weights, copy / "encoder.safetensors")
     engine = Engine.load(copy, tmp_path, Limits(stride=STRIDE, kv_cache_bytes=1e7), "cpu")
     with pytest.raises(ModelError, match="gives no item a score"):
