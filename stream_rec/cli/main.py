@@ -104,6 +104,7 @@ def simulate(events: Path, items: Path, count: int, products: int, shoppers: int
         *(*KAFKA, "events_topic", "recommendations_topic", "dead_letter_topic", "items_topic", "capacity", "stride"),
         *("device", "threads", "kv_cache_gb", "cache_dir"),
     ),
+    offline=lambda given: "--diff" in given and "--from-topic" not in given,
 )
 @click.argument("events", type=click.Path(path_type=Path), required=False)
 @click.option("--columns", default="", help="the log's columns, such as user=customer,time=when")

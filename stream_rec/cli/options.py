@@ -1,7 +1,7 @@
 """Commands that take settings, the options that stand in `config.py`, and options that go with others or do not."""
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -18,6 +18,8 @@ KAFKA = (
     *("kafka_ca_file", "kafka_cert_file", "kafka_key_file", "kafka_key_password_file", *EVERYWHERE),
 )
 """Of whoever talks to Kafka. Not the password itself: a command line is seen by every user of the machine."""
+OF_KAFKA = {*KAFKA, "events_topic", "items_topic", "recommendations_topic", "dead_letter_topic"} - {*EVERYWHERE}
+"""Settings that a command has no use for where it reads a file and sends nothing."""
 
 
 class Finite(click.FloatRange):
@@ -86,12 +88,20 @@ class Option(click.Option):
 class Command(click.Command):
     """A command that also takes settings as options, and hands all settings to its function as `settings`.
 
-    Each `Option` is checked against the others before anything else.
+    Each `Option` is checked against the others before anything else. `offline` is given the options on the command
+    line and returns whether the command, with these, does without Kafka: settings of Kafka are refused then.
     """
 
-    def __init__(self, *args: Any, settings: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        settings: Sequence[str] = (),
+        offline: Callable[[Container[str]], bool] = lambda _: False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.settings = tuple(settings)
+        self.offline = offline
         self._options: list[click.Parameter] | None = None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -107,6 +117,10 @@ class Command(click.Command):
         for option in given.values():
             if isinstance(option, Option):
                 option.check(given)
+        if self.offline(given):
+            for flag, option in given.items():
+                if option.name in OF_KAFKA:
+                    raise UserError(f"{flag} has no effect: without --from-topic nothing is read from Kafka")
         if self.settings:
             chosen = {name: ctx.params.pop(name) for name in self.settings}
             ctx.params["settings"] = config.load(ctx.find_root().params["config"], **chosen)

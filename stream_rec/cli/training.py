@@ -30,6 +30,7 @@ THREADS = click.option("--threads", type=CORES, help="CPU threads [default: all 
 @click.command(
     cls=Command,
     settings=(*KAFKA, "items_topic", "event_types", "capacity", "stride", "text_encoder", "cache_dir", "device"),
+    offline=lambda given: "--from-topic" not in given,
 )
 @click.argument("events", type=click.Path(path_type=Path), required=False)
 @click.option("--from-topic", metavar="TOPIC", help="a topic of events in place of the file, up to what it holds now")

@@ -182,6 +182,14 @@ MISTAKES = {
         "nowhere/e.csv",
     ),
     "a catalogue's column without one": (("train", "log.csv", "--out", "m", "--columns", "title=x"), "has no title"),
+    "a broker for a log in a file": (
+        ("train", "log.csv", "--out", "m", "--bootstrap-servers", "kafka:9092"),
+        "--bootstrap-servers has no effect: without --from-topic nothing is read from Kafka",
+    ),
+    "a topic for models compared on a file": (
+        ("replay", "log.csv", "--diff", "--model", "a", "--model", "b", "--events-topic", "events"),
+        "--events-topic has no effect",
+    ),
     "a demo's catalogue without its log": (("demo", "--items", "log.csv"), "--items is for --events"),
 }
 

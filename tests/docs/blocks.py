@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from socket import socket
+from threading import Timer
 from typing import NamedTuple
 
 import psutil
@@ -58,6 +59,8 @@ end() { # PID
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 ANOTHER = 'user=$(cut -d , -f 1 log.csv | grep -vxF "$user" | tail -n 1)'
 """The tutorial erases its user."""
+BLOCK_S = 720
+"""A block that takes longer has stopped: the longest, a training, takes some 40 s alone on two cores."""
 
 
 class Block(NamedTuple):
@@ -140,7 +143,8 @@ def script(of: Iterable[Block]) -> str:
 def run(of: Iterable[Block], folder: Path, stream_rec: str = "command stream-rec") -> subprocess.CompletedProcess[str]:
     """Runs what is to be run; `stdout` holds all that the blocks printed in the foreground, each under its place.
 
-    `stream_rec` is the command that stands for `stream-rec`.
+    `stream_rec` is the command that stands for `stream-rec`. A block that takes `BLOCK_S` is ended, with a code that is
+    not 0; how long the page takes as a whole depends on what else the machine does.
     """
     home, logs = folder / "home", folder / "logs"
     home.mkdir()
@@ -167,9 +171,22 @@ def run(of: Iterable[Block], folder: Path, stream_rec: str = "command stream-rec
         text=True,
     )
     shell = psutil.Process(process.pid)
-    try:
-        said, _ = process.communicate()
-    finally:  # also when pytest's time is over
+
+    def end() -> None:
         for left in [*shell.children(recursive=True), shell] if shell.is_running() else ():
             left.kill()
-    return subprocess.CompletedProcess(process.args, process.returncode, said)
+
+    said, limit = [], Timer(BLOCK_S, end)
+    limit.start()
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("== "):
+                limit.cancel()
+                limit = Timer(BLOCK_S, end)
+                limit.start()
+    finally:
+        limit.cancel()
+        end()
+    return subprocess.CompletedProcess(process.args, process.wait(), "".join(said))
