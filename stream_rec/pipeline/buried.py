@@ -15,7 +15,7 @@ from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.dead_letters import Place, place_of
-from stream_rec.kafka.offset_ranges import Span, read, since
+from stream_rec.kafka.offset_ranges import OffsetRange, read, since
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.kafka.topic_guard import valid
 from stream_rec.kafka.topics import DEAD_LETTER_ROOM
@@ -72,7 +72,7 @@ async def done(settings: Settings, partitions: Collection[int], committed_for: s
 async def _buried(
     reader: AIOKafkaConsumer,
     graveyard: Collection[TopicPartition],
-    open_: Mapping[TopicPartition, Span],
+    open_: Mapping[TopicPartition, OffsetRange],
     oldest_ms: int,
 ) -> set[Place]:
     letters = await since(reader, graveyard, oldest_ms - MARGIN_MS)
@@ -87,7 +87,7 @@ async def _buried(
 
 
 async def _erased(
-    reader: AIOKafkaConsumer, windows: TopicPartition, open_: Span, since_ms: int, topic_id: str
+    reader: AIOKafkaConsumer, windows: TopicPartition, open_: OffsetRange, since_ms: int, topic_id: str
 ) -> dict[bytes, int]:
     """The users whose newest window is a tombstone for one of the events `open_`, and that event's offset.
 
@@ -101,7 +101,7 @@ async def _erased(
         start = max(begin, end - tail)
         erased: dict[bytes, int] = {}
         beyond = start == begin
-        async for _, records, _ in read(reader, {windows: Span(start, end)}, READ):
+        async for _, records, _ in read(reader, {windows: OffsetRange(start, end)}, READ):
             for record in records:
                 offset = _event_of(record, topic_id)
                 erased.pop(record.key, None)
@@ -128,16 +128,16 @@ def _event_of(record: ConsumerRecord, topic_id: str) -> int | None:
 
 async def _uncommitted(
     reader: AIOKafkaConsumer, partitions: Collection[TopicPartition], committed_for: str
-) -> dict[TopicPartition, Span]:
+) -> dict[TopicPartition, OffsetRange]:
     begins, ends = await reader.beginning_offsets(partitions), await reader.end_offsets(partitions)
     reader.assign(partitions)
     committed = await reader._coordinator.fetch_committed_offsets(list(partitions))
     done = {one: offset for one, (offset, made_for) in committed.items() if valid(made_for, committed_for)}
-    spans = {one: Span(max(begins[one], done.get(one, 0)), ends[one]) for one in partitions}
+    spans = {one: OffsetRange(max(begins[one], done.get(one, 0)), ends[one]) for one in partitions}
     return {one: span for one, span in spans.items() if span.begin < span.end}
 
 
-async def _time_of(reader: AIOKafkaConsumer, partition: TopicPartition, span: Span) -> int | None:
+async def _time_of(reader: AIOKafkaConsumer, partition: TopicPartition, span: OffsetRange) -> int | None:
     """Of the first record in `span`, milliseconds."""
     async for _, records, _ in read(reader, {partition: span}, 1):
         for record in records:

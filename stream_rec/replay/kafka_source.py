@@ -27,7 +27,7 @@ from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.item_records import item_of
-from stream_rec.kafka.offset_ranges import Span, since
+from stream_rec.kafka.offset_ranges import OffsetRange, since
 from stream_rec.kafka.offset_ranges import read as read_spans
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.messages import ERASE, ITEM_BYTES, Item, Rejected
@@ -39,7 +39,7 @@ SILENCE_S = 10.0
 """How long Kafka may send nothing before the reading gives up."""
 BATCH = 5_000
 
-Spans = Mapping[TopicPartition, Span]
+Spans = Mapping[TopicPartition, OffsetRange]
 
 
 class Recent:

@@ -13,7 +13,7 @@ from stream_rec.kafka.access_control import on, require
 from stream_rec.kafka.connection import access, connect
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.dead_letters import Place, place_of, reason_of
-from stream_rec.kafka.offset_ranges import Span, read, since
+from stream_rec.kafka.offset_ranges import OffsetRange, read, since
 from stream_rec.kafka.topics import DEAD_LETTER_ROOM
 from stream_rec.pipeline.buried import MARGIN_MS, READ
 
@@ -33,12 +33,14 @@ class Sent:
     """Where the events of one producer stand; others may have written between them."""
 
     def __init__(self) -> None:
-        self._spans: dict[TopicPartition, Span] = {}
+        self._spans: dict[TopicPartition, OffsetRange] = {}
         self._first_ms: int | None = None
 
     def add(self, stored: RecordMetadata) -> None:
-        span = self._spans.get(stored.topic_partition, Span(stored.offset, stored.offset))
-        self._spans[stored.topic_partition] = Span(min(span.begin, stored.offset), max(span.end, stored.offset + 1))
+        span = self._spans.get(stored.topic_partition, OffsetRange(stored.offset, stored.offset))
+        self._spans[stored.topic_partition] = OffsetRange(
+            min(span.begin, stored.offset), max(span.end, stored.offset + 1)
+        )
         self._first_ms = min(stored.timestamp, self._first_ms or stored.timestamp)
 
     async def refused(self, settings: Settings) -> Refusals:

@@ -26,7 +26,7 @@ from stream_rec.kafka import topics
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.lag import Lag, show_failed
-from stream_rec.kafka.offset_ranges import Span
+from stream_rec.kafka.offset_ranges import OffsetRange
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.kafka.topic_guard import TopicGuard, state_of
 from stream_rec.kafka.transactions import Done, Outlet, Reply
@@ -205,7 +205,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         if not ends:
             return 0
         begins = await self._consumer.beginning_offsets(list(ends))
-        return await host.learning.remember({one: Span(begins[one], end) for one, end in ends.items()})
+        return await host.learning.remember({one: OffsetRange(begins[one], end) for one, end in ends.items()})
 
     async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
         """Lets what is in flight be committed before the partitions go."""
@@ -286,7 +286,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             if position > end:
                 log.warning("Kafka has lost windows of %s[%d]: answers go on at its end", *one)
                 position = end
-            learned += await self.host.learning.remember({one: Span(begin, position)})
+            learned += await self.host.learning.remember({one: OffsetRange(begin, position)})
             self._consumer.seek(one, position)
         return learned
 

@@ -26,7 +26,7 @@ from stream_rec.errors import UserError
 from stream_rec.kafka.access_control import cluster_of, describe, on
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.offset_ranges import Span, read
+from stream_rec.kafka.offset_ranges import OffsetRange, read
 from stream_rec.messages import UNREADABLE, read_window
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.runtime.retry import keep_running
@@ -240,14 +240,14 @@ class Learning:
         for number in set(self.logs([partition.partition for partition in partitions])):
             await self._call(self._engine.memories.evidence, number)  # now, rather than in the first step
 
-    async def remember(self, spans: Mapping[TopicPartition, Span]) -> int:
+    async def remember(self, spans: Mapping[TopicPartition, OffsetRange]) -> int:
         """Learns what isn't learned yet of `spans`; returns how many windows those were.
 
         Raises `KafkaError`; what was learned until then is not read again.
         """
         for partition, span in spans.items():
             self.learned[partition] = max(span.begin, self.learned.get(partition, span.begin))
-        left = {one: Span(self.learned[one], end) for one, (_, end) in spans.items() if self.learned[one] < end}
+        left = {one: OffsetRange(self.learned[one], end) for one, (_, end) in spans.items() if self.learned[one] < end}
         if not left:
             return 0
         began, count = time.monotonic(), 0

@@ -18,7 +18,7 @@ from stream_rec.config import Settings
 from stream_rec.health import Health
 from stream_rec.kafka import topics
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.offset_ranges import Span
+from stream_rec.kafka.offset_ranges import OffsetRange
 from stream_rec.kafka.topic_guard import TopicGuard
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
@@ -57,7 +57,7 @@ async def settings(
     await topics.create(made)
     remember = statistics_sync.Learning.remember
 
-    async def slowly(self: statistics_sync.Learning, spans: Mapping[TopicPartition, Span]) -> int:
+    async def slowly(self: statistics_sync.Learning, spans: Mapping[TopicPartition, OffsetRange]) -> int:
         begun.extend(spans)
         await asyncio.sleep(READS_S)
         return await remember(self, spans)
@@ -122,7 +122,7 @@ async def test_workers_part_their_partitions_however_long_taking_one_over_takes(
 
 
 async def test_a_worker_ends_in_the_midst_of_taking_over(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def forever(_self: statistics_sync.Learning, _spans: Mapping[TopicPartition, Span]) -> int:
+    async def forever(_self: statistics_sync.Learning, _spans: Mapping[TopicPartition, OffsetRange]) -> int:
         await asyncio.Event().wait()
         return 0
 

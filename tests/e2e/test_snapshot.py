@@ -12,7 +12,7 @@ from stream_rec.config import Settings
 from stream_rec.kafka import topics
 from stream_rec.kafka.access_control import cluster_of, describe, on
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.offset_ranges import Span
+from stream_rec.kafka.offset_ranges import OffsetRange
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
 from stream_rec.serving.engine import Engine, Limits
@@ -50,7 +50,7 @@ def learning_of(settings: Settings) -> Learning:
 async def kept(settings: Settings) -> dict[TopicPartition, int]:
     """Leaves a snapshot of the windows topic; returns what it has learned."""
     learning = learning_of(settings)
-    await learning.remember({TopicPartition(settings.windows_topic, 0): Span(0, len(MADE))})
+    await learning.remember({TopicPartition(settings.windows_topic, 0): OffsetRange(0, len(MADE))})
     await learning.keep()
     return learning.learned
 
