@@ -23,10 +23,10 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import Right, on, require
+from stream_rec.kafka.access_control import AclBinding, check_access, on
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import log_skipped, make_consumer
-from stream_rec.kafka.key_lookup import Search, newest_of
+from stream_rec.kafka.key_lookup import KeyLookup, newest_of
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.messages import UNREADABLE, Item, Recommendation, read_item, read_recommendation
 
@@ -73,8 +73,8 @@ class Recommendations:
         self.unreadable = 0
 
     async def __aenter__(self) -> Self:
-        member = () if self._group is None else (Right("Read", "group", self._group),)
-        await require(self._access, *on("Read", self._topic), *member)
+        member = () if self._group is None else (AclBinding("Read", "group", self._group),)
+        await check_access(self._access, *on("Read", self._topic), *member)
         self._consumer = make_consumer(
             self._access,
             *((self._topic,) if self._group is None else ()),
@@ -183,7 +183,7 @@ class LatestRecommendations:
         self.unreadable = 0
 
     async def __aenter__(self) -> Self:
-        await require(self._access, *on("Read", self._topic))
+        await check_access(self._access, *on("Read", self._topic))
         self._consumer = make_consumer(
             self._access,
             self._topic,
@@ -275,7 +275,7 @@ async def titles(item_ids: Collection[str], settings: Settings) -> dict[str, Ite
     """
     if not item_ids:
         return {}
-    async with Search(access(settings), settings.items_topic) as search:
+    async with KeyLookup(access(settings), settings.items_topic) as search:
         records = await search.newest({item_id.encode() for item_id in item_ids})
     found: dict[str, Item] = {}
     for key, record in records.items():

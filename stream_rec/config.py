@@ -249,7 +249,7 @@ class Settings(BaseSettings):
             raise ValueError("a key needs kafka_cert_file")
 
     @property
-    def move(self) -> int:
+    def effective_stride(self) -> int:
         """The stride in force, events."""
         return stride_of(self.capacity, self.stride)
 

@@ -24,10 +24,10 @@ from stream_rec import messages
 from stream_rec.config import Settings, environment_name
 from stream_rec.errors import UserError
 from stream_rec.kafka import access_control, topics
-from stream_rec.kafka.access_control import describe, on, require
+from stream_rec.kafka.access_control import check_access, describe_topics, on
 from stream_rec.kafka.connection import access, connect
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.key_lookup import Search
+from stream_rec.kafka.key_lookup import KeyLookup
 from stream_rec.kafka.offset_ranges import OffsetRange, read, since
 from stream_rec.kafka.publish import Publisher
 from stream_rec.kafka.topic_guard import state_of, valid
@@ -57,7 +57,7 @@ class Place(Struct, frozen=True):
     """When Kafka took it, ISO 8601."""
 
 
-class Remainder(Struct, frozen=True):
+class RetainedData(Struct, frozen=True):
     """What an erasure does not reach at once."""
 
     where: str
@@ -78,7 +78,7 @@ class Erasure(Struct, frozen=True):
     """The same in the recommendations topic."""
 
 
-class Receipt(Struct, frozen=True):
+class ErasureReceipt(Struct, frozen=True):
     user_id: str
     asked: Place
     """`asked`, `window` and `recommendation` are those of the first `Erasure`."""
@@ -87,12 +87,12 @@ class Receipt(Struct, frozen=True):
     returned: bool
     """Whether the user did something after the erasure: what stands in the topics then is of that alone."""
     checked: tuple[str, ...]
-    remains: tuple[Remainder, ...]
+    remains: tuple[RetainedData, ...]
     also: tuple[Erasure, ...]
     """The same in the other partitions that held something of the user."""
 
 
-class Asked(NamedTuple):
+class ErasureRequest(NamedTuple):
     """The event that erases a user in a partition."""
 
     place: Place
@@ -122,7 +122,7 @@ async def run(user: str, settings: Settings, timeout_s: float | None) -> int:
 
     Raises `UserError` when no broker answers or a topic does not exist.
     """
-    await require(access(settings), *access_control.eraser(settings))
+    await check_access(access(settings), *access_control.eraser(settings))
     said = Terminal(stderr=True)
     with said.status("asking for the erasure"):
         asked = await ask(user, settings)
@@ -140,7 +140,7 @@ async def run(user: str, settings: Settings, timeout_s: float | None) -> int:
     return 0
 
 
-async def ask(user: str, settings: Settings) -> tuple[Asked, ...]:
+async def ask(user: str, settings: Settings) -> tuple[ErasureRequest, ...]:
     """Writes the events that erase the user; returns where they stand.
 
     One goes to each partition that holds a window of the user, or an event that the agents have yet to apply: whoever
@@ -158,17 +158,17 @@ async def ask(user: str, settings: Settings) -> tuple[Asked, ...]:
     windows = await _newest(user, settings, settings.windows_topic)
     named = naming(settings.pseudonym_key_file)(user)
     where: dict[tuple[int | None, bytes], None] = dict.fromkeys([*windows, *waiting]) or {(None, named.encode()): None}
-    asked: list[Asked] = []
+    asked: list[ErasureRequest] = []
     for partition, called in where:
         stored: list[RecordMetadata] = []
         event = Event(user, ERASE, time.time(), pseudonym=called.decode() != named)
         async with Publisher(settings, settings.events_topic, stored.append) as publisher:
             await publisher.send(user, messages.encode(event), partition)
-        asked.append(Asked(_place(stored[0]), stored[0].timestamp, called))
+        asked.append(ErasureRequest(_place(stored[0]), stored[0].timestamp, called))
     return tuple(asked)
 
 
-async def receive(user: str, asked: Sequence[Asked], settings: Settings, timeout_s: float) -> Receipt:
+async def receive(user: str, asked: Sequence[ErasureRequest], settings: Settings, timeout_s: float) -> ErasureReceipt:
     """Waits up to `timeout_s` seconds for what `asked` asks for, and looks at what is there then.
 
     Raises `NotErasedError`, and `UserError` when no broker answers or a topic does not exist.
@@ -211,7 +211,7 @@ async def receive(user: str, asked: Sequence[Asked], settings: Settings, timeout
         for place, _, called in asked
         for where in [(place.partition, called)]
     ]
-    return Receipt(
+    return ErasureReceipt(
         user_id=user,
         asked=first.asked,
         window=first.window,
@@ -226,7 +226,7 @@ async def receive(user: str, asked: Sequence[Asked], settings: Settings, timeout
 async def _newest(user: str, settings: Settings, topic: str) -> dict[tuple[int, bytes], ConsumerRecord]:
     """The newest records of a user, by partition and by what the user is called there: as the topic does, or the id."""
     keys = {naming(settings.pseudonym_key_file)(user).encode(), user.encode()}
-    async with Search(access(settings), topic) as search:
+    async with KeyLookup(access(settings), topic) as search:
         return await search.everywhere(keys)
 
 
@@ -244,7 +244,7 @@ async def _unapplied(user: str, settings: Settings) -> set[tuple[int, bytes]]:
     ) as reader:
         partitions = [
             TopicPartition(topic, number)
-            for number in range((await require(access(settings), *on("Read", topic)))[topic])
+            for number in range((await check_access(access(settings), *on("Read", topic)))[topic])
         ]
         spans = await since(reader, partitions, None)
         for one, (offset, made_for) in committed.items():
@@ -269,12 +269,12 @@ def _same_key(committed: Mapping[TopicPartition, OffsetAndMetadata], settings: S
 
 async def _topics_now(settings: Settings) -> _Topics:
     names = settings.events_topic, settings.windows_topic, settings.recommendations_topic
-    found = await describe(access(settings), *on("Read", *names))
+    found = await describe_topics(access(settings), *on("Read", *names))
     events, windows, answers = (found[name] for name in names)
     return _Topics(events.id, state_of(events, windows), state_of(windows, answers))
 
 
-def remains(settings: Settings, configured: Mapping[str, Mapping[str, str]], now: float) -> tuple[Remainder, ...]:
+def remains(settings: Settings, configured: Mapping[str, Mapping[str, str]], now: float) -> tuple[RetainedData, ...]:
     """What an erasure at `now` (seconds) leaves, by the topics' own configurations."""
     kept = {
         settings.events_topic: "the user's events",
@@ -287,14 +287,14 @@ def remains(settings: Settings, configured: Mapping[str, Mapping[str, str]], now
     return (
         *(_kept(name, what, configured[name], now) for name, what in kept.items()),
         *(_replaced(name, what, configured[name], now) for name, what in replaced.items()),
-        Remainder(
+        RetainedData(
             "memory.safetensors in the cache_dir of workers that do not run",
             "the user's id, how many events and the time of the last one, if such a worker was stopped before",
             None,
             "a worker that runs has removed its own; another removes or renews it when it starts: delete the file",
         ),
-        Remainder("the online memory", "sums over all users, in which nobody can be told apart", None, "they decay"),
-        Remainder(
+        RetainedData("the online memory", "sums over all users, in which nobody can be told apart", None, "they decay"),
+        RetainedData(
             "the trained model",
             "what it learned from the user's events, if they were in its training log",
             None,
@@ -303,20 +303,20 @@ def remains(settings: Settings, configured: Mapping[str, Mapping[str, str]], now
     )
 
 
-def _kept(name: str, what: str, configured: Mapping[str, str], now: float) -> Remainder:
+def _kept(name: str, what: str, configured: Mapping[str, str], now: float) -> RetainedData:
     """Of a topic that deletes what is old: a segment goes when its newest record is old enough."""
     retention, segment = int(configured["retention.ms"]), int(configured["segment.ms"])
     because = f"retention.ms={retention}, segment.ms={segment}"
     if retention < 0 or "delete" not in configured["cleanup.policy"]:
-        return Remainder(f"topic {name}", what, None, f"{because}, cleanup.policy={configured['cleanup.policy']}")
-    return Remainder(f"topic {name}", what, _iso(1_000 * now + retention + segment), because)
+        return RetainedData(f"topic {name}", what, None, f"{because}, cleanup.policy={configured['cleanup.policy']}")
+    return RetainedData(f"topic {name}", what, _iso(1_000 * now + retention + segment), because)
 
 
-def _replaced(name: str, what: str, configured: Mapping[str, str], now: float) -> Remainder:
+def _replaced(name: str, what: str, configured: Mapping[str, str], now: float) -> RetainedData:
     """Of a topic that keeps the newest record of a key."""
     lag = int(configured["max.compaction.lag.ms"])
     until = None if lag == NEVER_MS else _iso(1_000 * now + lag)
-    return Remainder(f"topic {name}", what, until, f"max.compaction.lag.ms={lag}")
+    return RetainedData(f"topic {name}", what, until, f"max.compaction.lag.ms={lag}")
 
 
 async def _committed(

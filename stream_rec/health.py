@@ -27,7 +27,7 @@ SILENT_S = 10.0
 HUNG_S = 30.0
 """After how long without a turn of its event loop a process counts as dead, seconds."""
 
-MOVING, AWAY = "partitions move", "Kafka does not answer"
+REBALANCING, BROKER_UNREACHABLE = "partitions move", "Kafka does not answer"
 
 
 class Health:
@@ -36,7 +36,7 @@ class Health:
     def __init__(self, most_waiting: int) -> None:
         self._most_waiting = most_waiting
         self._turned = time.monotonic()
-        self.hindrances = {MOVING}
+        self.not_ready_reasons = {REBALANCING}
         """What keeps the process from its work."""
         self.unread: set[str] = set()
         """Partitions that Kafka can't read at the moment, in words."""
@@ -59,7 +59,7 @@ class Health:
     def unready(self) -> str | None:
         """Why the process does not do its work, or not in time; None: it does."""
         late = f"{self.waiting} records wait" if self.waiting > self._most_waiting else None
-        return self.dead() or "; ".join(sorted(self.hindrances | self.unread)) or late
+        return self.dead() or "; ".join(sorted(self.not_ready_reasons | self.unread)) or late
 
     def remarks(self) -> str:
         """What a page that says "ok" adds."""

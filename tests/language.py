@@ -7,14 +7,14 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from stream_rec.features.event_template import Words
+from stream_rec.features.event_template import EventTemplate
 from stream_rec.models.model_store import Model
-from stream_rec.models.pretrained import load_base, load_tokenizer
+from stream_rec.models.pretrained import load_backbone, load_tokenizer
 from stream_rec.models.user_encoder import EncoderConfig, UserEncoder
 from tests.tiny import CAPACITY, ITEMS, tiny_model
 
 END = "<|end|>"
-WORDS = Words("{event} {title}", limit=7)
+WORDS = EventTemplate("{event} {title}", limit=7)
 
 
 def tiny_language_model(folder: Path) -> Path:
@@ -45,7 +45,7 @@ def word_model(language: Path) -> Model:
     """The tiny model of `tests.tiny`, but over the words of the language model in the folder `language`."""
     model = tiny_model()
     config = EncoderConfig(base=str(language), dropout=0, residual_dropout=0, words=WORDS)
-    base = load_base(str(language), None, CAPACITY * WORDS.limit)
+    base = load_backbone(str(language), None, CAPACITY * WORDS.limit)
     torch.manual_seed(0)
     encoder = UserEncoder(config, base.body, ITEMS + 1, model.features.dim, 3, base.table)
     return model._replace(

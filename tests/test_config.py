@@ -78,7 +78,7 @@ def test_event_types_from_a_file_and_from_the_environment(monkeypatch):
 
 @pytest.mark.parametrize(("capacity", "stride", "move"), [(64, None, 32), (3, None, 1), (64, 1, 1), (64, 64, 64)])
 def test_a_window_moves_by_half_of_its_capacity_unless_told(capacity, stride, move):
-    assert load(capacity=capacity, stride=stride).move == move
+    assert load(capacity=capacity, stride=stride).effective_stride == move
 
 
 @pytest.mark.parametrize(

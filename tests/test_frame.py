@@ -19,7 +19,7 @@ from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 
 from stream_rec.config import PREFIX, Settings, environment_name, load
-from stream_rec.kafka.access_control import PARTS, Right
+from stream_rec.kafka.access_control import PARTS, AclBinding
 from stream_rec.kafka.record_batches import UNREADABLE_BATCH, UNREADABLE_RECORD
 from stream_rec.local.java import KAFKA_VERSION
 
@@ -164,7 +164,7 @@ def test_the_documented_rights_are_those_that_are_asked_for(monkeypatch, tmp_pat
         re.MULTILINE,
     )
     documented = {
-        (part, Right(operation, kind, name.rstrip("*"), name.endswith("*")))
+        (part, AclBinding(operation, kind, name.rstrip("*"), name.endswith("*")))
         for part, operations, kind, names in table
         for operation in operations.split(", ")
         for name in re.findall(r"`([^`]+)`", names)

@@ -28,7 +28,7 @@ def test_a_process_is_ready_when_nothing_hinders_it_and_little_waits() -> None:
     port = serve(registry, state, "127.0.0.1", 0)
     assert read(port, "/healthz") == (200, "ok\n")
     assert read(port, "/readyz") == (503, "partitions move\n")
-    state.hindrances.clear()
+    state.not_ready_reasons.clear()
     assert read(port, "/readyz") == (200, "ok\n")
     state.waiting = 6
     assert read(port, "/readyz") == (503, "6 records wait\n")
@@ -38,7 +38,7 @@ def test_a_process_is_ready_when_nothing_hinders_it_and_little_waits() -> None:
 async def test_a_process_whose_event_loop_stands_still_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "HUNG_S", 0.05)
     state = Health(5)
-    state.hindrances.clear()
+    state.not_ready_reasons.clear()
     watching = asyncio.create_task(state.watch())
     await asyncio.sleep(0.01)
     assert state.dead() is None
@@ -58,14 +58,14 @@ def test_what_goes_wrong_beside_the_work_is_told_by_a_page_that_says_ok() -> Non
     port = serve(registry, state, "127.0.0.1", 0)
     state.troubles = {"the cache is full"}
     assert read(port, "/readyz") == (503, "partitions move\n")
-    state.hindrances.clear()
+    state.not_ready_reasons.clear()
     assert read(port, "/readyz") == (200, "ok, but the cache is full\n")
     assert read(port, "/healthz") == (200, "ok\n")
 
 
 def test_a_partition_that_kafka_can_t_read_makes_a_process_unready() -> None:
     state = Health(most_waiting=5)
-    state.hindrances.clear()
+    state.not_ready_reasons.clear()
     state.unread = {"Kafka can't read topic t, partition 0 (CorruptRecordException)"}
     assert state.unready() == "Kafka can't read topic t, partition 0 (CorruptRecordException)"
 

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 from stream_rec.features.item_features import ItemFeatures, prices_of, unit
-from stream_rec.features.item_similarity import Alike, Likeness, by_direction, by_words
-from stream_rec.features.online_statistics import Horizons, Memory
+from stream_rec.features.item_similarity import ItemSimilarity, NeighbourTable, by_direction, by_words
+from stream_rec.features.online_statistics import HalfLives, OnlineStatistics
 from stream_rec.features.text_encoder import text_of
-from stream_rec.features.tfidf import Lexicon
+from stream_rec.features.tfidf import Tfidf
 from stream_rec.messages import Item, Window, WindowEvent
 from stream_rec.models.model_store import FORMAT, Model, ModelConfig
 from stream_rec.models.user_encoder import EncoderConfig, UserEncoder, new_body
@@ -31,7 +31,7 @@ BLEND = Blend(
     price=0.3,
     repeat=-1.5,
 )
-HORIZONS = Horizons(lasting=3_600.0, recent=600.0)
+HORIZONS = HalfLives(lasting=3_600.0, recent=600.0)
 
 
 def items(count: int = ITEMS) -> list[Item]:
@@ -55,7 +55,7 @@ def tiny_model() -> Model:
     config = EncoderConfig(width=16, layers=2, heads=4, kv_heads=2, inner=32, dropout=0.1)
     catalogue = items()
     told = [text_of(item) for item in catalogue]
-    lexicon = Lexicon.fit(told)
+    lexicon = Tfidf.fit(told)
     lexical = lexicon.rows(["", *told])
     meaning = unit(np.array([item.vector for item in catalogue], np.float32))
     texts = np.concatenate([meaning, lexicon.vectors(lexical[1:])], axis=1)
@@ -63,10 +63,10 @@ def tiny_model() -> Model:
     vectors = features.transform(texts, prices_of(catalogue))
     directions = np.concatenate([np.zeros((1, features.components), np.float32), vectors[:, : features.components]])
     every = np.arange(1, ITEMS + 1)
-    alike = Alike(
+    alike = ItemSimilarity(
         lexicon,
-        Likeness.empty(ITEMS + 1).updated(ITEMS + 1, every, by_direction(directions)),
-        Likeness.empty(ITEMS + 1).updated(ITEMS + 1, every, by_words(lexical)),
+        NeighbourTable.empty(ITEMS + 1).updated(ITEMS + 1, every, by_direction(directions)),
+        NeighbourTable.empty(ITEMS + 1).updated(ITEMS + 1, every, by_words(lexical)),
     )
     encoder = UserEncoder(config, new_body(config), items=ITEMS + 1, item_dim=features.dim, types=3, goal=True)
     with torch.no_grad():
@@ -89,16 +89,16 @@ def tiny_model() -> Model:
         features,
         catalogue,
         vectors,
-        Memory(HORIZONS).state(),
+        OnlineStatistics(HORIZONS).state(),
         alike,
         version="test",
     )
 
 
-def copied(alike: Alike) -> Alike:
+def copied(alike: ItemSimilarity) -> ItemSimilarity:
     """For one more catalogue: it changes the arrays that it is given."""
-    text, words = (Likeness(one.rows.copy(), one.cosines.copy()) for one in (alike.text, alike.words))
-    return Alike(alike.lexicon, text, words)
+    text, words = (NeighbourTable(one.rows.copy(), one.cosines.copy()) for one in (alike.text, alike.words))
+    return ItemSimilarity(alike.lexicon, text, words)
 
 
 def window(user: str, n: int, names: list[str], *, offset: int | None = None, start: int = 0) -> Window:

@@ -20,14 +20,14 @@ from stream_rec.bench.report import show as show_figures
 from stream_rec.data import event_log
 from stream_rec.errors import UserError
 from stream_rec.evaluation.evaluate import split_of
-from stream_rec.evaluation.predict import AT_ONCE, everything, predict, states_at
+from stream_rec.evaluation.predict import AT_ONCE, exact_retriever, predict, states_at
 from stream_rec.evaluation.splits import Split
-from stream_rec.features.online_statistics import Memory
+from stream_rec.features.online_statistics import OnlineStatistics
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.models import model_store
 from stream_rec.models.model_store import Model
-from stream_rec.ranking.blend import BARRED, ItemSide, Scored, Table, score
-from stream_rec.ranking.retrieval import NEAREST, Everything, Near
+from stream_rec.ranking.blend import BARRED, CandidateTable, ItemTower, Scored, score
+from stream_rec.ranking.retrieval import NEAREST, ExactRetriever, Retrieved
 from stream_rec.runtime.terminal import Terminal
 from stream_rec.training.config import TrainConfig
 from stream_rec.training.prepare import Prepared, reopen
@@ -36,7 +36,7 @@ from stream_rec.window import stride_of
 TOP = 20
 
 
-class Plan(NamedTuple):
+class BlendBenchOptions(NamedTuple):
     """What is measured."""
 
     model: Path
@@ -59,10 +59,10 @@ class World(NamedTuple):
     config: TrainConfig
     states: Tensor
     """Of the split's targets, (targets, width)."""
-    items: ItemSide
+    items: ItemTower
 
 
-def show(plan: Plan, stride: int | None, cache: Path, as_json: bool) -> None:
+def show(plan: BlendBenchOptions, stride: int | None, cache: Path, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad model or log."""
     torch.set_num_threads(plan.threads)
     with Progress(console=Terminal(stderr=True), transient=True) as bar:
@@ -89,7 +89,7 @@ def show(plan: Plan, stride: int | None, cache: Path, as_json: bool) -> None:
     show_figures(listed(figures), figures, as_json)
 
 
-def open_world(plan: Plan, stride: int | None, cache: Path) -> World:
+def open_world(plan: BlendBenchOptions, stride: int | None, cache: Path) -> World:
     model = model_store.load(plan.model)
     log = event_log.read_events(plan.events, event_log.parse_columns(plan.columns))
     prepared = reopen(model, log.frame, TextEncoder(model.config.text_encoder, cache))
@@ -99,32 +99,34 @@ def open_world(plan: Plan, stride: int | None, cache: Path) -> World:
         raise UserError("the log holds nothing that the model has not seen: train it with --first 0.8")
     capacity = model.config.capacity
     config = TrainConfig(encoder=model.config.encoder, capacity=capacity, stride=stride_of(capacity, stride))
-    outputs, barred = everything(model.encoder, prepared)
+    outputs, barred = exact_retriever(model.encoder, prepared)
     catalog = prepared.catalog
-    items = ItemSide(outputs, barred, torch.from_numpy(catalog.categories), tuple(catalog.labels))
+    items = ItemTower(outputs, barred, torch.from_numpy(catalog.categories), tuple(catalog.labels))
     return World(model, prepared, split, config, states_at(model.encoder, prepared, split.targets, config), items)
 
 
-def remembered(world: World) -> Memory:
+def remembered(world: World) -> OnlineStatistics:
     """The online memory as it was when the training ended."""
-    memory = Memory(world.model.config.horizons)
+    memory = OnlineStatistics(world.model.config.horizons)
     memory.load(world.model.memory)
     return memory
 
 
 @torch.inference_mode()
-def scored(world: World, split: Split, states: Tensor, memory: Memory, count: int) -> Iterator[tuple[Scored, Table]]:
+def scored(
+    world: World, split: Split, states: Tensor, memory: OnlineStatistics, count: int
+) -> Iterator[tuple[Scored, CandidateTable]]:
     """Answers the targets of `split` from the decoder's nearest `count` items and all other candidates, a step each.
 
     `states` (targets, width) are the users' before them.
     """
-    nearest = Everything(world.items.outputs, world.items.barred)
+    nearest = ExactRetriever(world.items.outputs, world.items.unavailable)
     near = partial(_near, nearest, states, count)
     for _, table in predict(world.prepared, split, memory, near, world.config, lambda _: None):
         yield score(table, world.items, world.model.config.blend, TOP, exclude_seen=False), table
 
 
-def _near(nearest: Everything, states: Tensor, count: int, which: slice) -> Near:
+def _near(nearest: ExactRetriever, states: Tensor, count: int, which: slice) -> Retrieved:
     return nearest(states[which], count)
 
 

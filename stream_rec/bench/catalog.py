@@ -19,10 +19,10 @@ from torch import Tensor
 
 from stream_rec.bench.report import show as show_figures
 from stream_rec.features.tokens import Numbers
-from stream_rec.ranking.blend import Blend, ItemSide
-from stream_rec.ranking.candidate_features import PARTS, TRANSITIONS, Found
-from stream_rec.ranking.ranker import Ask, Choice, Ranker
-from stream_rec.ranking.retrieval import Near
+from stream_rec.ranking.blend import Blend, ItemTower
+from stream_rec.ranking.candidate_features import PARTS, TRANSITIONS, CandidateFeatures
+from stream_rec.ranking.ranker import Ask, Ranker, RankingConfig
+from stream_rec.ranking.retrieval import Retrieved
 from stream_rec.runtime.terminal import Terminal
 
 SCALE = 14.0
@@ -34,7 +34,7 @@ STEPS = 5
 """Of the progress bar, for each size."""
 
 
-class Plan(NamedTuple):
+class CatalogBenchOptions(NamedTuple):
     """What is measured."""
 
     items: tuple[int, ...] = (10_000, 100_000, 1_000_000)
@@ -50,11 +50,11 @@ class Plan(NamedTuple):
 class World(NamedTuple):
     """A catalogue, and user states (any, width) to answer."""
 
-    items: ItemSide
+    items: ItemTower
     states: Tensor
 
 
-def show(plan: Plan, as_json: bool) -> None:
+def show(plan: CatalogBenchOptions, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures."""
     torch.set_num_threads(plan.threads)
     with Progress(console=Terminal(stderr=True), transient=True) as bar:
@@ -67,12 +67,12 @@ def show(plan: Plan, as_json: bool) -> None:
 
 
 @torch.inference_mode()
-def measure(count: int, plan: Plan, progress: Callable[[], None]) -> dict[str, Any]:
+def measure(count: int, plan: CatalogBenchOptions, progress: Callable[[], None]) -> dict[str, Any]:
     """The figures of a catalogue of `count` items; rates are answers a second, medians over the runs."""
     world = catalogue(count, plan.width, max(plan.batch * plan.runs, plan.recalled))
     asks = [remembering(count, plan.batch, seed) for seed in range(plan.runs)]
     progress()
-    exact, indexed = Ranker(BLEND, Choice(scoring="exact")), Ranker(BLEND, Choice(scoring="ann"))
+    exact, indexed = Ranker(BLEND, RankingConfig(scoring="exact")), Ranker(BLEND, RankingConfig(scoring="ann"))
     exact.update(world.items, np.arange(count))
     build_s = _seconds(lambda: indexed.update(world.items, np.arange(count)))
     progress()
@@ -135,7 +135,7 @@ def catalogue(count: int, width: int, states: int) -> World:
     barred = torch.zeros(count, dtype=torch.bool)
     barred[0] = True
     labels = tuple(map(str, range(categories)))
-    items = ItemSide(vectors.mul_(SCALE), barred, torch.from_numpy(category[family]), labels)
+    items = ItemTower(vectors.mul_(SCALE), barred, torch.from_numpy(category[family]), labels)
     return World(items, torch.nn.functional.normalize(meant, dim=1) + noise(states, 1.0))
 
 
@@ -148,17 +148,17 @@ def remembering(count: int, answers: int, seed: int, rows: int = REMEMBERED) -> 
     known = draw.integers(1, count, (answers, rows))
     weights = draw.random((answers, rows), np.float32)
 
-    def ask(near: Near) -> list[Found]:
+    def ask(near: Retrieved) -> list[CandidateFeatures]:
         return [_found(*one) for one in zip(near.rows.numpy(), known, weights, strict=False)]
 
     return ask
 
 
-def _found(near: Numbers, known: Numbers, weights: NDArray[np.float32]) -> Found:
+def _found(near: Numbers, known: Numbers, weights: NDArray[np.float32]) -> CandidateFeatures:
     rows, place = np.unique(np.concatenate([known, near]), return_inverse=True)
     columns = np.zeros((len(rows), len(PARTS)), np.float32)
     columns[place[: len(known)], TRANSITIONS] = weights
-    return Found(rows, columns)
+    return CandidateFeatures(rows, columns)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

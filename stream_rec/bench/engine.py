@@ -32,20 +32,20 @@ from stream_rec.features.tokens import Tokens, event_type_numbers
 from stream_rec.messages import Item
 from stream_rec.models.user_encoder import EncoderConfig, body_from
 from stream_rec.ranking.blend import Ranked
-from stream_rec.ranking.candidate_features import PARTS, Found
-from stream_rec.ranking.retrieval import Near
+from stream_rec.ranking.candidate_features import PARTS, CandidateFeatures
+from stream_rec.ranking.retrieval import Retrieved
 from stream_rec.runtime.terminal import Terminal
 from stream_rec.serving import cache_audit
 from stream_rec.serving import device as devices
 from stream_rec.serving.cache_audit import Audit
 from stream_rec.serving.engine import Engine, Limits
-from stream_rec.serving.incremental import Work
+from stream_rec.serving.incremental import ForwardStats
 
 DIFFERENT = 512
 """Windows that are compared, state by state, with their full encoding."""
 
 
-class Plan(NamedTuple):
+class EngineBenchOptions(NamedTuple):
     """What is measured. Counts of events but where it says otherwise."""
 
     capacity: int = 128
@@ -86,7 +86,7 @@ class Stage(NamedTuple):
     """Of the stream, drawn at random."""
 
 
-def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
+def show(events: Path | None, columns: str, plan: EngineBenchOptions, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad log."""
     frame = (
         event_log.read_events(events, event_log.parse_columns(columns)).frame if events else simulated(2 * plan.events)
@@ -104,13 +104,13 @@ def simulated(count: int) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=("user", "item", "event", "time"), orient="row")
 
 
-def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dict[str, Any]:
+def run(frame: pl.DataFrame, plan: EngineBenchOptions, progress: Callable[[int], None]) -> dict[str, Any]:
     """The figures, medians over the runs; rates are events a second."""
     torch.set_num_threads(plan.threads)
     engine, warm, stream, sample = prepare(frame, plan)
     device, dtype = engine.incremental.cache.device, engine.incremental.cache.first.keys[0].dtype
     rates: dict[str, list[float]] = {"stream": [], "full": [], "stream_step": [], "full_step": []}
-    work: list[Work] = []
+    work: list[ForwardStats] = []
     for number in range(plan.runs):
         for score in (False, True):
             name = "_step" if score else ""
@@ -121,7 +121,7 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
             work = done
             progress(2 * number + 1 + score)
     median = {name: statistics.median(found) for name, found in rates.items()}
-    total = sum(work, start=Work())
+    total = sum(work, start=ForwardStats())
     computed, whole = total.appended + total.prefilled, sum(len(one.tokens) for one in stream)
     tokens = {"full": whole / len(stream), "stream": computed / len(stream)}
     audited = compare(engine, warm, stream, plan)
@@ -154,13 +154,13 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
     }
 
 
-def prepare(frame: pl.DataFrame, plan: Plan) -> Stage:
+def prepare(frame: pl.DataFrame, plan: EngineBenchOptions) -> Stage:
     """An engine and the windows that it answers, from a log (user, item, event, time)."""
     engine = _engine(frame, plan)
     return stage(engine, frame, plan, ItemReader(engine.catalog, frame["event"].unique().sort().to_list()))
 
 
-def stage(engine: Engine, frame: pl.DataFrame, plan: Plan, read: Reader) -> Stage:
+def stage(engine: Engine, frame: pl.DataFrame, plan: EngineBenchOptions, read: Reader) -> Stage:
     """The windows that an engine answers, as `read` gives their tokens."""
     data, asked = _asked(frame, engine, plan)
     warm = list(_windows(data, _before(data, asked), plan.capacity, read))
@@ -170,7 +170,7 @@ def stage(engine: Engine, frame: pl.DataFrame, plan: Plan, read: Reader) -> Stag
     return Stage(engine, warm, stream, sample)
 
 
-def _engine(frame: pl.DataFrame, plan: Plan) -> Engine:
+def _engine(frame: pl.DataFrame, plan: EngineBenchOptions) -> Engine:
     """A model of the plan's shape over the log's items, filled up with items that nobody meets."""
     names = frame["item"].unique(maintain_order=True).to_list()
     items = [Item(name) for name in (*names, *(f"unmet {number}" for number in range(plan.items - len(names))))]
@@ -188,7 +188,7 @@ def _engine(frame: pl.DataFrame, plan: Plan) -> Engine:
     return Engine(model, catalog, limits(plan), devices.find(plan.device))
 
 
-def limits(plan: Plan) -> Limits:
+def limits(plan: EngineBenchOptions) -> Limits:
     return Limits(stride=plan.capacity // 2, kv_cache_bytes=plan.kv_cache_gb * 1e9, dtype=plan.dtype)
 
 
@@ -200,7 +200,7 @@ def read_decoder(path: Path) -> Any:
         raise UserError(f"{path} is no configuration of a decoder ({error}): give a model's config.json") from error
 
 
-def _asked(frame: pl.DataFrame, engine: Engine, plan: Plan) -> tuple[Dataset, list[int]]:
+def _asked(frame: pl.DataFrame, engine: Engine, plan: EngineBenchOptions) -> tuple[Dataset, list[int]]:
     """The log as numbers, and the places of the last events in the order of the log."""
     row_of = {engine.catalog.item(row).item_id: row for row in range(1, len(engine.catalog))}
     types = event_type_numbers(frame["event"].unique().sort().to_list())
@@ -229,17 +229,19 @@ def batches(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
         yield asked[begin : begin + size]
 
 
-def _states(engine: Engine, batch: Sequence[Asked]) -> tuple[Tensor, Work]:
+def _states(engine: Engine, batch: Sequence[Asked]) -> tuple[Tensor, ForwardStats]:
     return engine.incremental.encode([one.user for one in batch], [one.tokens for one in batch])
 
 
-def fill(engine: Engine, warm: Sequence[Asked], plan: Plan) -> None:
+def fill(engine: Engine, warm: Sequence[Asked], plan: EngineBenchOptions) -> None:
     engine.incremental.cache.clear()
     for batch in batches(warm, plan.batch):
         _states(engine, batch)
 
 
-def timed_stream(engine: Engine, stream: Sequence[Asked], plan: Plan, score: bool) -> tuple[float, list[Work]]:
+def timed_stream(
+    engine: Engine, stream: Sequence[Asked], plan: EngineBenchOptions, score: bool
+) -> tuple[float, list[ForwardStats]]:
     """Seconds for the whole stream, in steps in the order of the log; and what each step did."""
     done = []
     began = time.perf_counter()
@@ -252,12 +254,12 @@ def timed_stream(engine: Engine, stream: Sequence[Asked], plan: Plan, score: boo
     return time.perf_counter() - began, done
 
 
-def timed_full(engine: Engine, sample: Sequence[Asked], plan: Plan, score: bool) -> float:
+def timed_full(engine: Engine, sample: Sequence[Asked], plan: EngineBenchOptions, score: bool) -> float:
     """Seconds for encoding each window of the sample whole, windows of like length together."""
     order = sorted(sample, key=lambda one: len(one.tokens))
     began = time.perf_counter()
     for batch in batches(order, plan.batch):
-        states = engine.incremental.whole([one.tokens for one in batch])
+        states = engine.incremental.encode_full([one.tokens for one in batch])
         if score:
             _rank(engine, states)
     ceilings.wait(engine.incremental.cache.device)
@@ -269,12 +271,12 @@ def _rank(engine: Engine, states: Tensor) -> Ranked:
     return engine.ranker.by_score(states, _decoders)
 
 
-def _decoders(near: Near) -> list[Found]:
+def _decoders(near: Retrieved) -> list[CandidateFeatures]:
     """The decoder's candidates alone: the other parts cost the same on both sides, and say nothing of either."""
-    return [Found(rows, np.zeros((len(rows), len(PARTS)), np.float32)) for rows in near.rows.cpu().numpy()]
+    return [CandidateFeatures(rows, np.zeros((len(rows), len(PARTS)), np.float32)) for rows in near.rows.cpu().numpy()]
 
 
-def _append_rate(engine: Engine, sample: Sequence[Asked], plan: Plan) -> float:
+def _append_rate(engine: Engine, sample: Sequence[Asked], plan: EngineBenchOptions) -> float:
     """Events a second where each window only grows by its last event; windows of all lengths, a user each."""
     chosen = [one for one in sample if len(one.tokens) > 1][: plan.batch]
     users = [f"append {number}" for number in range(len(chosen))]
@@ -290,12 +292,12 @@ def _append_rate(engine: Engine, sample: Sequence[Asked], plan: Plan) -> float:
     return len(chosen) / statistics.median(seconds)
 
 
-def compare(engine: Engine, warm: Sequence[Asked], stream: Sequence[Asked], plan: Plan) -> Audit:
+def compare(engine: Engine, warm: Sequence[Asked], stream: Sequence[Asked], plan: EngineBenchOptions) -> Audit:
     """The first windows through the cache against the same ones encoded whole."""
     fill(engine, warm, plan)
     found = Audit()
     for batch in batches(stream[:DIFFERENT], plan.batch):
         states, _ = _states(engine, batch)
-        whole = engine.incremental.whole([one.tokens for one in batch])
+        whole = engine.incremental.encode_full([one.tokens for one in batch])
         found += cache_audit.compare(states, whole, _rank(engine, states), _rank(engine, whole), engine.tolerance)
     return found

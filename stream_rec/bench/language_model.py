@@ -16,23 +16,23 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from stream_rec.bench import engine as ours
-from stream_rec.bench.engine import Plan, Stage
+from stream_rec.bench.engine import EngineBenchOptions, Stage
 from stream_rec.bench.random_model import random_model
 from stream_rec.bench.report import show as show_figures
 from stream_rec.data import event_log
 from stream_rec.features.catalog import Catalog
-from stream_rec.features.event_template import Words
+from stream_rec.features.event_template import EventTemplate
 from stream_rec.features.event_tokenizer import reader_of
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.messages import Item
-from stream_rec.models.pretrained import Base, load_base, load_tokenizer
+from stream_rec.models.pretrained import PretrainedBackbone, load_backbone, load_tokenizer
 from stream_rec.models.user_encoder import EncoderConfig, UserEncoder
 from stream_rec.runtime.terminal import Terminal
 from stream_rec.serving import device as devices
 from stream_rec.serving.engine import Engine
 from stream_rec.serving.incremental import refuse_inexact
 
-PLAN = Plan(capacity=32, events=400, sample=32, batch=32)
+PLAN = EngineBenchOptions(capacity=32, events=400, sample=32, batch=32)
 """Its defaults: a language model is a thousand times the work of a small decoder."""
 ITEM_DIM = 64
 
@@ -46,7 +46,7 @@ class Language(NamedTuple):
     """A catalogue file; without one an item is called by its id."""
 
 
-def show(events: Path | None, columns: str, language: Language, plan: Plan, as_json: bool) -> None:
+def show(events: Path | None, columns: str, language: Language, plan: EngineBenchOptions, as_json: bool) -> None:
     """Measures and prints the figures. Raises `UserError` for a bad log, catalogue or model."""
     if events is None:
         frame = ours.simulated(2 * plan.events)
@@ -55,7 +55,7 @@ def show(events: Path | None, columns: str, language: Language, plan: Plan, as_j
         log, items = event_log.read_both(events, language.titles, columns)
         frame = log.frame
     with Terminal(stderr=True).status("loading the language model") as status:
-        base = load_base(language.base, language.layers, plan.capacity * Words().limit)
+        base = load_backbone(language.base, language.layers, plan.capacity * EventTemplate().limit)
         refuse_inexact(language.base, base.body)
         tokenizer = load_tokenizer(language.base)
         figures = run(frame, items, base, tokenizer, plan, status.update)
@@ -68,9 +68,9 @@ def show(events: Path | None, columns: str, language: Language, plan: Plan, as_j
 def run(
     frame: pl.DataFrame,
     items: Sequence[Item],
-    base: Base,
+    base: PretrainedBackbone,
     tokenizer: Tokenizer,
-    plan: Plan,
+    plan: EngineBenchOptions,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """The figures of both readings, medians over the runs; rates are events a second."""
@@ -78,7 +78,7 @@ def run(
     named = {item.item_id: item for item in items}
     catalogue = [named.get(name) or Item(name) for name in frame["item"].unique(maintain_order=True).to_list()]
     measured = {}
-    for reading, words in (("items", None), ("words", Words())):
+    for reading, words in (("items", None), ("words", EventTemplate())):
         stage = _stage(frame, catalogue, base, words, tokenizer, plan)
         progress(f"reading {reading}")
         measured[reading] = _measure(stage, plan)
@@ -90,7 +90,12 @@ def run(
 
 
 def _stage(
-    frame: pl.DataFrame, items: Sequence[Item], base: Base, words: Words | None, tokenizer: Tokenizer, plan: Plan
+    frame: pl.DataFrame,
+    items: Sequence[Item],
+    base: PretrainedBackbone,
+    words: EventTemplate | None,
+    tokenizer: Tokenizer,
+    plan: EngineBenchOptions,
 ) -> Stage:
     types = tuple(frame["event"].unique().sort().to_list())
     around = random_model(EncoderConfig(width=ITEM_DIM, layers=1), items, types, plan.capacity)
@@ -104,7 +109,7 @@ def _stage(
     return ours.stage(engine, frame, plan, reader_of(catalog, types, words, tokenizer))
 
 
-def _measure(stage: Stage, plan: Plan) -> dict[str, Any]:
+def _measure(stage: Stage, plan: EngineBenchOptions) -> dict[str, Any]:
     engine, warm, stream, sample = stage
     rates: dict[str, list[float]] = {"stream": [], "full": []}
     work: list[Any] = []

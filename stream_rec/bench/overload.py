@@ -29,7 +29,7 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.kafka.connection import access, connect
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.key_lookup import Search
+from stream_rec.kafka.key_lookup import KeyLookup
 from stream_rec.kafka.publish import Publisher
 from stream_rec.messages import Event, encode, read_recommendation, read_window
 from stream_rec.runtime.terminal import Terminal
@@ -43,7 +43,7 @@ FED = 100_000
 MIB = 1 << 20
 
 
-class Plan(NamedTuple):
+class OverloadOptions(NamedTuple):
     rate: float
     """Events a second that are sent."""
     seconds: float
@@ -80,7 +80,7 @@ class Look(NamedTuple):
     """Resident bytes of each kind of process."""
 
 
-def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
+def show(settings: Settings, events: Path | None, columns: str, plan: OverloadOptions, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     traffic = (
@@ -99,7 +99,9 @@ def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_j
     show_figures(listed(figures), figures, as_json)
 
 
-async def _measure(stage: Stage, traffic: Traffic, plan: Plan, say: Callable[[str, float], None]) -> dict[str, Any]:
+async def _measure(
+    stage: Stage, traffic: Traffic, plan: OverloadOptions, say: Callable[[str, float], None]
+) -> dict[str, Any]:
     await stage.begin()
     async with connect(access(stage.settings)) as admin, make_consumer(access(stage.settings)) as reader:
         watch = Watch(stage, admin, reader)
@@ -126,7 +128,7 @@ async def _measure(stage: Stage, traffic: Traffic, plan: Plan, say: Callable[[st
 
 
 async def _overload(
-    stage: Stage, events: Sequence[Event], plan: Plan, watch: "Watch", say: Callable[[str, float], None]
+    stage: Stage, events: Sequence[Event], plan: OverloadOptions, watch: "Watch", say: Callable[[str, float], None]
 ) -> tuple[Counter[str], list[Look]]:
     """Sends for `plan.seconds`; returns the events of each user and what was seen."""
     sent: Counter[str] = Counter()
@@ -141,7 +143,7 @@ async def _overload(
     return sent, looks
 
 
-async def _send(settings: Settings, events: Iterator[Event], plan: Plan, sent: Counter[str]) -> None:
+async def _send(settings: Settings, events: Iterator[Event], plan: OverloadOptions, sent: Counter[str]) -> None:
     turn, until = steady(plan.rate), time.monotonic() + plan.seconds
     async with Publisher(settings, settings.events_topic) as publisher:
         for number, event in enumerate(events):
@@ -207,9 +209,9 @@ async def _left(stage: Stage, sent: Mapping[str, int]) -> tuple[int, int]:
     """Users whose window does not count all that was sent, and users whose newest window is not answered."""
     settings, past = stage.settings, stage.past.windows
     keys = {user.encode() for user in past.keys() | sent.keys()}
-    async with Search(access(settings), settings.windows_topic) as search:
+    async with KeyLookup(access(settings), settings.windows_topic) as search:
         windows = {key: read_window(one.value) for key, one in (await search.newest(keys)).items()}
-    async with Search(access(settings), settings.recommendations_topic) as search:
+    async with KeyLookup(access(settings), settings.recommendations_topic) as search:
         answers = {key: read_recommendation(one.value) for key, one in (await search.newest(keys)).items()}
     wrong = unanswered = 0
     for key in keys:

@@ -27,7 +27,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from transformers import LlamaConfig, LlamaModel
 
 from stream_rec.bench import engine as ours
-from stream_rec.bench.engine import Asked, Plan, Stage
+from stream_rec.bench.engine import Asked, EngineBenchOptions, Stage
 from stream_rec.bench.report import show as show_figures
 from stream_rec.data import event_log
 from stream_rec.runtime.terminal import Terminal
@@ -50,7 +50,7 @@ class Side(NamedTuple):
     """From windows to the best items of the whole catalogue."""
 
 
-def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
+def show(events: Path | None, columns: str, plan: EngineBenchOptions, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError` for a bad log."""
     frame = (
         event_log.read_events(events, event_log.parse_columns(columns)).frame
@@ -70,7 +70,7 @@ def show(events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
     show_figures(view, figures, as_json)
 
 
-def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dict[str, Any]:
+def run(frame: pl.DataFrame, plan: EngineBenchOptions, progress: Callable[[int], None]) -> dict[str, Any]:
     """The figures, medians over the runs: events a second, and `ratio`, how many times as many the engine ranks."""
     torch.set_num_threads(plan.threads)
     stage = ours.prepare(frame, plan)
@@ -97,7 +97,7 @@ def run(frame: pl.DataFrame, plan: Plan, progress: Callable[[int], None]) -> dic
     }
 
 
-def transformers(stage: Stage, batches: Sequence[Sequence[Asked]], plan: Plan) -> Side:
+def transformers(stage: Stage, batches: Sequence[Sequence[Asked]], plan: EngineBenchOptions) -> Side:
     """Llama over item vectors as a person writes it, and the dot product with all items."""
     torch.manual_seed(0)
     items = F.normalize(torch.randn(len(stage.engine.catalog), plan.width))
@@ -131,7 +131,7 @@ def transformers(stage: Stage, batches: Sequence[Sequence[Asked]], plan: Plan) -
     return Side([partial(encode, batch) for batch in batches], [partial(rank, batch) for batch in batches])
 
 
-def rectools(stage: Stage, batches: Sequence[Sequence[Asked]], plan: Plan) -> Side | None:
+def rectools(stage: Stage, batches: Sequence[Sequence[Asked]], plan: EngineBenchOptions) -> Side | None:
     """RecTools' SASRec, or None where it isn't installed. Its tables of events are made before the clock starts."""
     try:
         import pandas as pd
@@ -188,7 +188,7 @@ def _rows(one: Asked) -> Any:
     return one.tokens.numbers[0]
 
 
-def _stream(stage: Stage, plan: Plan, score: bool) -> float:
+def _stream(stage: Stage, plan: EngineBenchOptions, score: bool) -> float:
     ours.fill(stage.engine, stage.warm, plan)
     return ours.timed_stream(stage.engine, stage.stream, plan, score)[0]
 

@@ -33,7 +33,7 @@ SILENCE_S = 60.0
 LOOK_S = 0.02
 
 
-class Plan(NamedTuple):
+class PipelineBenchOptions(NamedTuple):
     """What is measured. Counts of events but where it says otherwise."""
 
     width: int = 128
@@ -77,7 +77,7 @@ Progressed = Callable[[str, float], None]
 """Called with what is going on and the share of the whole that is done."""
 
 
-def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_json: bool) -> None:
+def show(settings: Settings, events: Path | None, columns: str, plan: PipelineBenchOptions, as_json: bool) -> None:
     """Measures, with a progress bar on stderr, and prints the figures. Raises `UserError`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Progress(console=Terminal(stderr=True)) as bar:
@@ -93,13 +93,13 @@ def show(settings: Settings, events: Path | None, columns: str, plan: Plan, as_j
     show_figures(listed(figures), figures, as_json)
 
 
-def run(settings: Settings, traffic: Traffic, plan: Plan, progress: Progressed) -> dict[str, Any]:
+def run(settings: Settings, traffic: Traffic, plan: PipelineBenchOptions, progress: Progressed) -> dict[str, Any]:
     """The figures, medians over the runs. All processes and folders are gone when it ends. Raises `UserError`."""
     with staged(settings, traffic, Shape(plan.width, plan.layers, plan.agents), coalesce=False) as stage:
         return asyncio.run(_measure(stage, traffic, plan, progress))
 
 
-async def _measure(stage: Stage, traffic: Traffic, plan: Plan, progress: Progressed) -> dict[str, Any]:
+async def _measure(stage: Stage, traffic: Traffic, plan: PipelineBenchOptions, progress: Progressed) -> dict[str, Any]:
     progress("starting", 0)
     await stage.begin()
     settings, past = stage.settings, stage.past
@@ -152,7 +152,7 @@ class Watch:
             elif time.monotonic() > since + SILENCE_S:
                 raise UserError(f"no answer for {SILENCE_S:.0f} s, {what}: is the machine too busy?")
 
-    async def runs(self, what: str, turn: Turn, plan: Plan, skip: int) -> list[Run]:
+    async def runs(self, what: str, turn: Turn, plan: PipelineBenchOptions, skip: int) -> list[Run]:
         """Feeds until `skip` events and then `plan.runs` times `plan.events` are answered, then until all are."""
         load = self._load
         async with load.fed(turn):

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from stream_rec.features.item_features import ItemFeatures, Vectors
-from stream_rec.features.item_similarity import Alike, Likeness, by_direction
-from stream_rec.features.online_statistics import Horizons, Memory
-from stream_rec.features.tfidf import Lexicon
+from stream_rec.features.item_similarity import ItemSimilarity, NeighbourTable, by_direction
+from stream_rec.features.online_statistics import HalfLives, OnlineStatistics
+from stream_rec.features.tfidf import Tfidf
 from stream_rec.messages import Item
 from stream_rec.models.model_store import FORMAT, Model, ModelConfig
 from stream_rec.models.user_encoder import EncoderConfig, UserEncoder, new_body
@@ -24,7 +24,7 @@ def random_model(
     *,
     body: Any = None,
     blend: Blend = Blend(),  # noqa: B008 - frozen
-    memory: Memory | None = None,
+    memory: OnlineStatistics | None = None,
 ) -> Model:
     """A model over `items`, whose vectors are noise and whose texts have no words.
 
@@ -32,14 +32,14 @@ def random_model(
     nothing.
     """
     torch.manual_seed(0)
-    memory = memory or Memory(Horizons(1.0, 1.0))
+    memory = memory or OnlineStatistics(HalfLives(1.0, 1.0))
     body = body or new_body(config)
     encoder = UserEncoder(config, body, items=len(items) + 1, item_dim=config.width, types=len(event_types) + 1)
     none: Vectors = np.zeros(0, np.float32)
     vectors: Vectors = np.random.default_rng(0).normal(size=(len(items), config.width)).astype(np.float32)
     every = np.concatenate([np.zeros((1, config.width), np.float32), vectors])
-    likeness = Likeness.empty(len(every)).updated(len(every), np.arange(1, len(every)), by_direction(every))
-    lexicon = Lexicon((), none, np.zeros((0, 0), np.float32))
+    likeness = NeighbourTable.empty(len(every)).updated(len(every), np.arange(1, len(every)), by_direction(every))
+    lexicon = Tfidf((), none, np.zeros((0, 0), np.float32))
     one: Vectors = np.ones((), np.float32)
     features = ItemFeatures(np.zeros(config.width, np.float32), np.eye(config.width, dtype=np.float32), none, none, one)
     return Model(
@@ -59,6 +59,6 @@ def random_model(
         items,
         vectors,
         memory.state(),
-        Alike(lexicon, likeness, Likeness.empty(len(items) + 1)),
+        ItemSimilarity(lexicon, likeness, NeighbourTable.empty(len(items) + 1)),
         version="benchmark",
     )

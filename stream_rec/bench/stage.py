@@ -16,7 +16,7 @@ from stream_rec import config, window
 from stream_rec.bench.random_model import random_model
 from stream_rec.bench.traffic import Traffic
 from stream_rec.config import Settings
-from stream_rec.features.online_statistics import REACH, Horizons, Memory
+from stream_rec.features.online_statistics import REACH, HalfLives, OnlineStatistics
 from stream_rec.kafka import topics
 from stream_rec.kafka.publish import Publisher
 from stream_rec.local.broker import Broker
@@ -45,7 +45,7 @@ BLEND = Blend(
     repeat=-2.0,
 )
 """All parts, as a trained model has them."""
-HORIZONS = Horizons(lasting=14 * 86_400.0, recent=86_400.0)
+HORIZONS = HalfLives(lasting=14 * 86_400.0, recent=86_400.0)
 HEAD = 32
 """Width of an attention head, as `stream-rec train` has it."""
 BROKER_END_S = 3.0
@@ -64,7 +64,7 @@ class Past(NamedTuple):
     """What the events before the first one fed have left behind."""
 
     windows: dict[str, Window]
-    memory: Memory
+    memory: OnlineStatistics
 
 
 class Stage(NamedTuple):
@@ -125,7 +125,7 @@ def _past(traffic: Traffic, settings: Settings) -> Past:
     """
     row_of = {item.item_id: row for row, item in enumerate(traffic.items, 1)}
     windows: dict[str, Window] = {}
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     for event in traffic.past:
         held = windows[event.user_id] = window.append(
             windows.get(event.user_id),
@@ -133,13 +133,13 @@ def _past(traffic: Traffic, settings: Settings) -> Past:
             offset=-1,
             arrived=event.timestamp,
             capacity=settings.capacity,
-            stride=settings.move,
+            stride=settings.effective_stride,
         )
         memory.learn_last([row_of[one.item_id] for one in held.events[-REACH - 1 :]], event.timestamp)
     return Past(windows, memory)
 
 
-def _save_model(traffic: Traffic, settings: Settings, shape: Shape, memory: Memory) -> None:
+def _save_model(traffic: Traffic, settings: Settings, shape: Shape, memory: OnlineStatistics) -> None:
     heads = shape.width // HEAD
     encoder = EncoderConfig(
         width=shape.width, layers=shape.layers, heads=heads, kv_heads=heads, inner=2 * shape.width, residual_dropout=0

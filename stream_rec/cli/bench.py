@@ -138,7 +138,7 @@ def bench_engine(
     if base is None:
         from stream_rec.bench import engine as room
 
-        room.show(events, columns, room.Plan(**chosen), as_json)
+        room.show(events, columns, room.EngineBenchOptions(**chosen), as_json)
     else:
         from stream_rec.bench import language_model
 
@@ -169,7 +169,7 @@ def bench_catalog(as_json: bool, **given: Any) -> None:
     limit_openmp_spinning()
     from stream_rec.bench import catalog as room
 
-    room.show(room.Plan(**given), as_json)
+    room.show(room.CatalogBenchOptions(**given), as_json)
 
 
 @bench.command("peers", cls=Command)
@@ -207,9 +207,9 @@ def bench_peers(events: Path | None, columns: str, count: int, as_json: bool, **
     """
     limit_openmp_spinning()
     from stream_rec.bench import peers as room
-    from stream_rec.bench.engine import Plan
+    from stream_rec.bench.engine import EngineBenchOptions
 
-    room.show(events, columns, Plan(events=count, **given), as_json)
+    room.show(events, columns, EngineBenchOptions(events=count, **given), as_json)
 
 
 @bench.command(
@@ -240,7 +240,7 @@ def bench_pipeline(
     """
     from stream_rec.bench import pipeline as room
 
-    room.show(settings, events, columns, room.Plan(events=count, **given), as_json)
+    room.show(settings, events, columns, room.PipelineBenchOptions(events=count, **given), as_json)
 
 
 @bench.command(
@@ -273,7 +273,7 @@ def bench_overload(settings: "Settings", events: Path | None, columns: str, as_j
     """
     from stream_rec.bench import overload as room
 
-    room.show(settings, events, columns, room.Plan(**given), as_json)
+    room.show(settings, events, columns, room.OverloadOptions(**given), as_json)
 
 
 @bench.command("blend", cls=Command, settings=("stride", "cache_dir", *EVERYWHERE))
@@ -300,4 +300,4 @@ def bench_blend(settings: "Settings", as_json: bool, **given: Any) -> None:
     limit_openmp_spinning()
     from stream_rec.bench import blend as room
 
-    room.show(room.Plan(**given), settings.stride, settings.cache_dir, as_json)
+    room.show(room.BlendBenchOptions(**given), settings.stride, settings.cache_dir, as_json)

@@ -70,4 +70,4 @@ def explain(settings: "Settings", user: str | None, window: Path | None, llm: st
     """
     from stream_rec.console.explain import command as room
 
-    return room.run(settings, room.Plan(user, window, as_json, llm))
+    return room.run(settings, room.ExplainOptions(user, window, as_json, llm))

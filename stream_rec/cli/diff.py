@@ -33,7 +33,7 @@ Load = Callable[[Settings], "Engine"]
 """Loads the settings' model as a worker serves it. Raises `UserError`."""
 
 
-class Plan(NamedTuple):
+class DiffOptions(NamedTuple):
     """The options of `stream-rec replay --diff`."""
 
     models: Sequence[Path]
@@ -57,7 +57,7 @@ class Told(NamedTuple):
     found: Comparison
 
 
-def run(settings: Settings, plan: Plan, read_topic: ReadTopic, load: Load) -> None:
+def run(settings: Settings, plan: DiffOptions, read_topic: ReadTopic, load: Load) -> None:
     """Compares the two models; the figures go to stdout. Raises `UserError` for what a person can put right."""
     period = check(plan)
     console = Terminal(stderr=True)
@@ -73,7 +73,7 @@ def run(settings: Settings, plan: Plan, read_topic: ReadTopic, load: Load) -> No
         _show(plan, told)
 
 
-def check(plan: Plan) -> Period:
+def check(plan: DiffOptions) -> Period:
     """The range. Raises `UserError` for what doesn't go together, and for a folder that holds no model."""
     if len(plan.models) != 2:
         raise UserError(f"--diff compares two models, and was given {len(plan.models)}: --model A --model B")
@@ -87,7 +87,7 @@ def check(plan: Plan) -> Period:
     return Period.span(plan.range or "")
 
 
-def _read(plan: Plan, period: Period, read_topic: ReadTopic, console: Terminal) -> Source:
+def _read(plan: DiffOptions, period: Period, read_topic: ReadTopic, console: Terminal) -> Source:
     """All events before the range's end: those before its begin fill the windows."""
     until = Period(until=period.until)
     if plan.events is None:
@@ -115,7 +115,7 @@ def _opened(settings: Settings, path: Path, items: Sequence[Item], load: Load) -
 
 
 def _compare(
-    settings: Settings, plan: Plan, source: Source, since: float | None, models: Pair, console: Terminal
+    settings: Settings, plan: DiffOptions, source: Source, since: float | None, models: Pair, console: Terminal
 ) -> Told:
     seen, times = max(map(_trained_until, plan.models, models)), source.log.frame["time"]
     begin = -math.inf if since is None else since
@@ -126,7 +126,7 @@ def _compare(
             f"{source.about}: the range holds nothing newer than what the models learned from, until {_when(seen)} UTC"
         )
     log = source.log._replace(frame=source.log.frame[:end])
-    windows = model_comparison.windows_of(event_log.to_events(log), settings.capacity, settings.move)
+    windows = model_comparison.windows_of(event_log.to_events(log), settings.capacity, settings.effective_stride)
     with bars(console, stay=False) as progress:
         found = model_comparison.compare(models, windows, first, end, progress)
     return Told(source, times[first], times[end - 1], models, found)
@@ -138,7 +138,7 @@ def _trained_until(path: Path, model: "Engine") -> float:
     return model.trained_until
 
 
-def _object(plan: Plan, told: Told) -> dict[str, Any]:
+def _object(plan: DiffOptions, told: Told) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.to_builtins(told.found)
     models = [
         {"folder": str(path), "version": model.version} | accuracy
@@ -147,7 +147,7 @@ def _object(plan: Plan, told: Told) -> dict[str, Any]:
     return {"events": told.source.about, "begin": told.begin, "end": told.end, "models": models} | found
 
 
-def _show(plan: Plan, told: Told) -> None:
+def _show(plan: DiffOptions, told: Told) -> None:
     found, console = told.found, Terminal()
     period = f"{_when(told.begin)} to {_when(told.end)} UTC"
     view = Table(title=f"{found.predictions:,} predictions for {found.users:,} users, {period}")

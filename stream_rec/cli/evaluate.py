@@ -24,7 +24,7 @@ SEEN = {
 SHOWN = ("hr_at_10", "ndcg_at_10", "mrr")
 
 
-class Plan(NamedTuple):
+class EvaluateOptions(NamedTuple):
     """The options of `stream-rec evaluate`."""
 
     models: Sequence[Path]
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     as_json: bool = False
 
 
-def run(settings: Settings, plan: Plan) -> int:
+def run(settings: Settings, plan: EvaluateOptions) -> int:
     """Evaluates each model; returns the exit code. Raises `UserError` for what a person can put right."""
     if not 0 <= plan.after < 1:
         raise UserError(f"--after is {plan.after}: give a share of the log, 0 or more and below 1")
@@ -59,7 +59,7 @@ def run(settings: Settings, plan: Plan) -> int:
         console.say(note)
     served: evaluate.Seen = "window" if settings.exclude_seen else "keep"
     seen = served if plan.seen == "served" else plan.seen
-    how = evaluate.Plan(plan.protocol, settings.stride, seen, BASKETS[plan.baskets], plan.after)
+    how = evaluate.EvaluationPlan(plan.protocol, settings.stride, seen, BASKETS[plan.baskets], plan.after)
     found: list[dict[str, Any]] = []
     for path in plan.models:
         model = model_store.load(path)

@@ -207,7 +207,7 @@ def replay(
         from stream_rec.cli import diff as command
         from stream_rec.serving.load import load_engine
 
-        plan = command.Plan(models, events, from_topic, range, columns, limit, as_json)
+        plan = command.DiffOptions(models, events, from_topic, range, columns, limit, as_json)
         command.run(settings, plan, partial(_read_topic, settings), load_engine)
         return
     from stream_rec.data import event_log
@@ -216,7 +216,7 @@ def replay(
     if events is None:
         raise UserError("name a file of events to send")
     log = event_log.read_events(events, event_log.parse_columns(columns))
-    room.run(settings, log, room.Plan(limit=limit, as_json=as_json, **sending))
+    room.run(settings, log, room.ReplayOptions(limit=limit, as_json=as_json, **sending))
 
 
 @cli.command(cls=Command, settings=("retention_hours", "replication_factor", *EVERYWHERE))

@@ -51,7 +51,7 @@ def demo(settings: "Settings", as_json: bool, **given: Any) -> int:
     """
     from stream_rec.local import demo as room
 
-    return room.run(settings, room.Plan(as_json=as_json, **given))
+    return room.run(settings, room.DemoOptions(as_json=as_json, **given))
 
 
 @click.command()
@@ -108,7 +108,7 @@ def topics_acls(settings: "Settings") -> None:
     """
     from stream_rec.kafka import access_control
 
-    for arguments in access_control.commands(settings):
+    for arguments in access_control.acl_commands(settings):
         click.echo(arguments)
 
 

@@ -15,10 +15,10 @@ from stream_rec.errors import UserError
 from stream_rec.runtime.progress import bars
 from stream_rec.runtime.terminal import Terminal
 from stream_rec.training import options
-from stream_rec.training.options import Plan
+from stream_rec.training.options import TrainOptions
 
 
-def run(settings: Settings, chosen: Plan, read_topic: ReadTopic) -> int:
+def run(settings: Settings, chosen: TrainOptions, read_topic: ReadTopic) -> int:
     """Trains; returns the exit code, 130 after Ctrl-C. Raises `UserError` for what a person can put right."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     for name in ("transformers", "sentence_transformers", "httpx", "huggingface_hub"):
@@ -56,7 +56,7 @@ def run(settings: Settings, chosen: Plan, read_topic: ReadTopic) -> int:
     return 0
 
 
-def _read(chosen: Plan, read_topic: ReadTopic, console: Terminal) -> Source:
+def _read(chosen: TrainOptions, read_topic: ReadTopic, console: Terminal) -> Source:
     period = Period.parse(chosen.since, chosen.until)
     if chosen.events is not None:
         source = from_files(chosen.events, chosen.items, chosen.columns, period)
@@ -70,7 +70,7 @@ def _read(chosen: Plan, read_topic: ReadTopic, console: Terminal) -> Source:
     return source
 
 
-def again(chosen: Plan, source: Source) -> str:
+def again(chosen: TrainOptions, source: Source) -> str:
     """What a command must add to read the same events again, where others arrive meanwhile and ages grow."""
     if chosen.events is not None and chosen.since is None and chosen.until is None:
         return ""

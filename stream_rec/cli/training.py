@@ -125,9 +125,9 @@ def train(read_topic: Any, /, settings: "Settings", **given: Any) -> int:
     limit_openmp_spinning()
     keep_freed_memory()
     from stream_rec.cli import train as session
-    from stream_rec.training.options import Plan
+    from stream_rec.training.options import TrainOptions
 
-    return session.run(settings, Plan(**given), partial(read_topic, settings))
+    return session.run(settings, TrainOptions(**given), partial(read_topic, settings))
 
 
 @click.command(cls=Command, settings=("stride", "cache_dir", "device", *EVERYWHERE))
@@ -164,4 +164,4 @@ def evaluate(settings: "Settings", **given: Any) -> int:
     limit_openmp_spinning()
     from stream_rec.cli import evaluate as assess
 
-    return assess.run(settings, assess.Plan(**given))
+    return assess.run(settings, assess.EvaluateOptions(**given))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from stream_rec.config import Settings
 from stream_rec.console.topic_reader import read
-from stream_rec.evaluation.baselines import FloorRanks, Floors
+from stream_rec.evaluation.baselines import BaselineRanks, Baselines
 from stream_rec.messages import UNREADABLE, read_window
 
 EVENTS = 200_000
@@ -14,19 +14,19 @@ WINDOWS = 20_000
 """Windows that they begin with, the newest: with nothing they would look worse than they are."""
 
 
-class RecentFloors:
-    """Two `Floors`: the older one ranks, both learn; after each `most` events the younger one takes its place."""
+class RecentBaselines:
+    """Two `BaselineRanks`: the older one ranks, both learn; after each `most` events the younger one takes its place."""
 
     def __init__(self, most: int = EVENTS) -> None:
         self._most = most
-        self._older, self._younger = Floors(), Floors()
+        self._older, self._younger = Baselines(), Baselines()
         self._learned = 0
         """By the younger one."""
 
-    def observe(self, user: str, item: str) -> FloorRanks:
+    def observe(self, user: str, item: str) -> BaselineRanks:
         """Where the floors had this event's item; then they learn from it."""
         if self._learned == self._most:
-            self._older, self._younger, self._learned = self._younger, Floors(), 0
+            self._older, self._younger, self._learned = self._younger, Baselines(), 0
         self._learned += 1
         self._younger.observe(user, item)
         return self._older.observe(user, item)
@@ -37,7 +37,7 @@ class RecentFloors:
         self._younger.forget(user)
 
 
-async def remember(floors: RecentFloors, settings: Settings) -> None:
+async def remember(floors: RecentBaselines, settings: Settings) -> None:
     """Has `floors` learn what the newest windows hold. Raises `KafkaError`."""
     known: dict[str, int] = {}
     events: list[tuple[float, str, str]] = []
@@ -56,6 +56,6 @@ async def remember(floors: RecentFloors, settings: Settings) -> None:
     await asyncio.to_thread(_learn, floors, sorted(events)[-EVENTS:])
 
 
-def _learn(floors: RecentFloors, events: Sequence[tuple[float, str, str]]) -> None:
+def _learn(floors: RecentBaselines, events: Sequence[tuple[float, str, str]]) -> None:
     for _, user, item in events:
         floors.observe(user, item)

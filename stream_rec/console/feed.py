@@ -25,7 +25,7 @@ RANKED = 10
 """Items of an answer that count as recommended."""
 
 
-class Feed:
+class EventFeed:
     """Reads events, dead letters and committed recommendations from now on.
 
     `changed` hears of the rows that are new or have changed, after each batch.

@@ -14,11 +14,11 @@ from aiokafka.structs import RecordMetadata
 from stream_rec.client import latest
 from stream_rec.config import Settings
 from stream_rec.console import serializers
-from stream_rec.console.explain.explainer_model import NotReady, Standby
+from stream_rec.console.explain.explainer_model import LazyExplainerModel, NotReady
 from stream_rec.console.lookup import held
-from stream_rec.console.security import BODY, dress, guard, policy, refusal, sending
+from stream_rec.console.security import BODY, add_security_headers, error_response, guard, policy, sending
 from stream_rec.console.sse import frame
-from stream_rec.console.state import Following
+from stream_rec.console.state import ConsoleState
 from stream_rec.kafka.publish import Publisher
 from stream_rec.messages import ERASE, UNREADABLE, Event, Id, Label, encode
 
@@ -38,11 +38,11 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     event_type: Label
 
 
-def app(settings: Settings, following: Following, allow_events: bool) -> web.Application:
+def app(settings: Settings, following: ConsoleState, allow_events: bool) -> web.Application:
     """What `following` knows, and what is found in the topics; events are taken only with `allow_events`."""
     requests = Requests(settings, following, allow_events)
     made = web.Application(middlewares=[guard(settings.console_host), requests.started], client_max_size=BODY)
-    made.on_response_prepare.append(dress)
+    made.on_response_prepare.append(add_security_headers)
     made.on_cleanup.append(requests.close)
     made.add_routes(
         [
@@ -63,13 +63,13 @@ def app(settings: Settings, following: Following, allow_events: bool) -> web.App
 class Requests:
     """The handlers of `app`."""
 
-    def __init__(self, settings: Settings, following: Following, allow_events: bool) -> None:
+    def __init__(self, settings: Settings, following: ConsoleState, allow_events: bool) -> None:
         self._settings = settings
         self._following = following
         self._allow_events = allow_events
         self._page = files("stream_rec.console").joinpath("page.html").read_text(encoding="utf-8")
         self._policy = policy(self._page)
-        self._standby = Standby(settings)
+        self._standby = LazyExplainerModel(settings)
         self._searches = asyncio.Semaphore(SEARCHES)
         self._waiting = 0
 
@@ -81,7 +81,7 @@ class Requests:
         if self._following.ready or request.path == "/":
             answer: web.StreamResponse = await handler(request)
             return answer
-        return refusal(503, "the console is starting")
+        return error_response(503, "the console is starting")
 
     async def index(self, _request: web.Request) -> web.Response:
         return web.Response(
@@ -90,7 +90,7 @@ class Requests:
 
     async def health(self, _request: web.Request) -> web.Response:
         ailing = self._following.ailing
-        return refusal(503, ailing) if ailing else web.json_response({"status": "ok"})
+        return error_response(503, ailing) if ailing else web.json_response({"status": "ok"})
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
@@ -112,14 +112,14 @@ class Requests:
         user = _bounded("the user", request.match_info["user"])
         async with self._search():
             answer = await latest(user, self._settings)
-        return _json(answer) if answer else refusal(404, "there is no recommendation for this user")
+        return _json(answer) if answer else error_response(404, "there is no recommendation for this user")
 
     async def user(self, request: web.Request) -> web.Response:
         name = _asked(request, "id")
         async with self._search():
             found = await held(name, self._settings)
         if found.window is None and found.answer is None:
-            return refusal(404, "Nothing is known of this user: no window, no recommendation.")
+            return error_response(404, "Nothing is known of this user: no window, no recommendation.")
         return _json(serializers.user(name, found, self._following.titles))
 
     async def why(self, request: web.Request) -> web.Response:
@@ -127,11 +127,11 @@ class Requests:
         try:
             aside = await self._standby.ask()
         except NotReady as state:
-            return refusal(202 if state.soon else 503, str(state), soon=state.soon)
+            return error_response(202 if state.soon else 503, str(state), soon=state.soon)
         async with self._search():
             found = await held(name, self._settings)
             if found.window is None:
-                return refusal(404, "This user has no window.")
+                return error_response(404, "This user has no window.")
             explanation = await aside.explain(found.window, found.partition)
         named = {event.item_id for event in found.window.events} | {one.item_id for one in explanation.items}
         return _json(serializers.why(explanation, found, aside.items(named)))
@@ -147,7 +147,7 @@ class Requests:
         except NotReady as state:
             told |= {"note": str(state), "soon": state.soon}
         if found is None and told["near"] is None and not any(trend.events):
-            return refusal(
+            return error_response(
                 404, "Nothing is known of this item: it is not in the catalogue, and nobody touched it lately."
             )
         return _json(told)
@@ -155,7 +155,7 @@ class Requests:
     async def send(self, request: web.Request) -> web.Response:
         """Writes an event; tells where it stands."""
         if not self._allow_events:
-            return refusal(403, "This console is read-only: start it with --allow-events to send events.")
+            return error_response(403, "This console is read-only: start it with --allow-events to send events.")
         try:
             async with asyncio.timeout(BODY_S):
                 body = await request.read()
@@ -164,10 +164,10 @@ class Requests:
         try:
             asked = msgspec.json.decode(body, type=Asked)
         except UNREADABLE as error:
-            return refusal(400, str(error))
+            return error_response(400, str(error))
         types = self._settings.event_types
         if asked.event_type == ERASE or asked.event_type not in types:
-            return refusal(400, f"the event type must be one of {', '.join(types)}")
+            return error_response(400, f"the event type must be one of {', '.join(types)}")
         event = Event(asked.user_id, asked.event_type, self._following.live.clock(time.time()), asked.item_id)
         stored: list[RecordMetadata] = []
         async with Publisher(self._settings, self._settings.events_topic, stored.append) as publisher:
@@ -179,12 +179,12 @@ class Requests:
         try:
             place = int(_asked(request, "partition")), int(_asked(request, "offset"))
         except ValueError:
-            return refusal(400, "partition and offset are numbers")
+            return error_response(400, "partition and offset are numbers")
         try:
             async with asyncio.timeout(ANSWER_S):
                 row = await self._following.outcome(*place)
         except TimeoutError:
-            return refusal(504, f"No answer within {ANSWER_S:.0f} s: do the agents and the worker run?")
+            return error_response(504, f"No answer within {ANSWER_S:.0f} s: do the agents and the worker run?")
         return _json(serializers.rows([row], self._following.titles)[0])
 
     @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ from itertools import islice
 
 from msgspec import Struct
 
-from stream_rec.console.baselines import RecentFloors
+from stream_rec.console.baselines import RecentBaselines
 from stream_rec.evaluation.prequential import Bounds, Outcome, Prequential, Tally, in_time, rank_of
 from stream_rec.messages import Event, Recommendation
 
@@ -72,7 +72,7 @@ class Point(Struct, frozen=True):
 class Live:
     """Shows events, answers and dead letters as they are read."""
 
-    def __init__(self, floors: RecentFloors, bounds: Bounds = BOUNDS) -> None:
+    def __init__(self, floors: RecentBaselines, bounds: Bounds = BOUNDS) -> None:
         self._floors = floors
         self._bounds = bounds
         self._join = Prequential(floors, bounds=bounds)

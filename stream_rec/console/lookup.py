@@ -12,7 +12,7 @@ from stream_rec.kafka.key_lookup import newest_of
 from stream_rec.messages import UNREADABLE, Recommendation, Window, read_window
 
 
-class Held(NamedTuple):
+class UserState(NamedTuple):
     """What the topics hold of a user."""
 
     window: Window | None
@@ -34,12 +34,12 @@ class Held(NamedTuple):
         return bool(record.timestamp <= self.record.timestamp)
 
 
-async def held(user: str, settings: Settings) -> Held:
+async def held(user: str, settings: Settings) -> UserState:
     """Raises `UserError` when no broker answers, a topic does not exist, or what it holds can't be read."""
     record, answer = await asyncio.gather(newest_of(user, settings, settings.windows_topic), latest(user, settings))
     if record is None or not record.value:
-        return Held(None, answer)
+        return UserState(None, answer)
     try:
-        return Held(read_window(record.value), answer, record)
+        return UserState(read_window(record.value), answer, record)
     except UNREADABLE as error:
         raise UserError(f"the window can't be read: was it written by another version? ({error})") from None

@@ -77,15 +77,15 @@ def guard(host: str) -> Middleware:
 def _refused(request: web.Request, *, local: bool) -> web.Response | None:
     """Why a request is not handled. `local`: it must name this machine."""
     if not request.raw_path.startswith("/"):
-        return refusal(400, "the request must name a path of this console, without a host")
+        return error_response(400, "the request must name a path of this console, without a host")
     hosts = request.headers.getall("Host", [])
     named = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
     if named is None and (hosts or request.version >= (1, 1)):
-        return refusal(400, "the request has no Host header, several or a malformed one")
+        return error_response(400, "the request has no Host header, several or a malformed one")
     if local and not _local(named["name"] if named else ""):
-        return refusal(403, "this console answers only to the name of this machine")
+        return error_response(403, "this console answers only to the name of this machine")
     if request.method not in ("GET", "HEAD") and not (named and _same_origin(request, named[0])):
-        return refusal(403, "this request did not come from the console's own page")
+        return error_response(403, "this request did not come from the console's own page")
     return None
 
 
@@ -93,13 +93,13 @@ async def _handled(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except UserError as error:
-        return refusal(503, str(error))
+        return error_response(503, str(error))
     except web.HTTPException as error:
-        return refusal(error.status, error.reason)
+        return error_response(error.status, error.reason)
     except Exception as error:  # noqa: BLE001 - aiohttp would log the error's text, which may hold an id
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s: a request fails with status 500\n%s", type(error).__name__, frames)
-        return refusal(500, "internal error: the console's log names the place in the code")
+        return error_response(500, "internal error: the console's log names the place in the code")
 
 
 @contextlib.asynccontextmanager
@@ -114,11 +114,11 @@ async def sending(request: web.Request) -> AsyncIterator[None]:
         raise ConnectionAbortedError from None
 
 
-def refusal(status: int, reason: str, **more: object) -> web.Response:
+def error_response(status: int, reason: str, **more: object) -> web.Response:
     return web.json_response({"error": reason, **more}, status=status)
 
 
-async def dress(_request: web.Request, response: web.StreamResponse) -> None:
+async def add_security_headers(_request: web.Request, response: web.StreamResponse) -> None:
     """Gives each response its headers."""
     response.headers.update(HEADERS)
     response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from stream_rec.console.explain import user_summary
-from stream_rec.console.explain.contributions import difference, gathered
+from stream_rec.console.explain.contributions import difference, group_contributions
 from stream_rec.console.live import Row
-from stream_rec.console.lookup import Held
+from stream_rec.console.lookup import UserState
 from stream_rec.console.titles import Titles
 from stream_rec.messages import Item
 
@@ -42,7 +42,7 @@ def _row(row: Row, items: Mapping[str, Item]) -> Data:
     }
 
 
-def user(name: str, held: Held, titles: Titles) -> Data:
+def user(name: str, held: UserState, titles: Titles) -> Data:
     """A user's window and answer."""
     window, answer = held.window, held.answer
     ids = {event.item_id for event in window.events} if window else set()
@@ -54,7 +54,7 @@ def user(name: str, held: Held, titles: Titles) -> Data:
             "held": len(window.events),
             "events": [_event(event, items) for event in window.events[: -EVENTS - 1 : -1]],
         }
-        told["words"] = user_summary.tell(user_summary.facts(window, answer, items))
+        told["words"] = user_summary.user_summary(user_summary.user_facts(window, answer, items))
     if answer is not None:
         told["answer"] = msgspec.to_builtins(answer) | {
             "items": [msgspec.to_builtins(ranked) | _named(ranked.item_id, items) for ranked in answer.items]
@@ -62,7 +62,7 @@ def user(name: str, held: Held, titles: Titles) -> Data:
     return told
 
 
-def why(explanation: "Explanation", held: Held, items: Mapping[str, Item]) -> Data:
+def why(explanation: "Explanation", held: UserState, items: Mapping[str, Item]) -> Data:
     """Events come in the order of their influence."""
     best = [max(range(len(event.gains)), key=event.gains.__getitem__, default=None) for event in explanation.events]
     events = [
@@ -73,7 +73,8 @@ def why(explanation: "Explanation", held: Held, items: Mapping[str, Item]) -> Da
     ]
     return {
         "items": [
-            _named(one.item_id, items) | {"score": one.score, "parts": gathered(one.parts)} for one in explanation.items
+            _named(one.item_id, items) | {"score": one.score, "parts": group_contributions(one.parts)}
+            for one in explanation.items
         ],
         "events": sorted(events, key=lambda event: -event["moved"]),
         "published": difference(explanation, held.answer),

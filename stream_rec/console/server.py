@@ -13,12 +13,12 @@ from aiohttp import web
 from stream_rec.config import Settings
 from stream_rec.console.handlers import app
 from stream_rec.console.sse import busiest
-from stream_rec.console.state import Following
+from stream_rec.console.state import ConsoleState
 from stream_rec.errors import UserError
 from stream_rec.kafka import access_control
-from stream_rec.kafka.access_control import require
+from stream_rec.kafka.access_control import check_access
 from stream_rec.kafka.connection import access
-from stream_rec.runtime.retry import patiently
+from stream_rec.runtime.retry import retry_until_available
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ async def _run(settings: Settings, allow_events: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     sending = access_control.on("Write", settings.events_topic) if allow_events else ()
-    needed = partial(require, access(settings), *access_control.console(settings), *sending)
-    if await patiently(needed, stop, fail_fast=settings.fail_fast) is None:
+    needed = partial(check_access, access(settings), *access_control.console(settings), *sending)
+    if await retry_until_available(needed, stop, fail_fast=settings.fail_fast) is None:
         return
-    following = Following(settings)
+    following = ConsoleState(settings)
     made = app(settings, following, allow_events)
     async with serving(made, settings.console_host, settings.console_port) as port:
         log.info("console on http://%s:%d/", settings.console_host, port)

@@ -26,7 +26,7 @@ class _Page(NamedTuple):
     """None is the last one: the page is cut off."""
 
 
-class Hub:
+class EventBroadcaster:
     def __init__(self) -> None:
         self._pages: dict[int, _Page] = {}
         """By the order in which they were opened."""

@@ -10,15 +10,15 @@ from aiokafka.errors import KafkaError
 
 from stream_rec.config import Settings
 from stream_rec.console import serializers
-from stream_rec.console.baselines import RecentFloors, remember
-from stream_rec.console.feed import Feed
+from stream_rec.console.baselines import RecentBaselines, remember
+from stream_rec.console.feed import EventFeed
 from stream_rec.console.live import Live, Row
-from stream_rec.console.sse import Hub
+from stream_rec.console.sse import EventBroadcaster
 from stream_rec.console.titles import Titles
 from stream_rec.console.topic_reader import read
 from stream_rec.console.trends import Trends
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import on, require
+from stream_rec.kafka.access_control import check_access, on
 from stream_rec.kafka.connection import access
 
 log = logging.getLogger(__name__)
@@ -33,19 +33,19 @@ BEAT_S = 5.0
 """How often the broker is asked whether it is there, seconds."""
 
 
-class Following:
+class ConsoleState:
     """Follows the topics in `run`. Its memory has bounds, which stand in the modules of its parts."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._floors = RecentFloors()
+        self._floors = RecentBaselines()
         self._fresh: dict[int, Row] = {}
         self._happened = asyncio.Condition()
-        self.hub = Hub()
+        self.hub = EventBroadcaster()
         self.titles = Titles(settings.max_item_bytes)
         self.trends = Trends()
         self.live = Live(self._floors)
-        self._feed = Feed(settings, self.live, self.trends, self._changed)
+        self._feed = EventFeed(settings, self.live, self.trends, self._changed)
         self.ailing = ""
         """What is wrong, in words."""
 
@@ -134,7 +134,7 @@ class Following:
         while True:
             await asyncio.sleep(BEAT_S)
             try:
-                await require(access(self._settings), *on("Read", self._settings.events_topic))
+                await check_access(access(self._settings), *on("Read", self._settings.events_topic))
                 self.ailing = ""
             except UserError as error:
                 self.ailing = str(error)

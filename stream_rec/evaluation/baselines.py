@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 
-class FloorRanks(NamedTuple):
+class BaselineRanks(NamedTuple):
     """Place of an item in each floor's list, 1 for the first; None below the list's end."""
 
     popularity: int | None = None
     markov: int | None = None
 
 
-class Floors:
+class Baselines:
     """Ranks every known item by how often it was seen, and by how often it followed the user's last item.
 
     Equal transition counts (zero among them) are ordered by popularity, equal popularity by which item was seen first.
@@ -32,10 +32,10 @@ class Floors:
         for user, item in training:
             self._learn(user, self._number(item))
 
-    def observe(self, user: str, item: str) -> FloorRanks:
+    def observe(self, user: str, item: str) -> BaselineRanks:
         """Where the floors had this event's item; then they learn from it."""
         at = self._number(item)
-        ranks = FloorRanks(self._popularity(at), self._markov(at, self._followers.get(self._last.get(user, -1), {})))
+        ranks = BaselineRanks(self._popularity(at), self._markov(at, self._followers.get(self._last.get(user, -1), {})))
         self._learn(user, at)
         return ranks
 

@@ -14,18 +14,18 @@ from stream_rec.data.dataset import Dataset
 from stream_rec.errors import UserError
 from stream_rec.evaluation import metrics, proper_scores
 from stream_rec.evaluation.metrics import CUT, MISSED, Lists, Ranks
-from stream_rec.evaluation.predict import Predicted, everything, find, predict, probable, states_at, teach
+from stream_rec.evaluation.predict import Predicted, exact_retriever, find, predict, probable, states_at, teach
 from stream_rec.evaluation.predict import ranks as ranks_of
 from stream_rec.evaluation.proper_scores import Mass
 from stream_rec.evaluation.splits import BASKETS, Protocol, Split, first_of_basket, same_time
-from stream_rec.features.online_statistics import Memory
+from stream_rec.features.online_statistics import OnlineStatistics
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.features.tokens import UNKNOWN, Numbers
 from stream_rec.models.model_store import Model
-from stream_rec.ranking.blend import BARRED, Blend, Scored, Table
+from stream_rec.ranking.blend import BARRED, Blend, CandidateTable, Scored
 from stream_rec.ranking.candidate_features import PARTS
 from stream_rec.ranking.diversity import diverse
-from stream_rec.ranking.ranker import POOL, Choice
+from stream_rec.ranking.ranker import MMR_POOL_FACTOR, RankingConfig
 from stream_rec.ranking.retrieval import NEAREST
 from stream_rec.runtime.progress import Progress
 from stream_rec.training import blend_fit, goal_head, trainer
@@ -34,7 +34,7 @@ from stream_rec.training.prepare import Prepared, reopen
 from stream_rec.window import stride_of
 
 
-def right(data: Dataset, places: Numbers, *, baskets: bool) -> tuple[Numbers, Numbers]:
+def relevant_items(data: Dataset, places: Numbers, *, baskets: bool) -> tuple[Numbers, Numbers]:
     """What is right for each prediction: whose it is, ascending, and the row; the rows of a basket count once."""
     if not baskets:
         return np.arange(len(places)), data.rows[places]
@@ -48,7 +48,7 @@ def right(data: Dataset, places: Numbers, *, baskets: bool) -> tuple[Numbers, Nu
     return np.concatenate(of), np.concatenate(rows)
 
 
-def met(data: Dataset, places: Numbers, table: Table) -> NDArray[np.bool_]:
+def seen_before(data: Dataset, places: Numbers, table: CandidateTable) -> NDArray[np.bool_]:
     """Which candidates the user had met before, ever, (candidates,)."""
     wide = int(max(data.rows.max(), table.rows.max())) + 1
     begins = data.begins[data.user_of(places)]
@@ -71,10 +71,10 @@ Varied = Mapping[float, Numbers]
 """The first items of each answer by strength, (answers, CUT) each."""
 
 
-def vary(table: Table, values: Tensor, outputs: Tensor, strengths: Sequence[float]) -> Varied:
+def vary(table: CandidateTable, values: Tensor, outputs: Tensor, strengths: Sequence[float]) -> Varied:
     """Chooses by the candidates' `values` (candidates,), as serving does; `outputs` (rows, width)."""
     scores, rows = table.spread(values, BARRED), table.spread(table.rows, UNKNOWN)
-    best = scores.topk(min(POOL * Choice().top_k, scores.shape[1]), dim=1)
+    best = scores.topk(min(MMR_POOL_FACTOR * RankingConfig().top_k, scores.shape[1]), dim=1)
     unused = scores.new_zeros(len(scores), 0)
     pool = Scored(rows.gather(1, best.indices), best.values, best.values, unused, unused.sum(dim=1))
     return {strength: _shown(diverse(pool, outputs, CUT, strength)) for strength in strengths}
@@ -105,7 +105,7 @@ def figures(
     return {name: round(value, 4) for name, value in told.items()}
 
 
-FLOORS = {"popularity": "popularity", "recency": "recent popularity", "transitions": "Markov"}
+BASELINES = {"popularity": "popularity", "recency": "recent popularity", "transitions": "Markov"}
 """Parts that are what a prediction must beat: counters, without any training."""
 BLEND = "blend"
 LENGTHS = {
@@ -123,7 +123,7 @@ Seen = Literal["keep", "window", "ever"]
 or all that the log has, as published evaluations do."""
 
 
-class Plan(NamedTuple):
+class EvaluationPlan(NamedTuple):
     """How a model is evaluated."""
 
     protocol: Protocol
@@ -137,12 +137,12 @@ class Plan(NamedTuple):
     if the memory learns on, and not predicted."""
 
 
-class Outcome(NamedTuple):
+class SplitPredictions(NamedTuple):
     """The predictions of one split, and what was right."""
 
     ranks: dict[str, Ranks]
     """Of the blend, of each part alone."""
-    first: "First"
+    first: "TopPredictions"
     mass: Mass
     places: Numbers
     """Of the (first) event that was predicted, (predictions,)."""
@@ -151,7 +151,7 @@ class Outcome(NamedTuple):
     varied: Varied
 
 
-class First(NamedTuple):
+class TopPredictions(NamedTuple):
     """The first items of each answer of the blend, (predictions, TOP) each."""
 
     rows: Numbers
@@ -160,7 +160,7 @@ class First(NamedTuple):
     """Whether the item was right."""
 
     @classmethod
-    def of(cls, shares: Tensor, candidates: Tensor, right_of: Numbers, right_rows: Numbers) -> "First":
+    def of(cls, shares: Tensor, candidates: Tensor, right_of: Numbers, right_rows: Numbers) -> "TopPredictions":
         """By the `shares` of `candidates` (batch, most). A catalogue with fewer items is filled up with the unknown."""
         best = F.pad(shares, (0, TOP)).topk(TOP, dim=1)
         rows = F.pad(candidates, (0, TOP), value=UNKNOWN).gather(1, best.indices).numpy()
@@ -173,7 +173,7 @@ class First(NamedTuple):
 def run(
     model: Model,
     frame: pl.DataFrame,
-    plan: Plan,
+    plan: EvaluationPlan,
     texts: TextEncoder,
     progress: Progress,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - frozen
@@ -191,10 +191,10 @@ def run(
     if not len(split.targets):
         raise UserError("the log holds nothing that the model has not seen: train it with the same --protocol")
     states = states_at(model.encoder, prepared, split.targets, config)
-    nearest = everything(model.encoder, prepared)
+    nearest = exact_retriever(model.encoder, prepared)
 
-    def outcome(online: bool, strengths: Sequence[float], what: str) -> Outcome:
-        memory = Memory(model.config.horizons, model.config.remembers_until)
+    def outcome(online: bool, strengths: Sequence[float], what: str) -> SplitPredictions:
+        memory = OnlineStatistics(model.config.horizons, model.config.remembers_until)
         memory.load(model.memory)
         teach(prepared, memory, data.in_log_order(known & (data.times > model.config.remembers_until)))
         predicted = predict(
@@ -208,16 +208,16 @@ def run(
     frozen = outcome(False, (), "predicting, memory frozen") if split.online else found
     users = trainer.users_of(model.encoder, prepared, states, split.targets)
     figures = report(prepared, found, frozen, known, baskets=baskets, seen=plan.seen)
-    return figures | {"probabilities": told(model, prepared, users, nearest.outputs, found, known)}
+    return figures | {"probabilities": probability_report(model, prepared, users, nearest.outputs, found, known)}
 
 
 def split_of(data: Dataset, model: Model, protocol: Protocol) -> tuple[Split, NDArray[np.bool_]]:
     """What is predicted, and what the model knew, (events,)."""
     if protocol == "leave-one-out":
-        split = Split.leaving(data, 1)
+        split = Split.leave_last_n(data, 1)
         return split, split.known
     known = data.times <= model.config.trained_until
-    return Split.at(data, int(known.sum()), len(data.rows), online=protocol == "prequential"), known
+    return Split.at_time(data, int(known.sum()), len(data.rows), online=protocol == "prequential"), known
 
 
 def collect(
@@ -229,7 +229,7 @@ def collect(
     *,
     baskets: bool,
     seen: Seen,
-) -> Outcome:
+) -> SplitPredictions:
     """Ranks what was right, by the blend and by each part alone, and what the blend's lists would be with diversity.
 
     `strengths` are those of the diversity, and `outputs` (rows, width) say which items are alike. What is left out of
@@ -239,18 +239,18 @@ def collect(
     scores = {BLEND: weights, **{part: blend_fit.alone(part) for part in PARTS}}
     of: list[Numbers] = []
     ranks: dict[str, list[Numbers]] = {name: [] for name in scores}
-    first: list[First] = []
+    first: list[TopPredictions] = []
     masses: list[Mass] = []
     places: list[Numbers] = []
     rights: list[Numbers] = []
     varied: list[Varied] = []
     for places_now, table in asked:
         begin = sum(map(len, places))
-        right_of, right_rows = right(data, places_now, baskets=baskets)
+        right_of, right_rows = relevant_items(data, places_now, baskets=baskets)
         truth = find(table, right_of, right_rows)
         barred, left_out = table.rows == UNKNOWN, torch.zeros(len(table.rows), dtype=torch.bool)
         if seen == "ever":
-            barred |= torch.from_numpy(met(data, places_now, table))
+            barred |= torch.from_numpy(seen_before(data, places_now, table))
         elif seen == "window":
             left_out = table.seen
         of.append(right_of + begin)
@@ -263,13 +263,13 @@ def collect(
             ranks[name].append(ranks_of(table, found, torch.from_numpy(right_of), truth).numpy())
         shares, candidates = probable(table, said, weights.covered)
         listed = shares.masked_fill(table.spread(left_out, False), 0)
-        first.append(First.of(listed, candidates, right_of, right_rows))
+        first.append(TopPredictions.of(listed, candidates, right_of, right_rows))
         masses.append(Mass.of(shares, candidates, data.rows[places_now], categories))
         varied.append(vary(table, values[BLEND], outputs, strengths))
     whose, count = np.concatenate(of), sum(map(len, places))
-    return Outcome(
+    return SplitPredictions(
         {name: Ranks(whose, np.concatenate(found), count) for name, found in ranks.items()},
-        First(*map(np.concatenate, zip(*first, strict=True))),
+        TopPredictions(*map(np.concatenate, zip(*first, strict=True))),
         Mass.joined(masses),
         np.concatenate(places),
         np.concatenate(rights),
@@ -278,7 +278,13 @@ def collect(
 
 
 def report(
-    prepared: Prepared, live: Outcome, frozen: Outcome, known: NDArray[np.bool_], *, baskets: bool, seen: Seen
+    prepared: Prepared,
+    live: SplitPredictions,
+    frozen: SplitPredictions,
+    known: NDArray[np.bool_],
+    *,
+    baskets: bool,
+    seen: Seen,
 ) -> dict[str, Any]:
     """The figures of an evaluation; `known` (events,) is what the model had seen."""
     data, ours = prepared.data, live.ranks[BLEND]
@@ -288,7 +294,7 @@ def report(
     same = data.times[live.places] == data.times[live.places - 1]
     counts = np.bincount(data.rows[known], minlength=len(prepared.catalog)).astype(np.float64)
     lists, vectors = Lists(live.first.rows[:, : metrics.CUT]), prepared.vectors.numpy()
-    best = max(FLOORS, key=lambda part: live.ranks[part].gains(metrics.CUT).mean())
+    best = max(BASELINES, key=lambda part: live.ranks[part].gains(metrics.CUT).mean())
     floor = live.ranks[best]
     groups = {
         "event_type": {
@@ -300,7 +306,7 @@ def report(
     }
     chance = metrics.calibration(live.first.probabilities.ravel(), live.first.happened.ravel())
     return {
-        **shown(ours),
+        **rounded(ours),
         "predictions": ours.predictions,
         "users": len(np.unique(user)),
         "baskets": baskets,
@@ -315,23 +321,23 @@ def report(
             for strength, rows in live.varied.items()
         },
         "calibration_error": round(chance.error, 5),
-        "floors": {name: shown(live.ranks[part]) for part, name in FLOORS.items()},
+        "floors": {name: rounded(live.ranks[part]) for part, name in BASELINES.items()},
         "frozen": {
-            BLEND: shown(frozen.ranks[BLEND]),
-            **{name: shown(frozen.ranks[part]) for part, name in FLOORS.items()},
+            BLEND: rounded(frozen.ranks[BLEND]),
+            **{name: rounded(frozen.ranks[part]) for part, name in BASELINES.items()},
         },
         "over_best_floor": {
-            "floor": FLOORS[best],
+            "floor": BASELINES[best],
             f"hr_at_{metrics.CUT}": metrics.bootstrap(ours.hits(metrics.CUT) - floor.hits(metrics.CUT), user),
             f"ndcg_at_{metrics.CUT}": metrics.bootstrap(ours.gains(metrics.CUT) - floor.gains(metrics.CUT), user),
         },
-        "parts": {part: shown(live.ranks[part]) for part in PARTS},
+        "parts": {part: rounded(live.ranks[part]) for part in PARTS},
         **{
             f"by_{kind}": {
                 name: {
                     "predictions": int(which.sum()),
-                    **shown(ours.pick(which)),
-                    "floor_hr_at_10": shown(floor.pick(which))["hr_at_10"],
+                    **rounded(ours.pick(which)),
+                    "floor_hr_at_10": rounded(floor.pick(which))["hr_at_10"],
                 }
                 for name, which in kinds.items()
                 if which.any()
@@ -342,8 +348,8 @@ def report(
     }
 
 
-def told(
-    model: Model, prepared: Prepared, users: Tensor, outputs: Tensor, live: Outcome, known: NDArray[np.bool_]
+def probability_report(
+    model: Model, prepared: Prepared, users: Tensor, outputs: Tensor, live: SplitPredictions, known: NDArray[np.bool_]
 ) -> dict[str, Any]:
     """How good each probability is; `users` (predictions, width + types), `outputs` (rows, width)."""
     data, categories, places = prepared.data, prepared.catalog.categories, live.places
@@ -367,6 +373,6 @@ def told(
     }
 
 
-def shown(ranks: Ranks) -> dict[str, float]:
+def rounded(ranks: Ranks) -> dict[str, float]:
     """The figures, as precise as they are worth."""
     return {name: round(value, 4) for name, value in metrics.figures(ranks).items()}

@@ -10,12 +10,12 @@ from torch import Tensor
 from stream_rec.data import dataset
 from stream_rec.evaluation.metrics import MISSED
 from stream_rec.evaluation.splits import Split
-from stream_rec.features.online_statistics import REACH, Memory
+from stream_rec.features.online_statistics import REACH, OnlineStatistics
 from stream_rec.features.tokens import UNKNOWN, Numbers
 from stream_rec.models.user_encoder import UserEncoder
-from stream_rec.ranking.blend import BARRED, Table
-from stream_rec.ranking.candidate_features import Evidence
-from stream_rec.ranking.retrieval import Everything, Near
+from stream_rec.ranking.blend import BARRED, CandidateTable
+from stream_rec.ranking.candidate_features import FeatureExtractor
+from stream_rec.ranking.retrieval import ExactRetriever, Retrieved
 from stream_rec.training import trainer
 from stream_rec.training.config import TrainConfig
 from stream_rec.training.prepare import Prepared
@@ -29,7 +29,7 @@ class Predicted(NamedTuple):
 
     places: Numbers
     """Of the targets, (n,)."""
-    table: Table
+    table: CandidateTable
     """The candidates of each."""
 
 
@@ -55,17 +55,17 @@ def states_at(encoder: UserEncoder, prepared: Prepared, targets: Numbers, config
 
 
 @torch.inference_mode()
-def everything(encoder: UserEncoder, prepared: Prepared) -> Everything:
+def exact_retriever(encoder: UserEncoder, prepared: Prepared) -> ExactRetriever:
     """The catalogue as the decoder scores it."""
     outputs = trainer.outputs_of(encoder, prepared.vectors)
-    return Everything(outputs, torch.arange(len(outputs)) == UNKNOWN)
+    return ExactRetriever(outputs, torch.arange(len(outputs)) == UNKNOWN)
 
 
 def predict(
     prepared: Prepared,
     split: Split,
-    memory: Memory,
-    near: Callable[[slice], Near],
+    memory: OnlineStatistics,
+    near: Callable[[slice], Retrieved],
     config: TrainConfig,
     progress: Callable[[int], None],
 ) -> Iterator[Predicted]:
@@ -75,7 +75,7 @@ def predict(
     learning on, as of the end of what is known, however early a target happened.
     """
     data = prepared.data
-    evidence = Evidence.of(memory, prepared.catalog)
+    evidence = FeatureExtractor.of(memory, prepared.catalog)
     stream = data.in_log_order(~split.known & split.online)
     ends = np.searchsorted(data.order[stream], data.order[split.targets])
     learned = 0
@@ -87,12 +87,12 @@ def predict(
             teach(prepared, memory, stream[learned : ends[at]])
             learned = ends[at]
             window = dataset.served(data, place, config.capacity, config.stride)
-            found.append(evidence.ask(data.rows[window].tolist(), rows))
+            found.append(evidence.extract(data.rows[window].tolist(), rows))
         progress(begin + len(targets))
-        yield Predicted(targets, Table.of(found_near, found))
+        yield Predicted(targets, CandidateTable.of(found_near, found))
 
 
-def teach(prepared: Prepared, memory: Memory, places: Numbers) -> None:
+def teach(prepared: Prepared, memory: OnlineStatistics, places: Numbers) -> None:
     """Teaches `memory` the events at `places` (n,), in this order."""
     data = prepared.data
     begins = data.begins[data.user_of(places)]
@@ -100,7 +100,7 @@ def teach(prepared: Prepared, memory: Memory, places: Numbers) -> None:
         memory.learn_last(data.rows[max(begin, place - REACH) : place + 1].tolist(), float(data.times[place]))
 
 
-def probable(table: Table, values: Tensor, covered: float) -> tuple[Tensor, Tensor]:
+def probable(table: CandidateTable, values: Tensor, covered: float) -> tuple[Tensor, Tensor]:
     """Probability and row of each answer's candidates by their `values` (candidates,), (answers, most) each.
 
     What is `BARRED`, or fills an answer up that has fewer, has none. `covered` is the share of truths among candidates.
@@ -110,7 +110,7 @@ def probable(table: Table, values: Tensor, covered: float) -> tuple[Tensor, Tens
     return shares, table.spread(table.rows, UNKNOWN)
 
 
-def find(table: Table, of: Numbers, rows: Numbers) -> Tensor:
+def find(table: CandidateTable, of: Numbers, rows: Numbers) -> Tensor:
     """The places in the table of the candidates `rows` (n,) of the answers `of` (n,); -1 where there is none, (n,)."""
     answers, candidates = table.answers.numpy(), table.rows.numpy()
     wide = int(max(candidates.max(initial=0), rows.max(initial=0))) + 1
@@ -120,7 +120,7 @@ def find(table: Table, of: Numbers, rows: Numbers) -> Tensor:
     return torch.from_numpy(np.where(keys[at] == wanted, at, -1))
 
 
-def ranks(table: Table, values: Tensor, of: Tensor, truth: Tensor) -> Tensor:
+def ranks(table: CandidateTable, values: Tensor, of: Tensor, truth: Tensor) -> Tensor:
     """0-based rank of each `truth` (right,) by `values` (candidates,), (right,); a tie counts against it.
 
     A truth is a place in the table; `MISSED` where it is -1, or its value `BARRED`. `of` (right,) are its answers.
@@ -134,7 +134,7 @@ def without_unknown(predicted: Predicted) -> Predicted:
     """Without the unknown item, which is among the candidates of a small catalogue and is never recommended."""
     answers, rows, columns = predicted.table
     known = rows != UNKNOWN
-    return predicted._replace(table=Table(answers[known], rows[known], columns[known]))
+    return predicted._replace(table=CandidateTable(answers[known], rows[known], columns[known]))
 
 
 def joined(parts: Sequence[Predicted]) -> Predicted:
@@ -142,4 +142,4 @@ def joined(parts: Sequence[Predicted]) -> Predicted:
     offsets = np.cumsum([0, *(len(part.places) for part in parts[:-1])])
     answers = [part.table.answers + int(offset) for part, offset in zip(parts, offsets, strict=True)]
     columns = (torch.cat([getattr(part.table, name) for part in parts]) for name in ("rows", "columns"))
-    return Predicted(np.concatenate([part.places for part in parts]), Table(torch.cat(answers), *columns))
+    return Predicted(np.concatenate([part.places for part in parts]), CandidateTable(torch.cat(answers), *columns))

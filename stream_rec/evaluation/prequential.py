@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import log2
 from typing import NamedTuple, Protocol
 
-from stream_rec.evaluation.baselines import FloorRanks
+from stream_rec.evaluation.baselines import BaselineRanks
 from stream_rec.messages import ERASE, Recommendation
 
 
@@ -79,7 +79,7 @@ class Outcome(NamedTuple):
     """Whether the answer to an earlier event was there when this event arrived. Otherwise the event has no rank."""
     rank: int | None
     """Place of the event's item in that answer, 1 for the first; None if it was not in the list."""
-    floors: FloorRanks
+    floors: BaselineRanks
     """Places of the same item in the lists of the floors, at the same moment."""
     too_late: bool
     """Whether there is an answer to an earlier event, which came only after this event. Where there is none at all, the
@@ -91,9 +91,9 @@ class Outcome(NamedTuple):
 
 
 class Ranker(Protocol):
-    """The floors that events are compared with: `Floors`, or a bounded variant."""
+    """The floors that events are compared with: `BaselineRanks`, or a bounded variant."""
 
-    def observe(self, user: str, item: str) -> FloorRanks:
+    def observe(self, user: str, item: str) -> BaselineRanks:
         """Ranks an event's item, then learns from the event."""
 
     def forget(self, user: str) -> None:
@@ -120,7 +120,7 @@ class _Pending(NamedTuple):
     item: str | None
     event_type: str
     time_s: float
-    floors: FloorRanks
+    floors: BaselineRanks
 
 
 class Answer(NamedTuple):
@@ -208,7 +208,7 @@ class Prequential:
             if not state.pending:
                 state.held = None
             elif state.pending[-1].item is not None:
-                state.pending.append(_Pending(offset, None, event_type, time_s, FloorRanks()))
+                state.pending.append(_Pending(offset, None, event_type, time_s, BaselineRanks()))
         elif item is not None:
             state.pending.append(_Pending(offset, item, event_type, time_s, self._floors.observe(user, item)))
             self._await_answer(partition, offset, state)

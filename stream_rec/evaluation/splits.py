@@ -29,13 +29,13 @@ class Split(NamedTuple):
     online: bool
 
     @classmethod
-    def at(cls, data: Dataset, first: int, last: int, *, online: bool) -> Self:
+    def at_time(cls, data: Dataset, first: int, last: int, *, online: bool) -> Self:
         """Known is what stands in the log before the place `first`; predicted is the rest up to `last`."""
         wanted = (data.order >= first) & (data.order < last)
         return cls(data.order < first, data.in_log_order(wanted & ~data.firsts), online)
 
     @classmethod
-    def leaving(cls, data: Dataset, count: int) -> Self:
+    def leave_last_n(cls, data: Dataset, count: int) -> Self:
         """Known is all but the last `count` events of each user; predicted is the first of those."""
         lengths = np.diff(data.begins)
         left = np.repeat(data.begins[1:], lengths) - np.arange(len(data.rows))

@@ -15,9 +15,9 @@ from scipy.sparse import csr_matrix
 
 from stream_rec.errors import UserError
 from stream_rec.features.item_features import ItemFeatures, Vectors, prices_of, unit
-from stream_rec.features.item_similarity import Alike, by_direction, by_words, replaced
+from stream_rec.features.item_similarity import ItemSimilarity, by_direction, by_words, replaced
 from stream_rec.features.text_encoder import Progress, TextEncoder, text_of
-from stream_rec.features.tfidf import Lexicon
+from stream_rec.features.tfidf import Tfidf
 from stream_rec.features.tokens import UNKNOWN, Numbers
 from stream_rec.messages import Item, Rejected, check_vector, without_fraction
 
@@ -26,7 +26,7 @@ NO_CATEGORY = 0
 
 
 def text_vectors(
-    items: Sequence[Item], encoder: TextEncoder, lexicon: Lexicon, progress: Progress | None = None
+    items: Sequence[Item], encoder: TextEncoder, lexicon: Tfidf, progress: Progress | None = None
 ) -> Vectors:
     """What the text of each item means, and its words: two vectors of unit length in one, (len(items), text_dim).
 
@@ -57,7 +57,12 @@ class Catalog:
     """`items` and their `vectors` (len(items), dim), in the order of their rows 1, 2, ..."""
 
     def __init__(
-        self, items: Sequence[Item], vectors: Vectors, features: ItemFeatures, alike: Alike, encoder: TextEncoder
+        self,
+        items: Sequence[Item],
+        vectors: Vectors,
+        features: ItemFeatures,
+        alike: ItemSimilarity,
+        encoder: TextEncoder,
     ) -> None:
         self._features = features
         self.encoder = encoder

@@ -10,7 +10,7 @@ from stream_rec.messages import Item
 FIELDS = ("event", "title", "category", "brand", "price")
 
 
-class Words(Struct, frozen=True):
+class EventTemplate(Struct, frozen=True):
     """How an event is told. Raises `ValueError` for a template with other fields than `FIELDS`, or none."""
 
     template: str = "{event} {title}, {category}"
@@ -30,7 +30,7 @@ class Words(Struct, frozen=True):
         if not 2 <= self.limit <= 256:
             raise ValueError(f"an event of at most {self.limit} tokens: give 2 to 256")
 
-    def tell(self, event_type: str, item: Item) -> str:
+    def render(self, event_type: str, item: Item) -> str:
         """The words of an event, on one line; an item without a title is called by its id.
 
         >>> Words().tell("add_to_cart", Item("1", title="trail shoe", category="sport.shoes"))

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from stream_rec.errors import UserError
 from stream_rec.features.catalog import Catalog
-from stream_rec.features.event_template import Words
+from stream_rec.features.event_template import EventTemplate
 from stream_rec.features.tokens import UNKNOWN, Numbers, Tokens, event_type_numbers, gap_buckets, item_tokens
 from stream_rec.messages import Item, Window
 
@@ -63,7 +63,9 @@ class WordReader:
     A token's identity is its word, so a title that changes makes other tokens, and keeps no prefix behind it.
     """
 
-    def __init__(self, catalog: Catalog, event_types: Sequence[str], words: Words, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, catalog: Catalog, event_types: Sequence[str], words: EventTemplate, tokenizer: Tokenizer
+    ) -> None:
         tokenizer.encode_special_tokens = True  # what looks like one in a title is text
         self._catalog = catalog
         self._types = ("unknown event", *event_types)
@@ -87,7 +89,7 @@ class WordReader:
             return known[1]
         if len(self._phrases) == PHRASES:
             self._phrases.clear()
-        ids = self._ids(self._words.tell(self._types[kind], item))
+        ids = self._ids(self._words.render(self._types[kind], item))
         phrase = np.concatenate([ids[: self._words.limit - 1], self._end])
         self._phrases[row, kind] = item, phrase
         return phrase
@@ -122,7 +124,12 @@ class WindowReader:
 
 
 def reader_of(
-    catalog: Catalog, event_types: Sequence[str], words: Words | None, tokenizer: Tokenizer | None, *, gaps: bool = True
+    catalog: Catalog,
+    event_types: Sequence[str],
+    words: EventTemplate | None,
+    tokenizer: Tokenizer | None,
+    *,
+    gaps: bool = True,
 ) -> ItemReader | WordReader:
     """How a model reads: by its words where it has some, and then a tokenizer too; else with `gaps` in time or not."""
     if words is None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
-from stream_rec.features.tfidf import Lexicon
+from stream_rec.features.tfidf import Tfidf
 from stream_rec.features.tokens import Numbers
 
 NEAREST = 50
@@ -20,7 +20,7 @@ Compare = Callable[[Numbers], Cosines]
 """The cosines of some rows (n,) with all rows of the catalogue, (n, rows)."""
 
 
-class Likeness(NamedTuple):
+class NeighbourTable(NamedTuple):
     """Arrays (rows, `NEAREST`); an item isn't its own neighbour, and a cosine of 0 is no neighbour."""
 
     rows: NDArray[np.int32]
@@ -30,7 +30,7 @@ class Likeness(NamedTuple):
     def empty(cls, count: int) -> Self:
         return cls(np.zeros((count, NEAREST), np.int32), np.zeros((count, NEAREST), np.float32))
 
-    def updated(self, count: int, changed: Numbers, compare: Compare) -> "Likeness":
+    def updated(self, count: int, changed: Numbers, compare: Compare) -> "NeighbourTable":
         """The likeness of a catalogue of `count` rows, those `changed` (n, none twice) anew.
 
         The arrays may be these, or longer.
@@ -52,11 +52,11 @@ class Likeness(NamedTuple):
                 found._offer(part, cosines)
         return found
 
-    def _room(self, count: int) -> "Likeness":
+    def _room(self, count: int) -> "NeighbourTable":
         if count <= len(self.rows):
             return self
-        more = Likeness.empty(max(count, len(self.rows) + len(self.rows) // 4) - len(self.rows))
-        return Likeness(np.concatenate([self.rows, more.rows]), np.concatenate([self.cosines, more.cosines]))
+        more = NeighbourTable.empty(max(count, len(self.rows) + len(self.rows) // 4) - len(self.rows))
+        return NeighbourTable(np.concatenate([self.rows, more.rows]), np.concatenate([self.cosines, more.cosines]))
 
     def _keep(self, rows: Numbers, cosines: Cosines) -> None:
         """The nearest of `rows`."""
@@ -81,12 +81,12 @@ class Likeness(NamedTuple):
             least[better] = self.cosines[better].min(axis=1)
 
 
-class Alike(NamedTuple):
+class ItemSimilarity(NamedTuple):
     """What is like what in a catalogue, by what texts mean and by their words."""
 
-    lexicon: Lexicon
-    text: Likeness
-    words: Likeness
+    lexicon: Tfidf
+    text: NeighbourTable
+    words: NeighbourTable
 
 
 def by_direction(vectors: NDArray[np.float32]) -> Compare:

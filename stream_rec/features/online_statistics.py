@@ -27,10 +27,10 @@ DAY_S = 86_400.0
 USERS = 1 << 20
 """Users whose place in their windows is remembered, the latest active ones."""
 
-FLOORS = ("markov", "popularity", "recent")
+BASELINES = ("markov", "popularity", "recent")
 """What an answer must beat: what has followed the last item, what is popular, and what is popular now."""
 
-Floors = dict[str, int | None]
+BaselineRanks = dict[str, int | None]
 """A place in each floor's list, 1 for the first; None beyond its end."""
 
 State = dict[str, NDArray[np.generic]]
@@ -42,7 +42,7 @@ HalfLife = Annotated[float, Meta(gt=0, le=FOREVER)]
 """Seconds."""
 
 
-class Horizons(Struct, frozen=True):
+class HalfLives(Struct, frozen=True):
     """How long the memory remembers: half-lives in seconds of event time."""
 
     lasting: HalfLife
@@ -51,7 +51,7 @@ class Horizons(Struct, frozen=True):
     """Of recency."""
 
 
-class Learned(Struct, frozen=True, gc=False):  # there may be a million of them
+class UserCursor(Struct, frozen=True, gc=False):  # there may be a million of them
     """Where learning from a user's windows has come to."""
 
     n: int
@@ -63,7 +63,7 @@ class Learned(Struct, frozen=True, gc=False):  # there may be a million of them
     """When `taught` was so many, seconds, by the arrival of events."""
 
 
-class Followers:
+class TopSuccessors:
     """What followed an item, and how much: the `FOLLOWERS` with the largest sums, and the rest aside."""
 
     __slots__ = ("_aside", "_best")
@@ -100,7 +100,7 @@ class Followers:
         return Heard(np.concatenate([best.rows, aside.rows]), np.concatenate([best.weights, aside.weights]))
 
 
-class Counts:
+class DecayedPopularity:
     """A decayed count of each row of the catalogue."""
 
     def __init__(self, half_life: float) -> None:
@@ -143,13 +143,13 @@ class Counts:
         self.decay.landmark = float(state["landmark"][0])
 
 
-class Transitions:
+class ItemTransitions:
     """M[a, b]: the decayed weight with which b followed a, within `REACH` events of one user."""
 
     def __init__(self, half_life: float) -> None:
         self.decay = Decay(half_life, self._scale)
-        self._after: dict[int, Followers] = {}
-        self._before: dict[int, Followers] = {}
+        self._after: dict[int, TopSuccessors] = {}
+        self._before: dict[int, TopSuccessors] = {}
 
     def add(self, rows: Sequence[int], time: float) -> None:
         """Learns the last of `rows` as what followed the others, oldest first, at `time` seconds."""
@@ -199,7 +199,7 @@ class Transitions:
             self._before = _unpacked(state["pairs"][:, ::-1], state["weights"])
 
 
-class Memory:
+class OnlineStatistics:
     """All that is learned online.
 
     Events at or before `since` (seconds) are part of a trained state and are never learned again. The memory is
@@ -210,16 +210,16 @@ class Memory:
     arrived: further ones are left out, so that one user alone does not shape what others are recommended.
     """
 
-    def __init__(self, horizons: Horizons, since: float = -np.inf, a_day: float = np.inf) -> None:
+    def __init__(self, horizons: HalfLives, since: float = -np.inf, a_day: float = np.inf) -> None:
         self.horizons = horizons
         self.a_day = a_day
         self.now = max(since, 0.0)
         """The latest time that was learned, seconds. Sums are read as of then, and not as of the event that asks."""
-        self.transitions = Transitions(horizons.lasting)
-        self.popularity = Counts(horizons.lasting)
-        self.recency = Counts(horizons.recent)
+        self.transitions = ItemTransitions(horizons.lasting)
+        self.popularity = DecayedPopularity(horizons.lasting)
+        self.recency = DecayedPopularity(horizons.recent)
         self._since = since
-        self._learned: OrderedDict[str, Learned] = OrderedDict()
+        self._learned: OrderedDict[str, UserCursor] = OrderedDict()
 
     def learn(
         self,
@@ -251,12 +251,12 @@ class Memory:
         learned = new[: int(min(len(new), self.a_day - taught))]
         for at in learned:
             self.learn_last(rows[max(0, at - REACH) : at + 1], times[at])
-        self._learned[user] = Learned(n, offset, times[-1], taught + len(learned), taught_at)
+        self._learned[user] = UserCursor(n, offset, times[-1], taught + len(learned), taught_at)
         if len(self._learned) > USERS:
             self._since = max(self._since, self._learned.popitem(last=False)[1].time)
         return len(new) - len(learned)
 
-    def _taught(self, last: Learned, now: float) -> float:
+    def _taught(self, last: UserCursor, now: float) -> float:
         """What the user has taught of the day's share, at `now` (seconds): 0 to `a_day`. A snapshot may hold more."""
         if math.isinf(self.a_day):
             return 0.0
@@ -271,13 +271,13 @@ class Memory:
         self.popularity.add(rows[-1], time)
         self.recency.add(rows[-1], time)
 
-    def floors(self, rows: Sequence[int]) -> Floors:
+    def baselines(self, rows: Sequence[int]) -> BaselineRanks:
         """The place of the last of `rows`, oldest first and not learned yet, in what each table alone would say."""
         *_, earlier, row = UNKNOWN, *rows
         if row == UNKNOWN:
-            return dict.fromkeys(FLOORS)
+            return dict.fromkeys(BASELINES)
         places = (self.transitions.place(earlier, row), self.popularity.place(row), self.recency.place(row))
-        return dict(zip(FLOORS, places, strict=True))
+        return dict(zip(BASELINES, places, strict=True))
 
     def forget(self, user: str) -> None:
         """Forgets where a user's windows stand. Sums over all users can't be told apart by user and stay."""
@@ -287,7 +287,7 @@ class Memory:
         return user in self._learned
 
     @property
-    def known(self) -> Mapping[str, Learned]:
+    def known(self) -> Mapping[str, UserCursor]:
         """Where learning has come to of each user, the latest active one last."""
         return self._learned
 
@@ -295,7 +295,7 @@ class Memory:
     def since(self) -> float:
         return self._since
 
-    def resume(self, known: Mapping[str, Learned], since: float, now: float) -> None:
+    def resume(self, known: Mapping[str, UserCursor], since: float, now: float) -> None:
         """Takes up learning where another memory, of the same sums, has come to."""
         self._learned = OrderedDict(known)
         self._since = since
@@ -311,17 +311,17 @@ class Memory:
             table.load({key.partition(".")[2]: array for key, array in state.items() if key.startswith(f"{name}.")})
 
     @property
-    def _tables(self) -> dict[str, Transitions | Counts]:
+    def _tables(self) -> dict[str, ItemTransitions | DecayedPopularity]:
         return {"transitions": self.transitions, "popularity": self.popularity, "recency": self.recency}
 
 
-def _followers(table: dict[int, Followers], row: int) -> Followers:
+def _followers(table: dict[int, TopSuccessors], row: int) -> TopSuccessors:
     if (found := table.get(row)) is None:
-        found = table[row] = Followers({})
+        found = table[row] = TopSuccessors({})
     return found
 
 
-def _packed(table: Mapping[int, Followers]) -> State:
+def _packed(table: Mapping[int, TopSuccessors]) -> State:
     heard = [followers.heard() for followers in table.values()]
     items = np.repeat(np.array(list(table), np.int64), [len(one.rows) for one in heard])
     return {
@@ -330,8 +330,8 @@ def _packed(table: Mapping[int, Followers]) -> State:
     }
 
 
-def _unpacked(pairs: NDArray[np.generic], weights: NDArray[np.generic]) -> dict[int, Followers]:
+def _unpacked(pairs: NDArray[np.generic], weights: NDArray[np.generic]) -> dict[int, TopSuccessors]:
     table: defaultdict[int, dict[int, float]] = defaultdict(dict)
     for (item, other), weight in zip(pairs.tolist(), weights.tolist(), strict=True):
         table[item][other] = weight
-    return {item: Followers(sums) for item, sums in table.items()}
+    return {item: TopSuccessors(sums) for item, sums in table.items()}

@@ -17,7 +17,7 @@ DIRECTIONS = 128
 _WORD = re.compile(r"[^\W_]+")
 
 
-class Lexicon(NamedTuple):
+class Tfidf(NamedTuple):
     """Terms that at least two of the texts have that it was fitted on, and what they weigh.
 
     Terms are words, pairs of neighbours, and the first word once more, for it is often the brand.

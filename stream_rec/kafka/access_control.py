@@ -35,7 +35,7 @@ from stream_rec.errors import UserError
 from stream_rec.kafka.connection import Access, connect
 
 
-class Right(NamedTuple):
+class AclBinding(NamedTuple):
     operation: str
     kind: Literal["topic", "group", "transactional-id"]
     name: str
@@ -46,28 +46,28 @@ class Right(NamedTuple):
         return f"{self.operation} on {self.kind} {self.name}{'*' * self.prefixed}"
 
 
-Rights = tuple[Right, ...]
+AclBindings = tuple[AclBinding, ...]
 
 
-def on(operation: str, *topics: str) -> Rights:
-    return tuple(Right(operation, "topic", topic) for topic in topics)
+def on(operation: str, *topics: str) -> AclBindings:
+    return tuple(AclBinding(operation, "topic", topic) for topic in topics)
 
 
-def agents(settings: Settings) -> Rights:
+def agents(settings: Settings) -> AclBindings:
     mine = settings.events_topic, settings.windows_topic, settings.dead_letter_topic
     return (
         *(*on("Read", *mine), *on("DescribeConfigs", *mine), *on("Write", *mine[1:])),
-        Right("Read", "group", settings.agents_group),
+        AclBinding("Read", "group", settings.agents_group),
     )
 
 
-def worker(settings: Settings) -> Rights:
+def worker(settings: Settings) -> AclBindings:
     mine = settings.recommendations_topic, settings.dead_letter_topic
     return (
         *on("Read", settings.windows_topic, settings.items_topic),
         *(*on("Write", *mine), *on("DescribeConfigs", *mine)),
-        Right("Read", "group", settings.worker_group),
-        Right("Write", "transactional-id", transactions(settings), prefixed=True),
+        AclBinding("Read", "group", settings.worker_group),
+        AclBinding("Write", "transactional-id", transactions(settings), prefixed=True),
     )
 
 
@@ -76,21 +76,21 @@ def transactions(settings: Settings) -> str:
     return f"{settings.worker_group}-{settings.windows_topic}-"
 
 
-def service(settings: Settings, group: str = "home-page") -> Rights:
+def service(settings: Settings, group: str = "home-page") -> AclBindings:
     """Of whoever imports the client and keeps its place in `group`."""
-    return (*on("Read", settings.recommendations_topic), Right("Read", "group", group))
+    return (*on("Read", settings.recommendations_topic), AclBinding("Read", "group", group))
 
 
-def report(settings: Settings) -> Rights:
+def report(settings: Settings) -> AclBindings:
     """Of who follows what becomes of events: `replay --report`, the console."""
     return on("Read", settings.events_topic, settings.recommendations_topic, settings.dead_letter_topic)
 
 
-def console(settings: Settings) -> Rights:
+def console(settings: Settings) -> AclBindings:
     return (*report(settings), *on("Read", settings.windows_topic, settings.items_topic))
 
 
-def explain(settings: Settings) -> Rights:
+def explain(settings: Settings) -> AclBindings:
     return on("Read", settings.windows_topic, settings.items_topic, settings.recommendations_topic)
 
 
@@ -99,22 +99,22 @@ def personal(settings: Settings) -> tuple[str, ...]:
     return settings.events_topic, settings.windows_topic, settings.recommendations_topic, settings.dead_letter_topic
 
 
-def eraser(settings: Settings) -> Rights:
+def eraser(settings: Settings) -> AclBindings:
     """Of `forget`, which also without `--wait` looks for the partitions that hold something of the user."""
     return (
         *on("Read", settings.events_topic, settings.windows_topic, settings.recommendations_topic),
         *on("Write", settings.events_topic),
         *on("Describe", settings.dead_letter_topic),
         *on("DescribeConfigs", *personal(settings)),
-        *(Right("Describe", "group", group) for group in (settings.agents_group, settings.worker_group)),
+        *(AclBinding("Describe", "group", group) for group in (settings.agents_group, settings.worker_group)),
     )
 
 
-def checking(*topics: str) -> Rights:
+def checking(*topics: str) -> AclBindings:
     return (*on("Describe", *topics), *on("DescribeConfigs", *topics))
 
 
-PARTS: Mapping[str, Callable[[Settings], Rights]] = {
+PARTS: Mapping[str, Callable[[Settings], AclBindings]] = {
     "agents": agents,
     "worker": worker,
     "service": service,
@@ -131,7 +131,7 @@ PARTS: Mapping[str, Callable[[Settings], Rights]] = {
 """The parts by the names of their users; a user may of course be several of them."""
 
 
-def commands(settings: Settings) -> Iterator[str]:
+def acl_commands(settings: Settings) -> Iterator[str]:
     """The arguments of Kafka's own `kafka-acls.sh` that grant everything, a line for each part and resource."""
     for part, needs in PARTS.items():
         for (kind, name, prefixed), same in groupby(sorted(needs(settings), key=_resource), key=_resource):
@@ -140,7 +140,7 @@ def commands(settings: Settings) -> Iterator[str]:
             yield f"--allow-principal User:{part} {operations} --{kind} {name}{pattern}"
 
 
-def _resource(right: Right) -> tuple[str, str, bool]:
+def _resource(right: AclBinding) -> tuple[str, str, bool]:
     return right.kind, right.name, right.prefixed
 
 
@@ -155,7 +155,7 @@ NO_ID = bytes(16)
 """What a broker says that gives topics no ids."""
 
 
-class Topic(NamedTuple):
+class TopicInfo(NamedTuple):
     """A topic as the brokers describe it."""
 
     partitions: int
@@ -166,15 +166,15 @@ class Topic(NamedTuple):
     """
 
 
-async def require(access: Access, *rights: Right) -> dict[str, int]:
+async def check_access(access: Access, *rights: AclBinding) -> dict[str, int]:
     """The number of partitions of each topic that `rights` name.
 
     Raises `UserError` when no broker answers, a topic does not exist, or a right is not granted.
     """
-    return {name: topic.partitions for name, topic in (await describe(access, *rights)).items()}
+    return {name: topic.partitions for name, topic in (await describe_topics(access, *rights)).items()}
 
 
-async def describe(access: Access, *rights: Right, timeout_s: float = 5) -> dict[str, Topic]:
+async def describe_topics(access: Access, *rights: AclBinding, timeout_s: float = 5) -> dict[str, TopicInfo]:
     """Each topic that `rights` name. Raises `UserError` like `require`; `timeout_s` seconds bound each request."""
     async with connect(access, timeout_s) as admin:
         topics = await _granted(admin, *rights)
@@ -195,7 +195,7 @@ def no_topic(topic: str) -> str:
     return f"topic {topic} does not exist: run 'stream-rec topics create'"
 
 
-async def examine(admin: AIOKafkaAdminClient, *rights: Right) -> dict[str, int]:
+async def examine(admin: AIOKafkaAdminClient, *rights: AclBinding) -> dict[str, int]:
     """The number of partitions of each topic that `rights` name and that exists; it creates none.
 
     Raises `UserError` when a right is not granted.
@@ -203,7 +203,7 @@ async def examine(admin: AIOKafkaAdminClient, *rights: Right) -> dict[str, int]:
     return {name: topic.partitions for name, topic in (await _granted(admin, *rights)).items()}
 
 
-async def _granted(admin: AIOKafkaAdminClient, *rights: Right) -> dict[str, Topic]:
+async def _granted(admin: AIOKafkaAdminClient, *rights: AclBinding) -> dict[str, TopicInfo]:
     topics = await _topics(admin, [right.name for right in rights if right.kind == "topic"])
     denied = [
         right
@@ -212,10 +212,10 @@ async def _granted(admin: AIOKafkaAdminClient, *rights: Right) -> dict[str, Topi
     ]
     if denied:
         raise UserError(denial(admin, *denied))
-    return {name: Topic(topic.partitions, topic.id) for name, topic in topics.items() if topic.partitions}
+    return {name: TopicInfo(topic.partitions, topic.id) for name, topic in topics.items() if topic.partitions}
 
 
-def denial(admin: AIOKafkaAdminClient, *rights: Right) -> str:
+def denial(admin: AIOKafkaAdminClient, *rights: AclBinding) -> str:
     """What to do about rights that Kafka does not grant."""
     user = admin._client._sasl_plain_username
     who = "us" if user is None else f"user {user!r}"
@@ -230,7 +230,7 @@ class _Topic(NamedTuple):
     operations: int
     """A bit for each of Kafka's operations."""
 
-    def grants(self, right: Right) -> bool:
+    def grants(self, right: AclBinding) -> bool:
         """A topic that may be seen and is not there grants anything; of one that may not be seen no more is known."""
         if self.error == TopicAuthorizationFailedError.errno:
             return right.operation not in SEEING
@@ -254,7 +254,7 @@ def topic_id(topic: dict[str, Any]) -> str:
     return "" if number == NO_ID else urlsafe_b64encode(number).decode().rstrip("=")
 
 
-async def _coordinated(admin: AIOKafkaAdminClient, right: Right) -> bool:
+async def _coordinated(admin: AIOKafkaAdminClient, right: AclBinding) -> bool:
     """Whether Kafka tells who coordinates a group or transaction: who may use it may know that, and others may not."""
     answer = await admin._send_request(FindCoordinatorRequest(right.name, COORDINATORS[right.kind]))
     denied = GroupAuthorizationFailedError.errno, TransactionalIdAuthorizationFailed.errno

@@ -11,7 +11,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import on, require
+from stream_rec.kafka.access_control import check_access, on
 from stream_rec.kafka.connection import Access, access
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.pseudonyms import naming
@@ -22,7 +22,7 @@ SILENCE_S = 10.0
 """How long Kafka may send nothing before the search gives up."""
 
 
-class Search:
+class KeyLookup:
     """Looks through one topic's committed records; an async context manager.
 
     Raises `UserError` when no broker answers, the topic does not exist, or the broker falls silent.
@@ -33,7 +33,7 @@ class Search:
         self._topic = topic
 
     async def __aenter__(self) -> Self:
-        self._partitions = (await require(self._access, *on("Read", self._topic)))[self._topic]
+        self._partitions = (await check_access(self._access, *on("Read", self._topic)))[self._topic]
         self._consumer = make_consumer(
             self._access,
             fetch_max_wait_ms=10,  # a step back has to wait for the request that waits at the end
@@ -112,7 +112,7 @@ class Search:
 async def newest_of(user: str, settings: Settings, topic: str) -> ConsumerRecord | None:
     """The newest record of a user, named by the id or as the topic does; None without one. Raises `UserError`."""
     keys = dict.fromkeys((naming(settings.pseudonym_key_file)(user).encode(), user.encode()))
-    async with Search(access(settings), topic) as search:
+    async with KeyLookup(access(settings), topic) as search:
         for key in keys:
             if record := (await search.newest({key})).get(key):
                 return record

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from aiokafka.errors import IllegalStateError, KafkaError
 from prometheus_client import Counter, Gauge
 
-from stream_rec.health import AWAY, Health
+from stream_rec.health import BROKER_UNREACHABLE, Health
 from stream_rec.kafka.consumer import FailedFetches
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ PATIENCE_S = 3.0
 """After how long without an answer Kafka counts as away, seconds."""
 
 
-class Lag:
+class LagMonitor:
     """The gauge of records that wait, by partition; says when Kafka goes away and comes back."""
 
     def __init__(self, gauge: Gauge, health: Health) -> None:
@@ -33,13 +33,13 @@ class Lag:
         except IllegalStateError:  # a partition has just moved
             return
         except (KafkaError, TimeoutError):
-            if AWAY not in self._health.hindrances:
-                log.warning("%s: waiting for it", AWAY)
-            self._health.hindrances.add(AWAY)
+            if BROKER_UNREACHABLE not in self._health.not_ready_reasons:
+                log.warning("%s: waiting for it", BROKER_UNREACHABLE)
+            self._health.not_ready_reasons.add(BROKER_UNREACHABLE)
             return
-        if AWAY in self._health.hindrances:
+        if BROKER_UNREACHABLE in self._health.not_ready_reasons:
             log.warning("Kafka answers again")
-        self._health.hindrances.discard(AWAY)
+        self._health.not_ready_reasons.discard(BROKER_UNREACHABLE)
         self._health.waiting = sum(waiting.values())
         for partition in self._shown - waiting.keys():
             self._gauge.remove(str(partition))

@@ -12,7 +12,7 @@ from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import on, require
+from stream_rec.kafka.access_control import check_access, on
 from stream_rec.kafka.aiokafka_compat import correct
 from stream_rec.kafka.connection import access
 from stream_rec.messages import Item, Rejected, encode, read_entry
@@ -43,7 +43,7 @@ class Publisher:
         """Records that Kafka has stored."""
 
     async def __aenter__(self) -> Self:
-        await require(access(self._settings), *on("Write", self._topic))
+        await check_access(access(self._settings), *on("Write", self._topic))
         self._producer = AIOKafkaProducer(
             **access(self._settings),
             enable_idempotence=True,

@@ -17,7 +17,7 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from stream_rec.errors import UserError
 from stream_rec.health import Health
-from stream_rec.kafka.access_control import Metadata, Topic, topic_id
+from stream_rec.kafka.access_control import Metadata, TopicInfo, topic_id
 from stream_rec.kafka.connection import Access, connect
 
 LOOK_S = 1.0
@@ -26,7 +26,7 @@ LOOK_S = 1.0
 log = logging.getLogger(__name__)
 
 
-def state_of(*topics: Topic) -> str:
+def state_of(*topics: TopicInfo) -> str:
     """What a committed offset is valid for: the ids of these topics. Empty where the brokers give topics no ids."""
     return ".".join(topic.id for topic in topics) if all(topic.id for topic in topics) else ""
 
@@ -46,7 +46,7 @@ class TopicGuard:
     A topic that does not exist at the moment makes the process unready, and is waited for.
     """
 
-    def __init__(self, access: Access, topics: Mapping[str, Topic], health: Health) -> None:
+    def __init__(self, access: Access, topics: Mapping[str, TopicInfo], health: Health) -> None:
         self._access = access
         self._health = health
         self._missing: set[str] = set()
@@ -94,7 +94,7 @@ class TopicGuard:
     async def unchanged(self, client: Any) -> bool:
         """Asks Kafka whether the topics are there, and the same. Raises `KafkaError`."""
         answer = await client.send(client.get_random_node(), Metadata(list(self.topics)))
-        found = {topic["topic"]: Topic(len(topic["partitions"]), topic_id(topic)) for topic in _topics(answer)}
+        found = {topic["topic"]: TopicInfo(len(topic["partitions"]), topic_id(topic)) for topic in _topics(answer)}
         there = {name: found[name] for name in self.topics if name in found and found[name].partitions}
         self._say_missing(self.topics.keys() - there.keys())
         changes = [change for name, now in there.items() if (change := _change(name, self.topics[name], now))]
@@ -105,9 +105,9 @@ class TopicGuard:
     def _say_missing(self, missing: set[str]) -> None:
         for name in missing - self._missing:
             log.warning("%s", _missing(name))
-            self._health.hindrances.add(_missing(name))
+            self._health.not_ready_reasons.add(_missing(name))
         for name in self._missing - missing:
-            self._health.hindrances.discard(_missing(name))
+            self._health.not_ready_reasons.discard(_missing(name))
         self._missing = set(missing)
 
     async def _within(
@@ -151,7 +151,7 @@ def _missing(topic: str) -> str:
     return f"topic {topic} is not there"
 
 
-def _change(name: str, before: Topic, now: Topic) -> str | None:
+def _change(name: str, before: TopicInfo, now: TopicInfo) -> str | None:
     """What has become of a topic that makes a process end; None: nothing."""
     if now.id != before.id or (not now.id and now.partitions < before.partitions):
         return f"topic {name} was deleted and created again: start again to begin with the new one"

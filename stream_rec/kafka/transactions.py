@@ -164,7 +164,7 @@ Committed = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartitio
 """What the group has committed in which of the partitions that are asked for."""
 
 
-class Reply(NamedTuple):
+class OutputRecord(NamedTuple):
     """A record to publish because of a window."""
 
     topic: str
@@ -173,15 +173,15 @@ class Reply(NamedTuple):
     headers: Sequence[tuple[str, bytes]] = ()
 
 
-class Done(NamedTuple):
+class PartitionOutput(NamedTuple):
     """What came of some windows of a partition."""
 
-    replies: Sequence[Reply]
+    replies: Sequence[OutputRecord]
     offset: int
     """Of the next window to read."""
 
 
-class Outlet:
+class TransactionalPublisher:
     """The transactional producer of a worker, for the partitions of the windows topic that it has taken over."""
 
     def __init__(self, producer: TransactionalProducer, mark: str, settings: Settings) -> None:
@@ -192,7 +192,9 @@ class Outlet:
         self.partitions: set[TopicPartition] = set()
 
     @classmethod
-    async def open(cls, settings: Settings, topics: str = "", batch_bytes: int = BATCH_BYTES) -> "Outlet":
+    async def open(
+        cls, settings: Settings, topics: str = "", batch_bytes: int = BATCH_BYTES
+    ) -> "TransactionalPublisher":
         """One that nobody has barred yet, without a partition; raises `KafkaError` when Kafka refuses.
 
         `topics` is what its commits are valid for, see `topic_guard`: it becomes a part of the id. `batch_bytes` limits
@@ -202,7 +204,7 @@ class Outlet:
         mark += f".{topics}" if topics else ""
         return cls(await _start(mark, settings, batch_bytes), mark, settings)
 
-    async def take_over(self, partition: TopicPartition, begin: int, committed: Committed) -> int:
+    async def acquire_partition(self, partition: TopicPartition, begin: int, committed: Committed) -> int:
         """Bars the former owner of `partition`; returns the next offset to read.
 
         That is `begin` where nothing was ever committed for the topics that there are now.
@@ -226,7 +228,7 @@ class Outlet:
         self.partitions.add(partition)
         return position
 
-    async def publish(self, done: Mapping[TopicPartition, Done]) -> None:
+    async def publish(self, done: Mapping[TopicPartition, PartitionOutput]) -> None:
         """Commits all of `done`, replies and offsets, or nothing.
 
         Raises `KafkaError`; the outlet is of no more use then.
@@ -244,7 +246,7 @@ class Outlet:
         marked = {partition: OffsetAndMetadata(offset, self._mark) for partition, offset in offsets.items()}
         await producer.send_offsets_to_transaction(marked, self._settings.worker_group)
 
-    async def _send(self, reply: Reply, partition: int) -> "Future[Any]":
+    async def _send(self, reply: OutputRecord, partition: int) -> "Future[Any]":
         same = reply.topic == self._settings.recommendations_topic
         sent: Future[Any] = await self._producer.send(
             reply.topic,

@@ -25,14 +25,14 @@ from stream_rec.data.simulator.storefront import Storefront
 from stream_rec.data.source import Period, from_files
 from stream_rec.errors import UserError
 from stream_rec.evaluation import report
-from stream_rec.evaluation.baselines import Floors
+from stream_rec.evaluation.baselines import Baselines
 from stream_rec.kafka import topics
 from stream_rec.kafka.publish import publish_items
 from stream_rec.local import lookup
 from stream_rec.local.broker import Broker
 from stream_rec.local.subprocesses import Processes
 from stream_rec.messages import Event, Item
-from stream_rec.replay.evaluation_consumer import Follower, following
+from stream_rec.replay.evaluation_consumer import EvaluationConsumer, following
 from stream_rec.replay.producer import feed, steady
 from stream_rec.runtime.terminal import Terminal, print_json
 
@@ -47,7 +47,7 @@ BROKER_END_S = 3.0
 T = TypeVar("T")
 
 
-class Plan(NamedTuple):
+class DemoOptions(NamedTuple):
     """The options of `stream-rec demo`."""
 
     events: Path | None
@@ -73,7 +73,7 @@ class Shop(NamedTuple):
     """The arguments of `stream-rec train` that name the log."""
 
 
-def run(settings: Settings, plan: Plan) -> int:
+def run(settings: Settings, plan: DemoOptions) -> int:
     """Runs the demo; returns the exit code, 0 also when it was stopped before anything was fed. Raises `UserError`."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name, value in (("--rate", plan.rate), ("--seconds", plan.seconds)):
@@ -104,7 +104,7 @@ def run(settings: Settings, plan: Plan) -> int:
     return 0
 
 
-def _simulated(plan: Plan, home: Path) -> Shop:
+def _simulated(plan: DemoOptions, home: Path) -> Shop:
     shop = Storefront(plan.seed)
     live = shop.events()
     past = list(islice(live, SIMULATED_EVENTS))
@@ -114,7 +114,7 @@ def _simulated(plan: Plan, home: Path) -> Shop:
     return Shop(shop.items, past, live, ("view", "cart", "purchase"), (str(events), "--items", str(items)))
 
 
-def _logged(plan: Plan, events: Path, console: Terminal) -> Shop:
+def _logged(plan: DemoOptions, events: Path, console: Terminal) -> Shop:
     source = from_files(events, plan.items, plan.columns, Period())
     for note in source.notes:
         console.say(note)
@@ -128,7 +128,7 @@ def _logged(plan: Plan, events: Path, console: Terminal) -> Shop:
 
 
 async def _demonstrate(
-    settings: Settings, plan: Plan, shop: Shop, running: Processes, console: Terminal
+    settings: Settings, plan: DemoOptions, shop: Shop, running: Processes, console: Terminal
 ) -> dict[str, Any]:
     """Starts the processes in their order, feeds until time or events are over or the person says stop; the summary."""
     told, over = asyncio.Event(), asyncio.Event()
@@ -149,7 +149,7 @@ async def _demonstrate(
     with console.status("starting the agents, the worker and the console"):
         await _unless(told, asyncio.gather(*map(running.ready, ("agents", "worker", "console"))))
     console.print(f"look at it in a browser: {running.address('console')}", highlight=False)
-    floors = Floors((event.user_id, event.item_id) for event in shop.past if event.item_id)
+    floors = Baselines((event.user_id, event.item_id) for event in shop.past if event.item_id)
     titles = {item.item_id: item for item in shop.items}
     if plan.seconds is not None:
         asyncio.get_running_loop().call_later(plan.seconds, over.set)
@@ -179,7 +179,7 @@ async def _unless(told: asyncio.Event, work: Awaitable[T]) -> T:
 
 
 async def _watch(
-    live: Live, follower: Follower, titles: dict[str, Item], running: Processes, over: asyncio.Event
+    live: Live, follower: EvaluationConsumer, titles: dict[str, Item], running: Processes, over: asyncio.Event
 ) -> None:
     """Draws the live view once a second; a process that dies ends the feeding."""
     events = recommendations = 0

@@ -19,7 +19,7 @@ NAME = "cached_rows"
 """The attention implementation to build a decoder with."""
 
 
-class Way(Protocol):
+class AttentionBackend(Protocol):
     """How a call attends."""
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
@@ -29,7 +29,7 @@ class Way(Protocol):
         """
 
 
-class Ragged(NamedTuple):
+class AttentionMetadata(NamedTuple):
     """What one call writes and reads."""
 
     keys: Sequence[Tensor]
@@ -37,11 +37,17 @@ class Ragged(NamedTuple):
     values: Sequence[Tensor]
     write: Tensor
     """The cache's place of each token, (tokens,)."""
-    way: Way
+    backend: AttentionBackend
 
 
 def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, ragged: Ragged | None = None, **options: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *args: Any,
+    ragged: AttentionMetadata | None = None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of a call's new tokens, (1, tokens, heads, head_dim), once their keys and values are in the cache.
 
@@ -53,7 +59,7 @@ def attend(
     keys, values = ragged.keys[module.layer_idx], ragged.values[module.layer_idx]
     keys.index_copy_(0, ragged.write, key[0].transpose(0, 1).to(keys.dtype))
     values.index_copy_(0, ragged.write, value[0].transpose(0, 1).to(values.dtype))
-    return ragged.way(query[0], keys, values, options["scaling"])[None], None
+    return ragged.backend(query[0], keys, values, options["scaling"])[None], None
 
 
 AttentionInterface.register(NAME, attend)

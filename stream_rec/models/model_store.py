@@ -34,9 +34,9 @@ from torch.nn.functional import pad
 from stream_rec.errors import UserError
 from stream_rec.features.drift import Reference
 from stream_rec.features.item_features import ItemFeatures, Vectors
-from stream_rec.features.item_similarity import Alike, Likeness
-from stream_rec.features.online_statistics import Horizons, State
-from stream_rec.features.tfidf import Lexicon
+from stream_rec.features.item_similarity import ItemSimilarity, NeighbourTable
+from stream_rec.features.online_statistics import HalfLives, State
+from stream_rec.features.tfidf import Tfidf
 from stream_rec.messages import Item, Time
 from stream_rec.models.user_encoder import EncoderConfig, UserEncoder, body_from
 from stream_rec.models.validation import check_body, check_config, check_model
@@ -101,7 +101,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Events in the longest window that the model was trained on."""
     text_encoder: str
     blend: Blend
-    horizons: Horizons
+    horizons: HalfLives
     """Of the online memory."""
     trained_until: Time
     """Timestamp of the last training event, seconds; of a log without times the number of its row."""
@@ -129,7 +129,7 @@ class Model(NamedTuple):
     items: Sequence[Item]
     vectors: Vectors
     memory: State
-    alike: Alike
+    alike: ItemSimilarity
     version: str
     """The first 12 hexadecimal digits of a SHA-256 over the files; empty before the model is saved."""
     tokenizer: Tokenizer | None = None
@@ -213,12 +213,12 @@ def load(folder: Path) -> Model:
     return model
 
 
-def _alike(folder: Path) -> Alike:
+def _alike(folder: Path) -> ItemSimilarity:
     terms = msgspec.json.decode((folder / "lexicon.json").read_bytes(), type=tuple[str, ...])
-    lexicon = Lexicon(terms, **load_file(folder / "lexicon.safetensors"))
+    lexicon = Tfidf(terms, **load_file(folder / "lexicon.safetensors"))
     arrays = load_file(folder / "likeness.safetensors")
-    text, words = (Likeness(arrays[f"{kind}.rows"], arrays[f"{kind}.cosines"]) for kind in LIKENESS)
-    return Alike(lexicon, text, words)
+    text, words = (NeighbourTable(arrays[f"{kind}.rows"], arrays[f"{kind}.cosines"]) for kind in LIKENESS)
+    return ItemSimilarity(lexicon, text, words)
 
 
 def _config(folder: Path) -> ModelConfig:

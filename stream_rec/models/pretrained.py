@@ -27,7 +27,7 @@ REFUSALS = (OSError, ValueError, ImportError, KeyError, RuntimeError)
 log = logging.getLogger(__name__)
 
 
-class Base(NamedTuple):
+class PretrainedBackbone(NamedTuple):
     """What is taken of a language model but its tokenizer."""
 
     body: Any
@@ -36,7 +36,7 @@ class Base(NamedTuple):
     """The vectors of its words, (words, width)."""
 
 
-def load_base(name: str, layers: int | None, tokens: int) -> Base:
+def load_backbone(name: str, layers: int | None, tokens: int) -> PretrainedBackbone:
     """The model `name` cut to its first `layers` (None: all), to read windows of at most `tokens` tokens, in float32.
 
     Raises `UserError` when it can't be had. Whether it computes the same behind cached keys and values is found out by
@@ -56,7 +56,7 @@ def load_base(name: str, layers: int | None, tokens: int) -> Base:
     _use_cached_attention(name, body)
     without_vocabulary(body, kept)
     refuse_short_sight(name, body.config, tokens)
-    return Base(body, table)
+    return PretrainedBackbone(body, table)
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -6,7 +6,7 @@ from torch import Tensor
 from stream_rec.models.user_encoder import ItemInputs, WordInputs
 
 
-class ItemLook:
+class ItemTokenEmbedding:
     """Vectors of item tokens, from a table of the catalogue's items that is kept up to date."""
 
     def __init__(self, inputs: ItemInputs, width: int, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class ItemLook:
         return vectors
 
 
-class WordLook:
+class WordTokenEmbedding:
     """Vectors of words, which no catalogue changes."""
 
     def __init__(self, inputs: WordInputs) -> None:
@@ -40,6 +40,8 @@ class WordLook:
         return vectors
 
 
-def look_of(inputs: ItemInputs | WordInputs, width: int, device: torch.device) -> ItemLook | WordLook:
+def token_embedding_of(
+    inputs: ItemInputs | WordInputs, width: int, device: torch.device
+) -> ItemTokenEmbedding | WordTokenEmbedding:
     """For the inputs of an encoder that is on `device`."""
-    return WordLook(inputs) if isinstance(inputs, WordInputs) else ItemLook(inputs, width, device)
+    return WordTokenEmbedding(inputs) if isinstance(inputs, WordInputs) else ItemTokenEmbedding(inputs, width, device)

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from transformers import AutoConfig, AutoModel, LlamaConfig
 
-from stream_rec.features.event_template import Words
+from stream_rec.features.event_template import EventTemplate
 from stream_rec.features.tokens import GAPS
 from stream_rec.models import attention
-from stream_rec.models.attention import Ragged
+from stream_rec.models.attention import AttentionMetadata
 
 NO_WORDS: dict[str, Any] = {"vocab_size": 1, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
@@ -51,7 +51,7 @@ class EncoderConfig(Struct, frozen=True):
     many of the held-out events are of items that are new."""
     base: str | None = None
     """A pre-trained causal language model: a name, a folder, or a `.gguf` file."""
-    words: Words | None = None
+    words: EventTemplate | None = None
     """How an event is told to a pre-trained body; None: an event is one item token."""
 
     @property
@@ -134,7 +134,9 @@ class UserEncoder(nn.Module):
         items: Tensor = self.project(vectors) + residual
         return items
 
-    def forward(self, tokens: Tensor, ragged: Ragged | None = None, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, ragged: AttentionMetadata | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """User states (batch, length, width) of `tokens` (batch, length, width).
 
         Causal over the tokens given, padded on the right. With `ragged` they are instead new tokens of many users, one

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from stream_rec.features.drift import PARTS, Reference
 from stream_rec.features.item_features import ItemFeatures, Vectors
-from stream_rec.features.item_similarity import NEAREST, Likeness
+from stream_rec.features.item_similarity import NEAREST, NeighbourTable
 from stream_rec.features.online_statistics import State
-from stream_rec.features.tfidf import Lexicon
+from stream_rec.features.tfidf import Tfidf
 from stream_rec.messages import Item, Window, WindowEvent
 from stream_rec.models.user_encoder import body_from
 
@@ -135,13 +135,13 @@ def _check_items(items: Sequence[Item], vectors: Vectors, dim: int) -> None:
         raise ValueError("two items have the same id")
 
 
-def _check_lexicon(lexicon: Lexicon) -> None:
+def _check_lexicon(lexicon: Tfidf) -> None:
     terms = len(lexicon.terms)
     _check_array("weights", lexicon.weights, (terms,), np.float32)
     _check_array("directions", lexicon.directions, (terms, lexicon.dim), np.float32)
 
 
-def _check_likeness(kind: str, likeness: Likeness, rows: int) -> None:
+def _check_likeness(kind: str, likeness: NeighbourTable, rows: int) -> None:
     count = len(likeness.rows)
     if count < rows:
         raise ValueError(f"the likeness of {kind} has {count} rows, the catalogue {rows}")

@@ -25,11 +25,11 @@ from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.errors import NoBrokerError, UserError, end_process
-from stream_rec.health import MOVING, Health, serve
+from stream_rec.health import REBALANCING, Health, serve
 from stream_rec.kafka import access_control, topics
-from stream_rec.kafka.access_control import Topic, describe
+from stream_rec.kafka.access_control import TopicInfo, describe_topics
 from stream_rec.kafka.connection import access
-from stream_rec.kafka.lag import HeldUp, Lag, show_failed
+from stream_rec.kafka.lag import HeldUp, LagMonitor, show_failed
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.kafka.topic_guard import TopicGuard, state_of
 from stream_rec.metrics import AgentMetrics
@@ -38,7 +38,7 @@ from stream_rec.pipeline.buried import done
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pseudonyms import fingerprint, naming
 from stream_rec.runtime import process
-from stream_rec.runtime.retry import patiently
+from stream_rec.runtime.retry import retry_until_available
 from stream_rec.runtime.scratch import own_folder
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ ROCKSDB = {"driver": "rocksdict", "block_cache_size": 64 << 20, "write_buffer_si
 
 
 def build(
-    settings: Settings, metrics: AgentMetrics, health: Health, folder: Path, topics: Mapping[str, Topic]
+    settings: Settings, metrics: AgentMetrics, health: Health, folder: Path, topics: Mapping[str, TopicInfo]
 ) -> faust.App:
     """The faust app, not started; `folder` is this process's own, for RocksDB. `topics` are those of `_fit`."""
     app = _app(settings, folder)
@@ -138,13 +138,13 @@ def build(
                 await asyncio.sleep(RETRY_S)
         metrics.users.set(len(table.data))
         process.freeze_gc()
-        health.hindrances.discard(MOVING)
+        health.not_ready_reasons.discard(REBALANCING)
         log.info("agents ready: %d partitions", len(mine))
 
     async def moving(*_: Any, **__: Any) -> None:
-        health.hindrances.add(MOVING)
+        health.not_ready_reasons.add(REBALANCING)
 
-    lag, held_up = Lag(metrics.lag, health), HeldUp(metrics.held_up)
+    lag, held_up = LagMonitor(metrics.lag, health), HeldUp(metrics.held_up)
 
     async def measure() -> None:
         show_failed(app.consumer.failed_fetches, metrics.failed_fetches, health)
@@ -190,7 +190,7 @@ async def _run(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     registry = CollectorRegistry()
     metrics, health = AgentMetrics(registry), Health(settings.ready_lag)
-    topics = await patiently(partial(_fit, settings), told, fail_fast=settings.fail_fast)
+    topics = await retry_until_available(partial(_fit, settings), told, fail_fast=settings.fail_fast)
     if topics is None:
         return
     port = serve(registry, health, settings.metrics_host, settings.agents_metrics_port)
@@ -199,9 +199,9 @@ async def _run(settings: Settings) -> None:
         await _serve(settings, metrics, health, folder, topics, told)
 
 
-async def _fit(settings: Settings) -> dict[str, Topic]:
+async def _fit(settings: Settings) -> dict[str, TopicInfo]:
     """The events and windows topics; warns of what is odd. Raises `UserError` where agents could not do their work."""
-    found = await describe(access(settings), *access_control.agents(settings))
+    found = await describe_topics(access(settings), *access_control.agents(settings))
     for problem in await topics.check(settings, *found):
         log.warning("%s", problem)
     await topics.require_room(settings, settings.windows_topic, settings.dead_letter_topic)
@@ -229,7 +229,7 @@ async def _serve(
     metrics: AgentMetrics,
     health: Health,
     folder: Path,
-    topics: Mapping[str, Topic],
+    topics: Mapping[str, TopicInfo],
     told: asyncio.Event,
 ) -> None:
     """Runs the app until `told` is set, the app stops, or a topic changes."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from stream_rec.config import Settings
-from stream_rec.kafka.access_control import on, require
+from stream_rec.kafka.access_control import check_access, on
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.dead_letters import Place, place_of
@@ -46,7 +46,7 @@ async def done(settings: Settings, partitions: Collection[int], committed_for: s
     of those events is not read. Raises `KafkaError`, and `UserError` when no broker answers.
     """
     topic = settings.dead_letter_topic
-    count = (await require(access(settings), *on("Read", topic)))[topic]
+    count = (await check_access(access(settings), *on("Read", topic)))[topic]
     graveyard = [TopicPartition(topic, number) for number in range(count)]
     reader = make_consumer(
         access(settings),

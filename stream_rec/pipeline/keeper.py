@@ -122,7 +122,7 @@ class Keeper:
             offset=message.offset,
             arrived=message.timestamp,
             capacity=settings.capacity,
-            stride=settings.move,
+            stride=settings.effective_stride,
             topic_id=self._topic_id,
         )
         value = messages.encode(after)

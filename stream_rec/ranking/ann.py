@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_rec.features.tokens import UNKNOWN, Numbers
-from stream_rec.ranking.retrieval import Everything, Near
+from stream_rec.ranking.retrieval import ExactRetriever, Retrieved
 
 KEPT = 0.9
 """Share of the vectors' energy that the directions in the codes must hold."""
@@ -24,7 +24,7 @@ SPREAD = 0.75
 """How much a list gains by what its vectors differ in, see `Index.search`; measured, between 0 and 1."""
 
 
-class Index:
+class AnnIndex:
     """Those of `vectors` (any, width) that stand at `rows` (count,), at least 16. Uses torch's threads.
 
     A query reads 6% of the lists of a million vectors, 12% of those of a hundred thousand; `effort` times as many.
@@ -133,10 +133,10 @@ DOTS_AT_ONCE = 1 << 14
 """Candidates that are scored at a time: their vectors stay in the processor's cache."""
 
 
-class Indexed:
-    """Finds by an index over `everything`. `effort` as `Index` takes it."""
+class AnnRetriever:
+    """Finds by an index over `everything`. `effort` as `AnnIndex` takes it."""
 
-    def __init__(self, everything: Everything, effort: float = 1.0) -> None:
+    def __init__(self, everything: ExactRetriever, effort: float = 1.0) -> None:
         self._effort = effort
         self._everything, self._held, self._index = self._built(everything)
         self._built_with = len(self._index)
@@ -146,7 +146,7 @@ class Indexed:
         """Memory of the index."""
         return self._index.nbytes
 
-    def update(self, everything: Everything, changed: Numbers) -> None:
+    def update(self, everything: ExactRetriever, changed: Numbers) -> None:
         """The catalogue is now `everything`; the vectors of `changed` (n,) are new. What is barred goes."""
         wanted, held = _allowed(everything), np.zeros(len(everything.outputs), np.bool_)
         held[: len(self._held)] = self._held
@@ -163,8 +163,8 @@ class Indexed:
             self._index.add(everything.outputs, come)
         self._everything, self._held = everything, wanted
 
-    def __call__(self, states: Tensor, count: int) -> Near:
-        """As `Everything` finds it, as far as the index does; where it finds too few, everything is scored."""
+    def __call__(self, states: Tensor, count: int) -> Retrieved:
+        """As `ExactRetriever` finds it, as far as the index does; where it finds too few, everything is scored."""
         asked = torch.nn.functional.normalize(states, dim=1)
         outputs = self._everything.outputs
         rows = self._index.search(asked, max(math.ceil(self._effort * ENOUGH), count))
@@ -178,13 +178,13 @@ class Indexed:
             pairs = zip(torch.split(answers, DOTS_AT_ONCE), torch.split(rows, DOTS_AT_ONCE), strict=True)
             return torch.cat([(asked[one] * outputs.index_select(0, part)).sum(dim=1) for one, part in pairs])
 
-        return Near(rows, decoder)
+        return Retrieved(rows, decoder)
 
-    def _built(self, everything: Everything) -> tuple[Everything, NDArray[np.bool_], Index]:
+    def _built(self, everything: ExactRetriever) -> tuple[ExactRetriever, NDArray[np.bool_], AnnIndex]:
         held = _allowed(everything)
-        return everything, held, Index(everything.outputs, np.flatnonzero(held), self._effort)
+        return everything, held, AnnIndex(everything.outputs, np.flatnonzero(held), self._effort)
 
 
-def _allowed(everything: Everything) -> NDArray[np.bool_]:
+def _allowed(everything: ExactRetriever) -> NDArray[np.bool_]:
     allowed: NDArray[np.bool_] = (~everything.barred).cpu().numpy()
     return allowed

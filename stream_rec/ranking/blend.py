@@ -15,8 +15,8 @@ from msgspec import Meta, Struct
 from torch import Tensor
 
 from stream_rec.features.tokens import UNKNOWN
-from stream_rec.ranking.candidate_features import AGAIN, DECODER, PARTS, REPEAT, Found
-from stream_rec.ranking.retrieval import Near
+from stream_rec.ranking.candidate_features import AGAIN, DECODER, PARTS, REPEAT, CandidateFeatures
+from stream_rec.ranking.retrieval import Retrieved
 
 BARRED = -1e9
 """The score of what may not be recommended."""
@@ -64,12 +64,12 @@ class Ranked(NamedTuple):
     unscored: Tensor
 
 
-class ItemSide(NamedTuple):
+class ItemTower(NamedTuple):
     """The catalogue as the scorer sees it."""
 
     outputs: Tensor
     """Unit item vectors times the decoder's scale, (rows, width)."""
-    barred: Tensor
+    unavailable: Tensor
     """Rows that may not be recommended, (rows,) bool; the unknown item among them."""
     categories: Tensor
     """The category number of each row, (rows,)."""
@@ -77,7 +77,7 @@ class ItemSide(NamedTuple):
     """The name of each category."""
 
 
-class Table(NamedTuple):
+class CandidateTable(NamedTuple):
     """The candidates of a batch, one answer's after the other."""
 
     answers: Tensor
@@ -88,7 +88,7 @@ class Table(NamedTuple):
     """(candidates, len(PARTS))"""
 
     @classmethod
-    def of(cls, near: Near, found: Sequence[Found]) -> "Table":
+    def of(cls, near: Retrieved, found: Sequence[CandidateFeatures]) -> "CandidateTable":
         device = near.rows.device
         counts = [len(one.rows) for one in found]
         answers = torch.from_numpy(np.repeat(np.arange(len(found)), counts)).to(device)
@@ -133,14 +133,14 @@ class Scored(NamedTuple):
         return Ranked(self.rows[:, :k], self.scores[:, :k], self.probabilities[:, :k], self.interests, self.unscored)
 
 
-def score(table: Table, items: ItemSide, blend: Blend, pool: int, *, exclude_seen: bool) -> Scored:
+def score(table: CandidateTable, items: ItemTower, blend: Blend, pool: int, *, exclude_seen: bool) -> Scored:
     """The `pool` best candidates of each answer; one whose score is no finite number leaves the others as they are.
 
     What the user has `seen` can be left out of the pool, not of the distribution: what a user will do and what is worth
     showing are two questions.
     """
     values = table.columns @ blend.weights.to(table.columns)
-    barred = items.barred[table.rows]
+    barred = items.unavailable[table.rows]
     unscored = ~(values.isfinite() & (values > BARRED) | barred)
     values.masked_fill_(barred | unscored, BARRED)
     scores, rows = table.spread(values, BARRED), table.spread(table.rows, UNKNOWN)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from stream_rec.features.catalog import NO_CATEGORY, Catalog
 from stream_rec.features.forward_decay import Heard, Sums
-from stream_rec.features.item_similarity import Likeness
-from stream_rec.features.online_statistics import REACH, Memory
+from stream_rec.features.item_similarity import NeighbourTable
+from stream_rec.features.online_statistics import REACH, OnlineStatistics
 from stream_rec.features.tokens import Numbers
 
 PARTS = (
@@ -58,7 +58,7 @@ Columns = NDArray[np.float32]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Found(NamedTuple):
+class CandidateFeatures(NamedTuple):
     """Candidates, none twice."""
 
     rows: Numbers
@@ -70,35 +70,35 @@ class Found(NamedTuple):
 class Items(NamedTuple):
     """What the catalogue says of its items, by row; arrays are as long as the catalogue, or longer."""
 
-    text: Likeness
-    words: Likeness
+    text: NeighbourTable
+    words: NeighbourTable
     categories: Numbers
     """`NO_CATEGORY` where there is none."""
     prices: NDArray[np.float32]
     """Logarithms, NaN where there is none."""
 
 
-class Evidence(NamedTuple):
+class FeatureExtractor(NamedTuple):
     """What speaks for items."""
 
-    memory: Memory
+    memory: OnlineStatistics
     items: Items
     mark: NDArray[np.int32]
     """Scratch, as long as the catalogue, or longer."""
 
     @classmethod
-    def of(cls, memory: Memory, catalog: Catalog) -> Self:
+    def of(cls, memory: OnlineStatistics, catalog: Catalog) -> Self:
         items = Items(catalog.text, catalog.words, catalog.categories, catalog.prices)
         return cls(memory, items, np.zeros(len(catalog.stamps), np.int32))
 
-    def ask(self, window: Sequence[int], near: Numbers) -> Found:
+    def extract(self, window: Sequence[int], near: Numbers) -> CandidateFeatures:
         """The candidates for the next item after the rows of a `window`, oldest first; `near` (n,), the decoder's, are
         among them."""
         memory, recent = self.memory, window[: -REACH - 1 : -1]
         tables = (memory.transitions, memory.popularity, memory.recency)
         weights = [table.decay.weight(memory.now) for table in tables]
         heard = [*map(memory.transitions.after, recent), *map(memory.transitions.before, recent)]
-        known = Known(
+        known = StatisticsView(
             Heard(np.concatenate([one.rows for one in heard]), np.concatenate([one.weights for one in heard])),
             np.array([len(one.rows) for one in heard]),
             memory.popularity.sums,
@@ -106,10 +106,10 @@ class Evidence(NamedTuple):
             np.array(weights),
             memory.recency.highest,
         )
-        return Found(*_found(np.array(window), np.array(recent), near, known, self.items, self.mark))
+        return CandidateFeatures(*_found(np.array(window), np.array(recent), near, known, self.items, self.mark))
 
 
-class Known(NamedTuple):
+class StatisticsView(NamedTuple):
     """What the memory knows around a user."""
 
     heard: Heard
@@ -135,7 +135,7 @@ def _compiled(function: F) -> F:
 
 @_compiled
 def _found(
-    window: Numbers, recent: Numbers, near: Numbers, known: Known, items: Items, mark: NDArray[np.int32]
+    window: Numbers, recent: Numbers, near: Numbers, known: StatisticsView, items: Items, mark: NDArray[np.int32]
 ) -> tuple[Numbers, Columns]:
     """The candidates, and their columns but the decoder's."""
     rows = _candidates(window, recent, near, known, items, mark)
@@ -170,7 +170,7 @@ def _found(
 
 @_compiled
 def _candidates(
-    window: Numbers, recent: Numbers, near: Numbers, known: Known, items: Items, mark: NDArray[np.int32]
+    window: Numbers, recent: Numbers, near: Numbers, known: StatisticsView, items: Items, mark: NDArray[np.int32]
 ) -> Numbers:
     """Every candidate once; `mark` says the place of each."""
     lists = (known.heard.rows, near, known.popular, window)
@@ -205,7 +205,7 @@ def _count(sums: Sums, row: int) -> float:
 
 
 @_compiled
-def _follow(sums: Sums, recent: Numbers, known: Known, mark: NDArray[np.int32]) -> None:
+def _follow(sums: Sums, recent: Numbers, known: StatisticsView, mark: NDArray[np.int32]) -> None:
     """Adds what the memory has heard."""
     begin = 0
     for number, length in enumerate(known.lengths):
@@ -222,7 +222,7 @@ def _follow(sums: Sums, recent: Numbers, known: Known, mark: NDArray[np.int32]) 
 
 @_compiled
 def _resemble(
-    sums: Sums, part: int, recent: Numbers, likeness: Likeness, decay: float, power: int, mark: NDArray[np.int32]
+    sums: Sums, part: int, recent: Numbers, likeness: NeighbourTable, decay: float, power: int, mark: NDArray[np.int32]
 ) -> None:
     """Adds what is like the last items, latest first: cosines to a power, times the decay."""
     for distance, row in enumerate(recent):

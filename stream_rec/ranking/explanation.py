@@ -15,8 +15,8 @@ from torch import Tensor
 
 from stream_rec.features.forward_decay import Heard
 from stream_rec.messages import Window
-from stream_rec.ranking.blend import BARRED, Ranked, Scored, Table
-from stream_rec.ranking.candidate_features import PARTS, Evidence
+from stream_rec.ranking.blend import BARRED, CandidateTable, Ranked, Scored
+from stream_rec.ranking.candidate_features import PARTS, FeatureExtractor
 
 
 class Reason(Struct, frozen=True):
@@ -76,7 +76,7 @@ def shortened(window: Window) -> Iterator[Window]:
             yield replace(window, n=window.n - 1, events=window.events[:at] + window.events[at + 1 :])
 
 
-def reasons(table: Table, ranked: Ranked, weights: Tensor, ids: Sequence[str]) -> tuple[Reason, ...]:
+def reasons(table: CandidateTable, ranked: Ranked, weights: Tensor, ids: Sequence[str]) -> tuple[Reason, ...]:
     """The first answer of `ranked`, taken apart; `table` holds the candidates, `ids` (k,) names the answer's items."""
     mine = table.answers == 0
     place = (table.rows[mine] == ranked.rows[0][:, None]).int().argmax(dim=1)
@@ -103,7 +103,7 @@ def influences(window: Window, scored: Scored, ranked: Ranked) -> tuple[Influenc
     )
 
 
-def around(row: int, evidence: Evidence, ids: Callable[[Sequence[int]], list[str]], count: int) -> Neighbours:
+def around(row: int, evidence: FeatureExtractor, ids: Callable[[Sequence[int]], list[str]], count: int) -> Neighbours:
     """The `count` nearest of each kind; `ids` names rows."""
     known, alike = evidence.memory.transitions, (evidence.items.text, evidence.items.words)
     heard = [Heard(one.rows, one.weights / one.weights.sum()) for one in (known.after(row), known.before(row))]

@@ -7,26 +7,26 @@ import torch
 from torch import Tensor
 
 from stream_rec.features.tokens import Numbers
-from stream_rec.ranking.blend import BARRED, Blend, ItemSide, Ranked, Scored, Table, score
-from stream_rec.ranking.candidate_features import Found
+from stream_rec.ranking.blend import BARRED, Blend, CandidateTable, ItemTower, Ranked, Scored, score
+from stream_rec.ranking.candidate_features import CandidateFeatures
 from stream_rec.ranking.diversity import diverse
-from stream_rec.ranking.retrieval import NEAREST, Everything, Near
+from stream_rec.ranking.retrieval import NEAREST, ExactRetriever, Retrieved
 
 if TYPE_CHECKING:
-    from stream_rec.ranking.ann import Indexed
+    from stream_rec.ranking.ann import AnnRetriever
 
 MANY = 50_000
 """Catalogue rows from which on a processor is faster with an index, see docs/benchmarks.md."""
 FEWEST = 256
 """Items that an index needs: fewer can't be sorted into lists."""
-POOL = 5
+MMR_POOL_FACTOR = 5
 """Items that a diverse list is chosen from, for each item in it."""
 
-Ask = Callable[[Near], Sequence[Found]]
+Ask = Callable[[Retrieved], Sequence[CandidateFeatures]]
 """All candidates of each answer, given the decoder's."""
 
 
-class Choice(NamedTuple):
+class RankingConfig(NamedTuple):
     """How items are chosen."""
 
     top_k: int = 20
@@ -51,26 +51,26 @@ class Recall(NamedTuple):
 class Ranker:
     """Ranks a catalogue, which `update` says, by `blend`."""
 
-    def __init__(self, blend: Blend, choice: Choice) -> None:
+    def __init__(self, blend: Blend, choice: RankingConfig) -> None:
         self.blend = blend
         self._choice = choice
-        self._indexed: Indexed | None = None
+        self._indexed: AnnRetriever | None = None
 
     @property
     def index_bytes(self) -> int:
         """Memory of the index; 0 without one."""
         return self._indexed.index_bytes if self._indexed else 0
 
-    def update(self, items: ItemSide, changed: Numbers) -> None:
+    def update(self, items: ItemTower, changed: Numbers) -> None:
         """The catalogue is now `items`; the vectors of the rows `changed` (n,) are new."""
         self._items = items
-        self._everything = Everything(items.outputs, items.barred)
+        self._everything = ExactRetriever(items.outputs, items.unavailable)
         if not self._many(items):
             self._indexed = None
         elif self._indexed is None:
-            from stream_rec.ranking.ann import Indexed  # loads faiss, which small catalogues do without
+            from stream_rec.ranking.ann import AnnRetriever  # loads faiss, which small catalogues do without
 
-            self._indexed = Indexed(self._everything, self._choice.effort)
+            self._indexed = AnnRetriever(self._everything, self._choice.effort)
         else:
             self._indexed.update(self._everything, changed)
 
@@ -79,18 +79,18 @@ class Ranker:
         near = self.nearest(states)
         return self.choose(near, ask(near))
 
-    def choose(self, near: Near, found: Sequence[Found]) -> Ranked:
+    def choose(self, near: Retrieved, found: Sequence[CandidateFeatures]) -> Ranked:
         """The best items among the candidates `found`, one of them for each answer."""
         choice = self._choice
-        scored = self._score(near, lambda _: found, choice.top_k * (POOL if choice.diversity else 1))
+        scored = self._score(near, lambda _: found, choice.top_k * (MMR_POOL_FACTOR if choice.diversity else 1))
         if choice.diversity:
             scored = diverse(scored, self._items.outputs, choice.top_k, choice.diversity)
         return scored.ranked(choice.top_k)
 
-    def weigh(self, states: Tensor, ask: Ask) -> tuple[Table, Scored]:
+    def score_all(self, states: Tensor, ask: Ask) -> tuple[CandidateTable, Scored]:
         """All candidates for user `states` (batch, width): the parts of their scores, and all of them by score."""
         near = self.nearest(states)
-        table = Table.of(near, ask(near))
+        table = CandidateTable.of(near, ask(near))
         return table, score(table, self._items, self.blend, len(table.rows), exclude_seen=self._choice.exclude_seen)
 
     def by_score(self, states: Tensor, ask: Ask) -> Ranked:
@@ -115,19 +115,19 @@ class Ranker:
         seen = self._choice.window if self._choice.exclude_seen else 0
         return max(NEAREST, 2 * self._choice.top_k) + seen
 
-    def nearest(self, states: Tensor) -> Near:
+    def nearest(self, states: Tensor) -> Retrieved:
         """The decoder's candidates for user `states` (batch, width)."""
         return (self._indexed or self._everything)(states, self._near)
 
-    def _score(self, near: Near, ask: Ask, pool: int) -> Scored:
-        table = Table.of(near, ask(near))
+    def _score(self, near: Retrieved, ask: Ask, pool: int) -> Scored:
+        table = CandidateTable.of(near, ask(near))
         return score(table, self._items, self.blend, pool, exclude_seen=self._choice.exclude_seen)
 
-    def _many(self, items: ItemSide) -> bool:
+    def _many(self, items: ItemTower) -> bool:
         if self._choice.scoring == "auto":
             return items.outputs.device.type == "cpu" and len(items.outputs) > MANY and _enough(items)
         return self._choice.scoring == "ann" and _enough(items)
 
 
-def _enough(items: ItemSide) -> bool:
-    return int((~items.barred).sum()) >= FEWEST
+def _enough(items: ItemTower) -> bool:
+    return int((~items.unavailable).sum()) >= FEWEST

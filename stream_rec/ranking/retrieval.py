@@ -16,7 +16,7 @@ WIDE = 8
 """Columns whose maximum stands for them in `best`: far apart, so that many maxima are taken at once."""
 
 
-class Near(NamedTuple):
+class Retrieved(NamedTuple):
     """What is near to some states (batch, width)."""
 
     rows: Tensor
@@ -24,18 +24,18 @@ class Near(NamedTuple):
     decoder: Callable[[Tensor, Tensor], Tensor]
     """The decoder's scores of `answers` (n,) for `rows` (n,), (n,)."""
 
-    def at(self, places: Tensor) -> "Near":
+    def at(self, places: Tensor) -> "Retrieved":
         """What is near to the states at `places` (n,)."""
-        return Near(self.rows[places], lambda answers, rows: self.decoder(places[answers], rows))
+        return Retrieved(self.rows[places], lambda answers, rows: self.decoder(places[answers], rows))
 
 
-class Nearest(Protocol):
+class Retriever(Protocol):
     """Finds what is near; `count` items, or all."""
 
-    def __call__(self, states: Tensor, count: int) -> Near: ...
+    def __call__(self, states: Tensor, count: int) -> Retrieved: ...
 
 
-class Everything(NamedTuple):
+class ExactRetriever(NamedTuple):
     """Scores the whole catalogue."""
 
     outputs: Tensor
@@ -43,13 +43,13 @@ class Everything(NamedTuple):
     barred: Tensor
     """(rows,) bool"""
 
-    def __call__(self, states: Tensor, count: int) -> Near:
+    def __call__(self, states: Tensor, count: int) -> Retrieved:
         asked = torch.nn.functional.normalize(states, dim=1)
         scores = (asked @ self.outputs.T).index_fill_(1, self.barred.nonzero()[:, 0], FARTHEST)
         parts = torch.split(scores, max(1, CACHED // len(self.outputs)))
         rows = torch.cat([best(part, count)[1] for part in parts])
         places = scores.view(-1)  # by one index, which is several times as fast as by two
-        return Near(rows, lambda answers, rows: places.index_select(0, answers * len(self.outputs) + rows))
+        return Retrieved(rows, lambda answers, rows: places.index_select(0, answers * len(self.outputs) + rows))
 
 
 def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,13 @@ from stream_rec.data import event_log, ids
 from stream_rec.data.event_log import Log
 from stream_rec.errors import NoBrokerError, UserError
 from stream_rec.evaluation import report
-from stream_rec.evaluation.baselines import Floors
-from stream_rec.kafka.access_control import on, require
+from stream_rec.evaluation.baselines import Baselines
+from stream_rec.kafka.access_control import check_access, on
 from stream_rec.kafka.connection import access
 from stream_rec.messages import Event
 from stream_rec.replay.evaluation_consumer import following
 from stream_rec.replay.kafka_source import read_catalogue
-from stream_rec.replay.producer import Fed, Pace, Stamp, feed, keep, now, speed, steady
+from stream_rec.replay.producer import Fed, RatePolicy, TimestampPolicy, feed, keep, now, speed, steady
 from stream_rec.replay.refusals import Sent
 from stream_rec.runtime.terminal import Terminal, print_json
 
@@ -30,7 +30,7 @@ QUIET_S = 30.0
 """After the last event: how long nothing may be answered before the rest counts as lost, seconds."""
 
 
-class Plan(NamedTuple):
+class ReplayOptions(NamedTuple):
     """The options of `stream-rec replay`."""
 
     after: float
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
     as_json: bool
 
 
-def run(settings: Settings, log: Log, plan: Plan) -> None:
+def run(settings: Settings, log: Log, plan: ReplayOptions) -> None:
     """Replays `log` as the plan says; the report goes to stdout. Raises `UserError`."""
     if plan.rate is not None and plan.rate <= 0:
         raise UserError(f"--rate is {plan.rate}: give more than 0 events a second")
@@ -54,7 +54,7 @@ def run(settings: Settings, log: Log, plan: Plan) -> None:
         past = event_log.to_events(before)
     count = min(len(log.frame), plan.limit or len(log.frame))
     pace = steady(plan.rate) if plan.rate is not None else speed(plan.speed)
-    floors = Floors((event.user_id, event.item_id) for event in past if event.item_id) if plan.report else None
+    floors = Baselines((event.user_id, event.item_id) for event in past if event.item_id) if plan.report else None
     stamp = now if plan.shift else keep
     console = Terminal(stderr=True)
     for note in (*event_log.losses(log, "the log"), log.period, *asyncio.run(_coverage(settings, log))):
@@ -72,7 +72,7 @@ def run(settings: Settings, log: Log, plan: Plan) -> None:
 
 async def _coverage(settings: Settings, log: Log) -> list[str]:
     """How many of the log's items the topic of items holds; that it can't be told where this user may not read it."""
-    await require(access(settings), *on("Write", settings.events_topic))
+    await check_access(access(settings), *on("Write", settings.events_topic))
     try:
         catalogue = await read_catalogue(settings)
     except NoBrokerError:
@@ -94,7 +94,13 @@ async def _refused(settings: Settings, sent: Sent) -> str:
 
 
 async def _interruptible(
-    settings: Settings, events: Iterable[Event], count: int, floors: Floors | None, pace: Pace, stamp: Stamp, sent: Sent
+    settings: Settings,
+    events: Iterable[Event],
+    count: int,
+    floors: Baselines | None,
+    pace: RatePolicy,
+    stamp: TimestampPolicy,
+    sent: Sent,
 ) -> tuple[Fed, dict[str, Any] | None]:
     """Ctrl-C ends the feeding; what was sent is reported."""
     stop = asyncio.Event()
@@ -108,10 +114,10 @@ async def replay(
     settings: Settings,
     count: int,
     *,
-    floors: Floors | None = None,
+    floors: Baselines | None = None,
     quiet_s: float = QUIET_S,
-    pace: Pace,
-    stamp: Stamp = keep,
+    pace: RatePolicy,
+    stamp: TimestampPolicy = keep,
     stop: asyncio.Event | None = None,
     on_stored: Callable[[RecordMetadata], None] = lambda _stored: None,
 ) -> tuple[Fed, dict[str, Any] | None]:
@@ -120,7 +126,7 @@ async def replay(
     With `floors` to compare with, it also follows the topics, waits until everything is covered or nothing has been
     for `quiet_s` seconds, and returns the summary of `report.Report`.
     """
-    await require(access(settings), *on("Write", settings.events_topic))
+    await check_access(access(settings), *on("Write", settings.events_topic))
     async with AsyncExitStack() as stack:
         follower = await stack.enter_async_context(following(settings, floors)) if floors is not None else None
         columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())

@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from stream_rec.config import Settings
-from stream_rec.evaluation.baselines import Floors
+from stream_rec.evaluation.baselines import Baselines
 from stream_rec.evaluation.prequential import Prequential
 from stream_rec.evaluation.report import Report
 from stream_rec.kafka import access_control
-from stream_rec.kafka.access_control import require
+from stream_rec.kafka.access_control import check_access
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.dead_letters import place_of, reason_of
@@ -43,14 +43,14 @@ class _Until(NamedTuple):
 
 @asynccontextmanager
 async def following(
-    settings: Settings, floors: Floors, since: Literal["now", "beginning"] = "now"
-) -> AsyncIterator["Follower"]:
-    """A `Follower` of all that goes through the topics from now on, or from their beginning.
+    settings: Settings, floors: Baselines, since: Literal["now", "beginning"] = "now"
+) -> AsyncIterator["EvaluationConsumer"]:
+    """A `EvaluationConsumer` of all that goes through the topics from now on, or from their beginning.
 
     Raises `UserError` when no broker answers or a topic does not exist.
     """
     topics = _Topics(settings.dead_letter_topic, settings.events_topic, settings.recommendations_topic)
-    await require(access(settings), *access_control.report(settings))
+    await check_access(access(settings), *access_control.report(settings))
     async with make_consumer(
         access(settings),
         *topics,
@@ -63,14 +63,14 @@ async def following(
         for partition, offset in start.items():
             consumer.seek(partition, offset)
         first = {one.partition: offset for one, offset in start.items() if one.topic == topics.events}
-        follower = Follower(consumer, topics, Prequential(floors, first), naming(settings.pseudonym_key_file))
+        follower = EvaluationConsumer(consumer, topics, Prequential(floors, first), naming(settings.pseudonym_key_file))
         try:
             yield follower
         finally:
             await follower.stop()
 
 
-class Follower:
+class EvaluationConsumer:
     """Reads the topics in a task of its own; made by `following`.
 
     One consumer reads all three topics, dead letters before the events and recommendations that came with them. What is

@@ -23,7 +23,7 @@ from stream_rec.data.column_roles import Columns
 from stream_rec.data.event_log import Log
 from stream_rec.data.source import Period, Source
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import on, require
+from stream_rec.kafka.access_control import check_access, on
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.item_records import item_of
@@ -117,7 +117,7 @@ class History:
             return
         holder = record.partition, event.user_id
         recent = self._recent.setdefault(holder, Recent())
-        if not recent.admit(event.event_id, settings.capacity, settings.move):
+        if not recent.admit(event.event_id, settings.capacity, settings.effective_stride):
             raise Rejected("duplicate event_id")
         if event.item_id is None or event.timestamp not in self._period:
             return
@@ -199,7 +199,7 @@ def read(
 async def read_catalogue(settings: Settings) -> "Catalogue":
     """What the topic of items holds now. Raises `UserError` where it can't be read."""
     catalogue = Catalogue()
-    counts = await require(access(settings), *on("Read", settings.items_topic))
+    counts = await check_access(access(settings), *on("Read", settings.items_topic))
     async with make_consumer(
         access(settings),
         max_batch_bytes=settings.max_batch_bytes,
@@ -238,7 +238,7 @@ async def _read_all(
 ) -> Spans:
     """Reads both topics; returns what of the events was read."""
     topics = [topic] if catalogue is None else [topic, settings.items_topic]
-    counts = await require(access(settings), *on("Read", *topics))
+    counts = await check_access(access(settings), *on("Read", *topics))
     async with make_consumer(
         access(settings),
         max_batch_bytes=settings.max_batch_bytes,

@@ -15,10 +15,10 @@ from stream_rec.errors import UserError
 from stream_rec.kafka.publish import Publisher
 from stream_rec.messages import Event, encode
 
-Pace = Callable[[int, float], float]
+RatePolicy = Callable[[int, float], float]
 """When an event is due, in seconds after the start: of its number (from 0) and of the seconds of the log before it."""
 
-Stamp = Callable[[float, float], float]
+TimestampPolicy = Callable[[float, float], float]
 """The timestamp an event is sent with: of its timestamp in the log and of the moment of sending, both since 1970."""
 
 TICK_S = 0.001
@@ -32,17 +32,17 @@ def at_once(_number: int, _log_s: float) -> float:
     return 0.0
 
 
-def faster(factor: float) -> Pace:
+def faster(factor: float) -> RatePolicy:
     """The log's own gaps, divided by `factor`."""
     return lambda _number, log_s: log_s / factor
 
 
-def steady(events_per_s: float) -> Pace:
+def steady(events_per_s: float) -> RatePolicy:
     """Evenly, whatever the log's gaps."""
     return lambda number, _log_s: number / events_per_s
 
 
-def speed(text: str) -> Pace:
+def speed(text: str) -> RatePolicy:
     """The pace that `--speed` names: `max`, or how many times faster than the log. Raises `UserError`."""
     if text == "max":
         return at_once
@@ -78,8 +78,8 @@ async def feed(
     events: Iterable[Event],
     settings: Settings,
     *,
-    pace: Pace = at_once,
-    stamp: Stamp = keep,
+    pace: RatePolicy = at_once,
+    stamp: TimestampPolicy = keep,
     limit: int | None = None,
     stop: asyncio.Event | None = None,
     on_sent: Callable[[int], None] = lambda _sent: None,

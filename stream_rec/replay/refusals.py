@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
 from stream_rec.config import Settings
-from stream_rec.kafka.access_control import on, require
+from stream_rec.kafka.access_control import check_access, on
 from stream_rec.kafka.connection import access, connect
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.dead_letters import Place, place_of, reason_of
@@ -46,7 +46,7 @@ class Sent:
     async def refused(self, settings: Settings) -> Refusals:
         """Waits up to `AGENTS_S` seconds for the agents. Raises `KafkaError`, and `UserError` without the rights."""
         topic = settings.dead_letter_topic
-        count = (await require(access(settings), *on("Read", topic)))[topic]
+        count = (await check_access(access(settings), *on("Read", topic)))[topic]
         whole = await self._committed(settings)
         reasons: dict[Place, str] = {}
         async with make_consumer(

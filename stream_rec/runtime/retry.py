@@ -27,7 +27,7 @@ FIRST_S, LONGEST_S = 1.0, 15.0
 """The pause before the second attempt, and the longest one."""
 
 
-async def patiently(ask: Callable[[], Awaitable[T]], stop: asyncio.Event, *, fail_fast: bool) -> T | None:
+async def retry_until_available(ask: Callable[[], Awaitable[T]], stop: asyncio.Event, *, fail_fast: bool) -> T | None:
     """What `ask` returns; asked again, with longer and longer pauses, while no broker answers. None: `stop` was set.
 
     Raises what else `ask` raises, and with `fail_fast` that no broker answers, too.
@@ -39,10 +39,10 @@ async def patiently(ask: Callable[[], Awaitable[T]], stop: asyncio.Event, *, fai
         before_sleep=_say,
         reraise=True,
     )
-    return await unless_told(again(ask), stop)
+    return await run_until_stopped(again(ask), stop)
 
 
-async def unless_told(work: Awaitable[T], stop: asyncio.Event) -> T | None:
+async def run_until_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
     """What `work` gives; None, and an end to it, if `stop` is set before."""
     working: asyncio.Future[T] = asyncio.ensure_future(work)
     both: set[asyncio.Future[Any]] = {working, asyncio.ensure_future(stop.wait())}
@@ -55,7 +55,7 @@ async def unless_told(work: Awaitable[T], stop: asyncio.Event) -> T | None:
         await asyncio.gather(*both, return_exceptions=True)
 
 
-async def started(make: Callable[[], AIOKafkaConsumer]) -> AIOKafkaConsumer:
+async def start_with_retry(make: Callable[[], AIOKafkaConsumer]) -> AIOKafkaConsumer:
     """A consumer that has started. Tries again as long as Kafka refuses it, with longer and longer pauses."""
     again = AsyncRetrying(
         retry=retry_if_exception_type(KafkaError),

@@ -22,28 +22,28 @@ from stream_rec.features.catalog import Catalog
 from stream_rec.features.drift import Drift
 from stream_rec.features.event_tokenizer import WindowReader, reader_of
 from stream_rec.features.item_features import Vectors
-from stream_rec.features.online_statistics import Floors
+from stream_rec.features.online_statistics import BaselineRanks
 from stream_rec.features.text_encoder import TextEncoder, VectorCache
 from stream_rec.features.tokens import UNKNOWN, Tokens, event_type_numbers
 from stream_rec.messages import Item, Recommendation, Window
 from stream_rec.models.model_store import Model, load
-from stream_rec.models.token_embedding import look_of
+from stream_rec.models.token_embedding import token_embedding_of
 from stream_rec.models.validation import probe_windows
 from stream_rec.ranking.blend import BARRED
-from stream_rec.ranking.candidate_features import Found
+from stream_rec.ranking.candidate_features import CandidateFeatures
 from stream_rec.ranking.explanation import Explanation, Neighbours, around, influences, reasons, shortened
-from stream_rec.ranking.ranker import Choice, Ranker, Recall
-from stream_rec.ranking.retrieval import Near
+from stream_rec.ranking.ranker import Ranker, RankingConfig, Recall
+from stream_rec.ranking.retrieval import Retrieved
 from stream_rec.serving import cache_audit
 from stream_rec.serving import device as devices
 from stream_rec.serving.cache_audit import Audit
 from stream_rec.serving.forward import forward_of
-from stream_rec.serving.incremental import Incremental, Work
+from stream_rec.serving.incremental import ForwardStats, IncrementalEncoder
 from stream_rec.serving.item_tower import ItemEmbeddings
-from stream_rec.serving.kv_cache import KeyValueCache, Shape
-from stream_rec.serving.preprocess import Preprocessor, Rows, Taken
+from stream_rec.serving.kv_cache import CacheSpec, KeyValueCache
+from stream_rec.serving.preprocess import PreparedWindow, Preprocessor, Rows
 from stream_rec.serving.response import Names, recommendations
-from stream_rec.serving.statistics import Memories
+from stream_rec.serving.statistics import StatisticsByLog
 
 PROBE_ITEMS = 32
 """Of the catalogue, in probe windows."""
@@ -89,11 +89,11 @@ class Limits(NamedTuple):
 class Step(NamedTuple):
     recommendations: list[Recommendation]
     """One a window, in the order of the windows, but for those that failed."""
-    floors: list[Floors]
+    floors: list[BaselineRanks]
     """Of the last event of each window that has a recommendation, before it was learned."""
     failed: dict[int, Exception]
     """Why windows have none, by their place among the windows."""
-    work: Work
+    work: ForwardStats
     unknown_items: int
     """Windows whose last item the catalogue doesn't know."""
     unscored: int
@@ -107,17 +107,17 @@ class Step(NamedTuple):
 class Heard(NamedTuple):
     """What the memory said of a window."""
 
-    floors: Floors
-    found: Found
+    floors: BaselineRanks
+    found: CandidateFeatures
 
 
 class Candidates(NamedTuple):
     """Windows and what may be recommended to them: an answer depends on nothing else."""
 
-    taken: Sequence[Taken]
+    taken: Sequence[PreparedWindow]
     states: Tensor
     """(len(taken), width)"""
-    near: Near
+    near: Retrieved
     heard: Mapping[int, Heard]
     """By the place among `taken`, of those that were learned."""
 
@@ -140,7 +140,7 @@ class Engine:
         """Time of the last event that the model was trained on, seconds since 1970; None where its log had no times."""
         self.catalog = catalog
         since = model.config.remembers_until if model.config.has_time else -np.inf  # what is live is newer than rows
-        self.memories = Memories(model.config.horizons, model.memory, since, catalog, limits.learn_per_day)
+        self.memories = StatisticsByLog(model.config.horizons, model.memory, since, catalog, limits.learn_per_day)
         reference = model.config.reference
         self._drift = (
             None if reference is None else Drift(reference, model.memory["popularity.sums"].astype(np.float64))
@@ -159,19 +159,19 @@ class Engine:
         words, types = model.config.encoder.words, model.config.event_types
         reader = WindowReader(reader_of(catalog, types, words, model.tokenizer, gaps=model.config.has_time), types)
         self._preprocessor = Preprocessor(catalog, reader, self.capacity, limits.stride)
-        look = look_of(self._encoder.inputs, self._encoder.width, device)
+        look = token_embedding_of(self._encoder.inputs, self._encoder.width, device)
         dtype = devices.dtype_of(limits.dtype, device)
         self.tolerance = cache_audit.EXACT if dtype == torch.float32 else cache_audit.ROUNDED
-        shape = Shape.of(body.config, self.capacity * model.config.encoder.event_tokens, dtype)
+        shape = CacheSpec.of(body.config, self.capacity * model.config.encoder.event_tokens, dtype)
         share = limits.kv_cache_share
         budget = limits.kv_cache_bytes if share is None else share * devices.memory(device)
         cache = KeyValueCache(shape, budget, device, limits.kv_host_bytes)
         if device.type == "cuda":  # a CPU computes in float32 whatever it stores
             body.to(dtype)
         forward = forward_of(self._encoder, cache.first)
-        self.incremental = Incremental(self._encoder, look, cache, forward, limits.token_budget)
+        self.incremental = IncrementalEncoder(self._encoder, look, cache, forward, limits.token_budget)
         self._embeddings = ItemEmbeddings(catalog, self._encoder, look, limits.categories, device)
-        choice = Choice(
+        choice = RankingConfig(
             limits.top_k, limits.scoring, limits.index_effort, limits.diversity, limits.exclude_seen, self.capacity
         )
         self.ranker = Ranker(model.config.blend, choice)
@@ -214,12 +214,12 @@ class Engine:
     def step(self, windows: Sequence[Window], logs: Sequence[int] | None = None) -> Step:
         """Answers each of `windows`, at least one, oldest first for each user; each also teaches the online memory.
 
-        `logs` (len(windows),) says which memory, see `Memories`: by default there is one. What raises here has taught
+        `logs` (len(windows),) says which memory, see `StatisticsByLog`: by default there is one. What raises here has taught
         nothing; once the memory has learned, a window that can't be answered is among the `failed` ones, so that none
         is ever answered by a memory that has learned what comes after it.
         """
         whose = [0] * len(windows) if logs is None else logs
-        taken = [one._replace(log=log) for one, log in zip(self._preprocessor.take(windows), whose, strict=True)]
+        taken = [one._replace(log=log) for one, log in zip(self._preprocessor.prepare(windows), whose, strict=True)]
         tokens = [one.tokens for one in taken]
         states, work = self.incremental.encode([window.user_id for window in windows], tokens)
         if not states.isfinite().all():
@@ -252,12 +252,12 @@ class Engine:
         tokens = self._preprocessor.tokens(windows)
         if sum(map(len, tokens)) <= self._limits.token_budget:  # nothing need be in the cache
             return len(windows)
-        costs = self.incremental.costs([window.user_id for window in windows], tokens)
+        costs = self.incremental.new_token_counts([window.user_id for window in windows], tokens)
         return max(1, int((costs.cumsum() <= self._limits.token_budget).sum()))
 
     def learn(self, window: Window, log: int = 0) -> None:
         """Teaches the online memory a window without answering it: what a restart needs to be where it was."""
-        window = self._preprocessor.fit(window)
+        window = self._preprocessor.truncate(window)
         self._learn(window, self._preprocessor.rows(window), log)
 
     def forget(self, user_id: str) -> None:
@@ -289,7 +289,7 @@ class Engine:
 
     def full(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) by encoding each whole window without the cache: what `step` must equal."""
-        return self.incremental.whole(self._preprocessor.tokens(windows))
+        return self.incremental.encode_full(self._preprocessor.tokens(windows))
 
     def states(self, windows: Sequence[Window]) -> Tensor:
         """User states (len(windows), width) through the cache, as `step` computes them; learns nothing."""
@@ -304,7 +304,7 @@ class Engine:
         count = min(PROBE_ITEMS, len(self.catalog) - 1)
         windows = probe_windows(self.catalog.ids(range(1, count + 1)), self._event_types, self.capacity)
         users = [window.user_id for window in windows]
-        taken = self._preprocessor.take(windows)
+        taken = self._preprocessor.prepare(windows)
         tokens = [one.tokens for one in taken]
         try:
             whole = self._whole(tokens)
@@ -337,17 +337,17 @@ class Engine:
     @torch.inference_mode()
     def explain(self, window: Window, log: int = 0) -> Explanation:
         """Why `window` has its answer, by the memory of `log` as it stands; learns nothing, leaves the cache alone."""
-        fitted = self._preprocessor.fit(window)
-        taken = self._preprocessor.take([fitted, *shortened(fitted)])
+        fitted = self._preprocessor.truncate(window)
+        taken = self._preprocessor.prepare([fitted, *shortened(fitted)])
         states = self._whole([one.tokens for one in taken])
-        evidence = self.memories.evidence(log)
+        evidence = self.memories.extractor(log)
 
-        def ask(near: Near) -> list[Found]:
+        def ask(near: Retrieved) -> list[CandidateFeatures]:
             rows = near.rows.cpu().numpy()
-            return [evidence.ask(one.rows, mine) for one, mine in zip(taken, rows, strict=False)]
+            return [evidence.extract(one.rows, mine) for one, mine in zip(taken, rows, strict=False)]
 
         ranked = self.ranker.rank(states[:1], ask)
-        table, scored = self.ranker.weigh(states, ask)
+        table, scored = self.ranker.score_all(states, ask)
         names = self.catalog.ids(ranked.rows[0].tolist())
         why = reasons(table, ranked, self.ranker.blend.weights, names)
         return Explanation(window.user_id, window.n, self.version, why, influences(fitted, scored, ranked))
@@ -355,29 +355,29 @@ class Engine:
     def neighbours(self, item_id: str, log: int = 0, count: int = 10) -> Neighbours | None:
         """What stands near an item, by the memory of `log` too; None for one that the catalogue doesn't know."""
         row = self.catalog.row(item_id)
-        return None if row == UNKNOWN else around(row, self.memories.evidence(log), self.catalog.ids, count)
+        return None if row == UNKNOWN else around(row, self.memories.extractor(log), self.catalog.ids, count)
 
     def _whole(self, tokens: Sequence[Tokens]) -> Tensor:
         """States without the cache, in calls within the token budget."""
         at_once = max(1, self._limits.token_budget // max(map(len, tokens)))
         parts = [tokens[begin : begin + at_once] for begin in range(0, len(tokens), at_once)]
-        return torch.cat([self.incremental.whole(part) for part in parts])
+        return torch.cat([self.incremental.encode_full(part) for part in parts])
 
     def _learn(self, window: Window, rows: Rows, log: int) -> None:
         times = [event.timestamp for event in window.events]
-        memory = self.memories.evidence(log).memory
+        memory = self.memories.extractor(log).memory
         arrived = min(window.arrived, time.time() + AHEAD_S)
         self.untaught += memory.learn(window.user_id, window.n, window.offset, rows, times, arrived)
 
-    def _learn_and_ask(self, taken: Sequence[Taken], near: Near) -> list[Heard | Exception]:
+    def _learn_and_ask(self, taken: Sequence[PreparedWindow], near: Retrieved) -> list[Heard | Exception]:
         """Window by window: an answer never depends on how windows fell into batches."""
         heard: list[Heard | Exception] = []
         for one, rows in zip(taken, near.rows.cpu().numpy(), strict=True):
             try:
-                evidence = self.memories.evidence(one.log)
-                floors = evidence.memory.floors(one.rows)
+                evidence = self.memories.extractor(one.log)
+                floors = evidence.memory.baselines(one.rows)
                 self._learn(one.window, one.rows, one.log)
-                heard.append(Heard(floors, evidence.ask(one.rows, rows)))
+                heard.append(Heard(floors, evidence.extract(one.rows, rows)))
             except Exception as error:  # noqa: BLE001 - the windows before it are learned, and shall be answered
                 heard.append(error)
         return heard
@@ -420,11 +420,11 @@ class Engine:
             log.warning("%s while answers were measured", type(error).__name__)
             return otherwise
 
-    def _ask(self, taken: Sequence[Taken], near: Near) -> list[Found]:
+    def _ask(self, taken: Sequence[PreparedWindow], near: Retrieved) -> list[CandidateFeatures]:
         pairs = zip(taken, near.rows.cpu().numpy(), strict=True)
-        return [self.memories.evidence(one.log).ask(one.rows, rows) for one, rows in pairs]
+        return [self.memories.extractor(one.log).extract(one.rows, rows) for one, rows in pairs]
 
-    def _last_types(self, taken: Sequence[Taken]) -> Tensor:
+    def _last_types(self, taken: Sequence[PreparedWindow]) -> Tensor:
         """The number of the type of each window's last event, (len(taken),)."""
         last = [self._type_numbers.get(one.window.events[-1].event_type, UNKNOWN) for one in taken]
         return torch.tensor(last, device=self._device)
@@ -435,7 +435,7 @@ class Engine:
             return None
         return torch.sigmoid(self._encoder.interest_logits(users, self.items.outputs[rows]))
 
-    def _drifted(self, firsts: Sequence[tuple[Taken, float]]) -> dict[str, float]:
+    def _drifted(self, firsts: Sequence[tuple[PreparedWindow, float]]) -> dict[str, float]:
         """The indices once the windows' last events, and the first probability of each answer, are among them."""
         if self._drift is None or not firsts:
             return {}
@@ -447,12 +447,12 @@ class Engine:
         """A random `share` of the numbers below `count`."""
         return np.flatnonzero(self._draw.random(count) < share)
 
-    def _recall(self, taken: Sequence[Taken], states: Tensor) -> Recall:
+    def _recall(self, taken: Sequence[PreparedWindow], states: Tensor) -> Recall:
         """What the index finds for a random share of the windows, against scoring everything."""
         chosen = self._share(len(taken), self._limits.recall_share)
         return self.ranker.recall(states[chosen], partial(self._ask, [taken[at] for at in chosen.tolist()]))
 
-    def _audit(self, taken: Sequence[Taken], states: Tensor) -> Audit:
+    def _audit(self, taken: Sequence[PreparedWindow], states: Tensor) -> Audit:
         """Compares the answers of a random share of the windows with what encoding them whole gives.
 
         Of the windows that are drawn, as many as the token budget allows, at least one: what is compared costs no more
@@ -465,7 +465,7 @@ class Engine:
         within = longest * np.arange(1, len(drawn) + 1) <= self._limits.token_budget
         chosen = drawn[: max(1, int(within.sum()))]
         windows = [taken[at] for at in chosen.tolist()]
-        whole = self.incremental.whole([one.tokens for one in windows])
+        whole = self.incremental.encode_full([one.tokens for one in windows])
         ours, theirs = (self.ranker.by_score(of, partial(self._ask, windows)) for of in (states[chosen], whole))
         return cache_audit.compare(states[chosen], whole, ours, theirs, self.tolerance)
 

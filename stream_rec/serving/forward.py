@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from stream_rec.errors import UserError
-from stream_rec.models.attention import Ragged
+from stream_rec.models.attention import AttentionMetadata
 from stream_rec.models.user_encoder import UserEncoder
-from stream_rec.serving.attention.gather import Gathered
-from stream_rec.serving.kv_cache import Tier
-from stream_rec.serving.scheduler import Placed
+from stream_rec.serving.attention.gather import GatherAttention
+from stream_rec.serving.kv_cache import CachePool
+from stream_rec.serving.scheduler import BatchLayout
 
 
-class Computed(NamedTuple):
+class ForwardOutput(NamedTuple):
     states: Tensor
     """(tokens, width)"""
     read: int
@@ -27,36 +27,36 @@ class Computed(NamedTuple):
 class Forward(Protocol):
     """Keys and values of the call's tokens go into the cache on the way."""
 
-    def __call__(self, tokens: Tensor, placed: Placed) -> Computed:
+    def __call__(self, tokens: Tensor, placed: BatchLayout) -> ForwardOutput:
         """`tokens` (tokens, width) are the vectors of the new tokens, row by row."""
 
 
-class Gathering:
+class GatherForward:
     """On a CPU: attention to copies of what groups of rows need."""
 
-    def __init__(self, encoder: UserEncoder, cache: Tier) -> None:
+    def __init__(self, encoder: UserEncoder, cache: CachePool) -> None:
         self._encoder = encoder
         self._cache = cache
         config = encoder.body.config
         self._shared = config.num_attention_heads // config.num_key_value_heads
 
-    def __call__(self, tokens: Tensor, placed: Placed) -> Computed:
+    def __call__(self, tokens: Tensor, placed: BatchLayout) -> ForwardOutput:
         write, positions = torch.from_numpy(placed.write), torch.from_numpy(placed.positions)
-        way = Gathered.of(placed, self._shared)
-        ragged = Ragged(self._cache.keys, self._cache.values, write, way)
-        return Computed(self._encoder(tokens[None], ragged, positions[None])[0], way.read)
+        way = GatherAttention.of(placed, self._shared)
+        ragged = AttentionMetadata(self._cache.keys, self._cache.values, write, way)
+        return ForwardOutput(self._encoder(tokens[None], ragged, positions[None])[0], way.read)
 
 
-def forward_of(encoder: UserEncoder, cache: Tier) -> Forward:
+def forward_of(encoder: UserEncoder, cache: CachePool) -> Forward:
     """For the device that the cache is on. Raises `UserError` where a GPU's kernel can't be built."""
     if cache.device.type != "cuda":
-        return Gathering(encoder, cache)
+        return GatherForward(encoder, cache)
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         raise UserError(
             "a GPU needs a C compiler here, which Triton starts kernels with: install gcc, or set device to cpu"
         )
     from stream_rec.serving.attention.cuda_graphs import (
-        Graphs,  # its kernel is of Triton, which comes with torch for CUDA alone
+        GraphForward,  # its kernel is of Triton, which comes with torch for CUDA alone
     )
 
-    return Graphs(encoder, cache)
+    return GraphForward(encoder, cache)

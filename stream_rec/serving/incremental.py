@@ -16,20 +16,20 @@ from stream_rec.models.pretrained import REFUSALS, own_attention
 from stream_rec.models.user_encoder import EncoderConfig, UserEncoder
 from stream_rec.serving import scheduler
 from stream_rec.serving.device import upload
-from stream_rec.serving.forward import Computed, Forward, Gathering
-from stream_rec.serving.kv_cache import KeyValueCache, Shape
-from stream_rec.serving.scheduler import Placed, Row
+from stream_rec.serving.forward import Forward, ForwardOutput, GatherForward
+from stream_rec.serving.kv_cache import CacheSpec, KeyValueCache
+from stream_rec.serving.scheduler import BatchLayout, ScheduledSequence
 
 PROBE = 5
 """Tokens by which it is seen whether a decoder computes the same through cached keys and values."""
 
 log = logging.getLogger(__name__)
 
-Look = Callable[[Tensor], Tensor]
+TokenEmbedding = Callable[[Tensor], Tensor]
 """Token numbers (columns, ...) to token vectors (..., width)."""
 
 
-class Work(NamedTuple):
+class ForwardStats(NamedTuple):
     """What was computed, for the metrics; counts of tokens but where it says otherwise."""
 
     appended: int = 0
@@ -46,14 +46,16 @@ class Work(NamedTuple):
     filled: int = 0
     """Computed to fill up calls, of nobody's."""
 
-    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]  # a sum of counts, not a longer tuple
-        return Work(*(one + another for one, another in zip(self, other, strict=True)))
+    def __add__(self, other: "ForwardStats") -> "ForwardStats":  # type: ignore[override]  # a sum of counts, not a longer tuple
+        return ForwardStats(*(one + another for one, another in zip(self, other, strict=True)))
 
 
-class Incremental:
+class IncrementalEncoder:
     """An encoder with a cache. `budget`: most new tokens of one model call, which `forward` computes."""
 
-    def __init__(self, encoder: UserEncoder, look: Look, cache: KeyValueCache, forward: Forward, budget: int) -> None:
+    def __init__(
+        self, encoder: UserEncoder, look: TokenEmbedding, cache: KeyValueCache, forward: Forward, budget: int
+    ) -> None:
         self._encoder = encoder
         self._look = look
         self._forward = forward
@@ -62,18 +64,18 @@ class Incremental:
         self.cache = cache
 
     @torch.inference_mode()
-    def encode(self, users: Sequence[str], tokens: Sequence[Tokens]) -> tuple[Tensor, Work]:
+    def encode(self, users: Sequence[str], tokens: Sequence[Tokens]) -> tuple[Tensor, ForwardStats]:
         """User states (len(users), width) of the users' windows; each holds at most the cache's capacity in tokens.
 
         The windows of one user stand in their order.
         """
         states = torch.empty(len(users), self._encoder.width, device=self._device)
-        work = Work()
-        for rows in scheduler.rounds(users, tokens, self.cache.slots):
+        work = ForwardStats()
+        for rows in scheduler.waves(users, tokens, self.cache.slots):
             work += self._compute(rows, states)
         return states, work
 
-    def costs(self, users: Sequence[str], tokens: Sequence[Tokens]) -> Numbers:
+    def new_token_counts(self, users: Sequence[str], tokens: Sequence[Tokens]) -> Numbers:
         """How many new tokens `encode` would compute for each window, (len(users),)."""
         identities, lengths = scheduler.padded(tokens)
         keep = self.cache.kept(users, identities, lengths)
@@ -81,13 +83,13 @@ class Incremental:
         for at, user in enumerate(users):
             if user in before:  # by then the slot holds the user's window before this one
                 known = tokens[before[user]].identities
-                keep[at] = scheduler.common(known, tokens[at].identities)
+                keep[at] = scheduler.common_prefix_len(known, tokens[at].identities)
             before[user] = at
         costs: Numbers = np.maximum(lengths - keep, 1)
         return costs
 
     @torch.inference_mode()
-    def whole(self, tokens: Sequence[Tokens]) -> Tensor:
+    def encode_full(self, tokens: Sequence[Tokens]) -> Tensor:
         """User states (len(tokens), width) by one forward pass over whole windows, padded on the right: no cache."""
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
         columns = len(tokens[0].numbers)
@@ -96,22 +98,22 @@ class Incremental:
         states: Tensor = self._encoder(self._look(upload(filled, self._device)))
         return states[upload(np.arange(len(tokens)), self._device), upload(lengths - 1, self._device)]
 
-    def _compute(self, rows: Sequence[Row], states: Tensor) -> Work:
+    def _compute(self, rows: Sequence[ScheduledSequence], states: Tensor) -> ForwardStats:
         """Computes a round and writes its answers into `states`."""
         slots = self.cache.acquire([row.user for row in rows])
         identities, lengths = scheduler.padded([row.tokens for row in rows])
         first = np.fromiter((row.answers[0][1] for row in rows), np.int64, len(rows))
         # The first answered token is always computed: its state is kept nowhere.
         keep = np.minimum(self.cache.prefixes(slots, identities, lengths), first - 1)
-        work = Work()
-        for chosen in scheduler.calls(lengths - keep, lengths, self._budget):
+        work = ForwardStats()
+        for chosen in scheduler.pack_by_token_budget(lengths - keep, lengths, self._budget):
             self.cache.begin(slots[chosen], keep[chosen])
-            placed = Placed(slots[chosen], keep[chosen], lengths[chosen], self.cache.capacity)
+            placed = BatchLayout(slots[chosen], keep[chosen], lengths[chosen], self.cache.capacity)
             work += self._call([rows[at] for at in chosen], placed, states)
             self.cache.commit(slots[chosen], identities[chosen], lengths[chosen])
         return work
 
-    def _call(self, rows: Sequence[Row], placed: Placed, states: Tensor) -> Work:
+    def _call(self, rows: Sequence[ScheduledSequence], placed: BatchLayout, states: Tensor) -> ForwardStats:
         """One forward pass over the new tokens of `rows`, one after the other."""
         numbers = np.concatenate(
             [row.tokens.numbers[:, kept:] for row, kept in zip(rows, placed.keep.tolist(), strict=True)], axis=1
@@ -127,9 +129,9 @@ class Incremental:
         return _work(placed, computed)
 
 
-def _work(placed: Placed, computed: Computed) -> Work:
+def _work(placed: BatchLayout, computed: ForwardOutput) -> ForwardStats:
     hit, needed = placed.keep > 0, int(placed.lengths.sum())
-    return Work(
+    return ForwardStats(
         appended=int(placed.new[hit].sum()),
         prefilled=int(placed.new[~hit].sum()),
         hits=int(hit.sum()),
@@ -158,13 +160,13 @@ def _error_behind_cache(body: Any) -> float:
     """The largest difference between a whole window and one computed in two parts, as a share of its largest number."""
     encoder = UserEncoder(EncoderConfig(dropout=0, residual_dropout=0), body, items=1, item_dim=1, types=1).eval()
     vectors = torch.randn(PROBE, encoder.width, generator=torch.Generator().manual_seed(0))
-    shape = Shape.of(body.config, PROBE, torch.float32)
+    shape = CacheSpec.of(body.config, PROBE, torch.float32)
     cache = KeyValueCache(shape, shape.bytes, torch.device("cpu"))
-    incremental = Incremental(
-        encoder, lambda numbers: vectors[numbers[0]], cache, Gathering(encoder, cache.first), PROBE
+    incremental = IncrementalEncoder(
+        encoder, lambda numbers: vectors[numbers[0]], cache, GatherForward(encoder, cache.first), PROBE
     )
     ids = np.arange(PROBE)
     windows = [Tokens(ids[None, :length], ids[:length] + 1) for length in (PROBE - 2, PROBE)]
-    whole = incremental.whole(windows)
+    whole = incremental.encode_full(windows)
     parts = torch.cat([incremental.encode(["probe"], [window])[0] for window in windows])
     return float((parts - whole).abs().max() / whole.abs().max())

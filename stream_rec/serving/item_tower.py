@@ -5,9 +5,9 @@ import torch
 from numpy.typing import NDArray
 
 from stream_rec.features.catalog import Catalog
-from stream_rec.models.token_embedding import ItemLook, WordLook
+from stream_rec.models.token_embedding import ItemTokenEmbedding, WordTokenEmbedding
 from stream_rec.models.user_encoder import UserEncoder
-from stream_rec.ranking.blend import ItemSide
+from stream_rec.ranking.blend import ItemTower
 
 
 class ItemEmbeddings:
@@ -17,7 +17,7 @@ class ItemEmbeddings:
         self,
         catalog: Catalog,
         encoder: UserEncoder,
-        look: ItemLook | WordLook,
+        look: ItemTokenEmbedding | WordTokenEmbedding,
         categories: frozenset[str],
         device: torch.device,
     ) -> None:
@@ -34,7 +34,7 @@ class ItemEmbeddings:
         """Items that are never recommended, because what the encoder makes of them is not finite."""
         return int((~self._usable).sum())
 
-    def update(self, rows: NDArray[np.int64]) -> ItemSide:
+    def update(self, rows: NDArray[np.int64]) -> ItemTower:
         """Brings it up to date for `rows`, whose vectors are new. An item that came after training has no residual."""
         encoder, count = self._encoder, len(self._catalog)
         if count > len(self._outputs):
@@ -55,9 +55,9 @@ class ItemEmbeddings:
         labels, categories = tuple(self._catalog.labels), self._catalog.categories[:count]
         shown = self._shown or frozenset(labels)
         allowed = self._catalog.available[:count] & np.array([label in shown for label in labels])[categories]
-        return ItemSide(
+        return ItemTower(
             outputs=self._outputs[:count],
-            barred=torch.from_numpy(~allowed).to(self._device) | ~self._usable[:count],
+            unavailable=torch.from_numpy(~allowed).to(self._device) | ~self._usable[:count],
             categories=torch.from_numpy(categories).to(self._device),
             labels=labels,
         )

@@ -21,7 +21,7 @@ MOST = 1 << 20
 """Users of a tier: beyond that their names and identities, not the keys and values, fill the memory."""
 
 
-class Shape(NamedTuple):
+class CacheSpec(NamedTuple):
     """What a slot has room for."""
 
     layers: int
@@ -32,7 +32,7 @@ class Shape(NamedTuple):
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, config: Any, capacity: int, dtype: torch.dtype) -> "Shape":
+    def of(cls, config: Any, capacity: int, dtype: torch.dtype) -> "CacheSpec":
         """`config` is the decoder's transformers configuration."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(config.num_hidden_layers, config.num_key_value_heads, head_dim, capacity, dtype)
@@ -42,7 +42,7 @@ class Shape(NamedTuple):
         return 2 * self.layers * self.kv_heads * self.capacity * self.head_dim * self.dtype.itemsize
 
 
-class Content(NamedTuple):
+class SwapBuffer(NamedTuple):
     """What some slots hold, on its way from one tier to the other."""
 
     cached: Tensor
@@ -51,15 +51,15 @@ class Content(NamedTuple):
     lengths: Numbers
 
 
-class Tier:
+class CachePool:
     """Slots in the memory of one device, given to users; the least recently used first in `users`."""
 
-    def __init__(self, shape: Shape, budget: float, device: torch.device) -> None:
+    def __init__(self, shape: CacheSpec, budget: float, device: torch.device) -> None:
         self.slots = min(MOST, int(budget // shape.bytes))
         self.capacity = shape.capacity
-        self.nowhere = self.slots * shape.capacity
+        self.dummy_slot = self.slots * shape.capacity
         """A place of nobody's, for what is written to fill up a call."""
-        places = (2 * shape.layers, self.nowhere + 1, shape.kv_heads, shape.head_dim)
+        places = (2 * shape.layers, self.dummy_slot + 1, shape.kv_heads, shape.head_dim)
         self._cached = torch.zeros(places, dtype=shape.dtype, device=device)
         self.keys, self.values = self._cached[: shape.layers].unbind(), self._cached[shape.layers :].unbind()
         """Of each layer, (places, kv_heads, head_dim)."""
@@ -70,16 +70,16 @@ class Tier:
         self._free = list(range(self.slots - 1, -1, -1))
 
     @property
-    def free(self) -> int:
+    def free_slots(self) -> int:
         """Slots that nobody has."""
         return len(self._free)
 
-    def give(self, user: str) -> int:
+    def allocate(self, user: str) -> int:
         """A free slot to a user who has none."""
         self.users[user] = self._free.pop()
         return self.users[user]
 
-    def take(self, user: str) -> None:
+    def free(self, user: str) -> None:
         """Frees the user's slot and overwrites what it held: nobody's behaviour outlives their place."""
         slot = self.users.pop(user)
         self._cached[:, slot * self.capacity : (slot + 1) * self.capacity].zero_()
@@ -91,12 +91,12 @@ class Tier:
         """The `count` least recently used users."""
         return list(islice(self.users, max(0, count)))
 
-    def read(self, users: Sequence[str]) -> Content:
+    def read(self, users: Sequence[str]) -> SwapBuffer:
         """A copy of what the users' slots hold."""
         slots = self._slots(users)
-        return Content(self._cached[:, self._places(slots)], self.identities[slots], self.lengths[slots])
+        return SwapBuffer(self._cached[:, self._places(slots)], self.identities[slots], self.lengths[slots])
 
-    def write(self, users: Sequence[str], content: Content) -> None:
+    def write(self, users: Sequence[str], content: SwapBuffer) -> None:
         """Puts what `read` gave into the users' slots."""
         slots = self._slots(users)
         self._cached[:, self._places(slots)] = content.cached.to(self.device)
@@ -117,12 +117,12 @@ class KeyValueCache:
     it back on return: a copy instead of a prefill. `budget` in bytes.
     """
 
-    def __init__(self, shape: Shape, budget: float, device: torch.device, host_budget: float = 0) -> None:
+    def __init__(self, shape: CacheSpec, budget: float, device: torch.device, host_budget: float = 0) -> None:
         self.bytes_per_user = shape.bytes
         self.capacity = shape.capacity
         self.device = device
-        self.first = Tier(shape, budget, device)
-        self.second = Tier(shape, host_budget, torch.device("cpu"))
+        self.first = CachePool(shape, budget, device)
+        self.second = CachePool(shape, host_budget, torch.device("cpu"))
         if not self.first.slots:
             raise UserError(
                 f"kv_cache_gb is too small: one user needs {shape.bytes / 1e9:.4f} GB, {budget / 1e9:.4f} are given"
@@ -178,13 +178,13 @@ class KeyValueCache:
         """Frees a user's slot, wherever it is."""
         for tier in (self.first, self.second):
             if user in tier.users:
-                tier.take(user)
+                tier.free(user)
 
     def reset(self) -> None:
         """Frees every slot."""
         for tier in (self.first, self.second):
             for user in list(tier.users):
-                tier.take(user)
+                tier.free(user)
 
     def clear(self) -> None:
         """Forgets every prefix; the slots stay with their users."""
@@ -196,29 +196,29 @@ class KeyValueCache:
         returning = [user for user in users if user in self.second.users]
         content = self.second.read(returning)
         for user in returning:
-            self.second.take(user)
-        self._evict(len(users) - self.first.free)
+            self.second.free(user)
+        self._evict(len(users) - self.first.free_slots)
         for user in users:
-            self.first.give(user)
+            self.first.allocate(user)
         self.first.write(returning, content)
 
     def _evict(self, count: int) -> None:
         """Frees `count` slots of the first tier; as many users as the second can hold move there."""
         leaving = self.first.oldest(count)
         moving = leaving[max(0, len(leaving) - self.second.slots) :]
-        gone = self.second.oldest(len(moving) - self.second.free)
+        gone = self.second.oldest(len(moving) - self.second.free_slots)
         for user in gone:
-            self.second.take(user)
+            self.second.free(user)
         content = self.first.read(moving)
         for user in leaving:
-            self.first.take(user)
+            self.first.free(user)
         for user in moving:
-            self.second.give(user)
+            self.second.allocate(user)
         self.second.write(moving, content)
         self.evictions += len(leaving) - len(moving) + len(gone)
 
 
-def _prefixes(tier: Tier, slots: Numbers, identities: Numbers, lengths: Numbers) -> Numbers:
+def _prefixes(tier: CachePool, slots: Numbers, identities: Numbers, lengths: Numbers) -> Numbers:
     known = np.minimum(tier.lengths[slots], lengths)
     places = np.arange(identities.shape[1])
     differ = (tier.identities[slots, : len(places)] != identities) & (places < known[:, None])

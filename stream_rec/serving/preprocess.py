@@ -17,7 +17,7 @@ Rows = list[int]
 """Catalogue rows of a window's events."""
 
 
-class Taken(NamedTuple):
+class PreparedWindow(NamedTuple):
     """A window as the model reads it."""
 
     source: Window
@@ -41,25 +41,25 @@ class Preprocessor:
         self._reader = reader
         self._capacity = capacity
         self._stride = stride_of(capacity, stride)
-        self._taken: dict[int, Taken] = {}
+        self._taken: dict[int, PreparedWindow] = {}
         """What was read last, by the identity of the window."""
 
-    def take(self, windows: Sequence[Window]) -> list[Taken]:
+    def prepare(self, windows: Sequence[Window]) -> list[PreparedWindow]:
         """Reads windows, unless it read them a moment ago: a step takes those that were asked to be affordable."""
         new = [window for window in windows if id(window) not in self._taken]
         if new:
-            fitted = [self.fit(window) for window in new]
+            fitted = [self.truncate(window) for window in new]
             rows = [self.rows(window) for window in fitted]
             read = zip(new, fitted, rows, self._reader.read(fitted, rows), strict=True)
-            self._taken = self._taken | {id(taken.source): taken for taken in starmap(Taken, read)}
+            self._taken = self._taken | {id(taken.source): taken for taken in starmap(PreparedWindow, read)}
         found = [self._taken[id(window)] for window in windows]
         self._taken = {id(taken.source): taken for taken in found}
         return found
 
     def tokens(self, windows: Sequence[Window]) -> list[Tokens]:
-        return [taken.tokens for taken in self.take(windows)]
+        return [taken.tokens for taken in self.prepare(windows)]
 
-    def fit(self, window: Window) -> Window:
+    def truncate(self, window: Window) -> Window:
         return fit(window, self._capacity, self._stride)
 
     def rows(self, window: Window) -> Rows:

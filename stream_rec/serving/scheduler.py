@@ -18,7 +18,7 @@ SHORT = 32
 """Cached positions that a group of appends is split by: beyond that, reading padding costs more than another group."""
 
 
-class Row(NamedTuple):
+class ScheduledSequence(NamedTuple):
     """One user's share of a round: the longest of the windows that it answers, and each one's request and length."""
 
     user: str
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class BatchLayout:
     """Where a call's rows stand: their new tokens follow one another. Arrays (rows,)."""
 
     slots: Numbers
@@ -67,14 +67,14 @@ class Span(NamedTuple):
     length: int
 
 
-def rounds(users: Sequence[str], tokens: Sequence[Tokens], most: int) -> Iterator[list[Row]]:
+def waves(users: Sequence[str], tokens: Sequence[Tokens], most: int) -> Iterator[list[ScheduledSequence]]:
     """In a round every user stands once, and at most `most` of them.
 
     A user's windows are answered in their order: one that doesn't extend the user's last waits for a later round.
     """
     waiting = list(range(len(users)))
     while waiting:
-        rows: dict[str, Row] = {}
+        rows: dict[str, ScheduledSequence] = {}
         closed: set[str] = set()
         later: list[int] = []
         for request in waiting:
@@ -84,9 +84,9 @@ def rounds(users: Sequence[str], tokens: Sequence[Tokens], most: int) -> Iterato
                 closed.add(user)
                 later.append(request)
             elif row is None:
-                rows[user] = Row(user, read, [(request, len(read))])
-            elif common(row.tokens.identities, read.identities) == len(row.tokens):
-                rows[user] = Row(user, read, [*row.answers, (request, len(read))])
+                rows[user] = ScheduledSequence(user, read, [(request, len(read))])
+            elif common_prefix_len(row.tokens.identities, read.identities) == len(row.tokens):
+                rows[user] = ScheduledSequence(user, read, [*row.answers, (request, len(read))])
             else:
                 closed.add(user)
                 later.append(request)
@@ -94,7 +94,7 @@ def rounds(users: Sequence[str], tokens: Sequence[Tokens], most: int) -> Iterato
         waiting = later
 
 
-def common(one: Numbers, other: Numbers) -> int:
+def common_prefix_len(one: Numbers, other: Numbers) -> int:
     """How many leading tokens two windows share; identities (length,) each."""
     shorter = min(len(one), len(other))
     differ = one[:shorter] != other[:shorter]
@@ -109,7 +109,7 @@ def padded(rows: Sequence[Tokens]) -> tuple[Numbers, Numbers]:
     return filled, lengths
 
 
-def calls(new: Numbers, lengths: Numbers, budget: int) -> list[Numbers]:
+def pack_by_token_budget(new: Numbers, lengths: Numbers, budget: int) -> list[Numbers]:
     """Row numbers of each model call: at most `budget` new tokens in one, or a single row.
 
     Rows of a call are sorted by their new tokens, then by length, as `spans` wants them. `new` and `lengths` (rows,).
@@ -132,7 +132,7 @@ def spans(new: Numbers, lengths: Numbers) -> list[Span]:
     return [Span(begin, end, int(lengths[end - 1])) for begin, end in pairwise(edges)]
 
 
-def tiles(placed: Placed, most: int) -> Numbers:
+def tiles(placed: BatchLayout, most: int) -> Numbers:
     """A call's tokens in groups of at most `most` neighbours of a row, (4, tiles): see `kernel.InPlace`."""
     each = -(-placed.new // most)
     row = np.repeat(np.arange(len(each)), each)

@@ -11,45 +11,45 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from stream_rec.features.catalog import Catalog
-from stream_rec.features.online_statistics import Horizons, Learned, Memory, State
+from stream_rec.features.online_statistics import HalfLives, OnlineStatistics, State, UserCursor
 from stream_rec.features.tokens import UNKNOWN, Numbers
 from stream_rec.models.model_store import WRONG
-from stream_rec.ranking.candidate_features import Evidence
+from stream_rec.ranking.candidate_features import FeatureExtractor
 
 
-class Memories:
+class StatisticsByLog:
     """Memories that begin with what training knew: `trained`, of all events until `since` (seconds).
 
-    `a_day` bounds what one user teaches, see `Memory`.
+    `a_day` bounds what one user teaches, see `OnlineStatistics`.
     """
 
-    def __init__(self, horizons: Horizons, trained: State, since: float, catalog: Catalog, a_day: float) -> None:
+    def __init__(self, horizons: HalfLives, trained: State, since: float, catalog: Catalog, a_day: float) -> None:
         self._horizons = horizons
         self._trained = trained
         self._since = since
         self._a_day = a_day
         self._catalog = catalog
-        self._evidence: dict[int, Evidence] = {}
+        self._evidence: dict[int, FeatureExtractor] = {}
 
-    def evidence(self, log: int) -> Evidence:
+    def extractor(self, log: int) -> FeatureExtractor:
         """What speaks for items, as the memory of `log` knows it."""
         if (found := self._evidence.get(log)) is None:
-            memory = Memory(self._horizons, self._since, self._a_day)
+            memory = OnlineStatistics(self._horizons, self._since, self._a_day)
             memory.load(self._trained)
-            found = self._evidence[log] = Evidence.of(memory, self._catalog)
+            found = self._evidence[log] = FeatureExtractor.of(memory, self._catalog)
         return found
 
     def warm(self) -> None:
         """Compiles what an answer takes, rather than in the first step: seconds, once on a machine."""
-        Evidence.of(Memory(self._horizons), self._catalog).ask([UNKNOWN], np.zeros(0, np.int64))
+        FeatureExtractor.of(OnlineStatistics(self._horizons), self._catalog).extract([UNKNOWN], np.zeros(0, np.int64))
 
     def changed(self) -> None:
         """The catalogue has other items."""
-        self._evidence = {log: Evidence.of(one.memory, self._catalog) for log, one in self._evidence.items()}
+        self._evidence = {log: FeatureExtractor.of(one.memory, self._catalog) for log, one in self._evidence.items()}
 
     def pack(self, log: int, about: bytes) -> bytes:
         """The memory of `log` as it is now, see `pack`."""
-        return pack(self.evidence(log).memory, self._catalog.ids(range(1, len(self._catalog))), about)
+        return pack(self.extractor(log).memory, self._catalog.ids(range(1, len(self._catalog))), about)
 
     def about(self, packed: bytes) -> bytes:
         """What was told of a packed memory. Raises `ValueError` for what is none."""
@@ -58,7 +58,7 @@ class Memories:
     def unpack(self, log: int, packed: bytes) -> None:
         """Puts a packed memory in the place of that of `log`. Raises `ValueError` for what is none."""
         memory = unpack(packed, self._horizons, self._catalog.row, self._a_day)
-        self._evidence[log] = Evidence.of(memory, self._catalog)
+        self._evidence[log] = FeatureExtractor.of(memory, self._catalog)
 
     def drop(self, log: int) -> None:
         """What is learned of `log` from now on begins anew."""
@@ -80,7 +80,7 @@ COUNTS = ("popularity", "recency")
 DIRECTIONS = ("transitions.after", "transitions.before")
 
 
-def pack(memory: Memory, ids: Sequence[str], about: bytes) -> bytes:
+def pack(memory: OnlineStatistics, ids: Sequence[str], about: bytes) -> bytes:
     """`ids` are those of the rows 1, 2, ...; `about` is the caller's, who has it back from `about_of`."""
     known = memory.known
     places = np.array([(one.n, one.offset) for one in known.values()], np.int64).reshape(-1, 2)
@@ -95,7 +95,7 @@ def about_of(body: bytes) -> bytes:
     return _load(body)["about"].tobytes()
 
 
-def unpack(body: bytes, horizons: Horizons, row: Callable[[str], int], a_day: float = np.inf) -> Memory:
+def unpack(body: bytes, horizons: HalfLives, row: Callable[[str], int], a_day: float = np.inf) -> OnlineStatistics:
     """`row` gives an item's row in the present catalogue; what is not in it is left out. Snapshots of
     version 0.1.0 do not say what users have taught: there, they have taught nothing yet.
 
@@ -104,11 +104,11 @@ def unpack(body: bytes, horizons: Horizons, row: Callable[[str], int], a_day: fl
     arrays = _load(body)
     try:
         rows = np.array([UNKNOWN, *map(row, _strings(arrays["ids"]))], np.int64)
-        memory = Memory(horizons, a_day=a_day)
+        memory = OnlineStatistics(horizons, a_day=a_day)
         memory.load(_moved(arrays, rows))
         users = _strings(arrays["users"])
         places, times = arrays["users.places"].tolist(), np.atleast_2d(arrays["users.times"].T).T.tolist()
-        known = {user: Learned(*place, *time) for user, place, time in zip(users, places, times, strict=True)}
+        known = {user: UserCursor(*place, *time) for user, place, time in zip(users, places, times, strict=True)}
         memory.resume(known, float(arrays["since"][0]), float(arrays["now"][0]))
     except (*WRONG, LookupError) as error:
         raise ValueError(f"no snapshot of a memory: {error}") from error

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from stream_rec.ranking.blend import Blend, Table
+from stream_rec.ranking.blend import Blend, CandidateTable
 from stream_rec.ranking.candidate_features import PARTS
 from stream_rec.training.lbfgs import minimise
 
@@ -16,7 +16,7 @@ WIDEST = (-10.0, 10.0)
 """Of a weight, where a log tells things apart perfectly."""
 
 
-def fit(table: Table, truth: Tensor, parts: Collection[str] = PARTS, start: Blend = START) -> Blend:
+def fit(table: CandidateTable, truth: Tensor, parts: Collection[str] = PARTS, start: Blend = START) -> Blend:
     """Weights of `parts` that make the `truth` (n,) likeliest; the other parts weigh nothing.
 
     `truth` is a place in the table for each answer, -1 where the right item is no candidate: that tells nothing of

@@ -9,7 +9,7 @@ from stream_rec.data.times import DAY
 from stream_rec.evaluation.metrics import QUALITIES, qualities
 from stream_rec.evaluation.splits import ABOUT as PROTOCOL
 from stream_rec.evaluation.splits import Protocol
-from stream_rec.features.event_template import Words
+from stream_rec.features.event_template import EventTemplate
 from stream_rec.models.model_store import Model, ModelConfig
 from stream_rec.ranking.candidate_features import PARTS
 from stream_rec.training.checkpoint import Epoch
@@ -251,7 +251,7 @@ def _times(config: ModelConfig) -> str:
     return TIMES.format(lasting=config.horizons.lasting / DAY, recent=config.horizons.recent / DAY)
 
 
-def _reads(words: Words | None) -> str:
+def _reads(words: EventTemplate | None) -> str:
     if words is None:
         return "an event as one token: its item, its type and the time since the event before"
     return f"an event as its words, at most {words.limit} tokens: `{words.template}`"

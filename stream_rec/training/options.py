@@ -10,7 +10,7 @@ from stream_rec.config import Settings
 from stream_rec.data.source import Period
 from stream_rec.errors import UserError
 from stream_rec.evaluation.splits import Protocol
-from stream_rec.features.event_template import Words
+from stream_rec.features.event_template import EventTemplate
 from stream_rec.training.config import parse_weights
 from stream_rec.window import stride_of
 
@@ -25,7 +25,7 @@ PRETRAINED_DROPOUT = 0.1
 """On item tokens."""
 
 
-class Plan(NamedTuple):
+class TrainOptions(NamedTuple):
     """The options; None is what nobody said."""
 
     events: Path | None
@@ -43,8 +43,8 @@ class Plan(NamedTuple):
     base: str | None = None
     tune: str | None = None
     read: str = "items"
-    template: str = Words().template
-    event_tokens: int = Words().limit
+    template: str = EventTemplate().template
+    event_tokens: int = EventTemplate().limit
     learning_rate: float | None = None
     validation: float = 0.1
     refit: bool = True
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     overwrite: bool = False
 
 
-def check(plan: Plan) -> None:
+def check(plan: TrainOptions) -> None:
     """Raises `UserError` for what doesn't go together, a number out of range, and a folder that is in use."""
     _check_source(plan)
     for name, value, low, high in (
@@ -86,7 +86,7 @@ def check(plan: Plan) -> None:
     if plan.base is not None and plan.width is not None:
         raise UserError("--width does not go with --base: a pre-trained language model has a width of its own")
     _check_private(plan)
-    if _words(plan) != Words() and plan.read != "words":
+    if _words(plan) != EventTemplate() and plan.read != "words":
         raise UserError("--template and --event-tokens are for events in words: give --read words too")
     parse_weights(plan.weights)
     if plan.width is not None and plan.width % HEAD:
@@ -101,7 +101,7 @@ def check(plan: Plan) -> None:
         raise UserError(f"{plan.out} holds a model already: choose another --out, or say --overwrite")
 
 
-def check_model(settings: Settings, plan: Plan, before: "Model") -> None:
+def check_model(settings: Settings, plan: TrainOptions, before: "Model") -> None:
     """Raises `UserError` for what the model that is trained further has settled otherwise."""
     config = before.config
     if not config.has_time:
@@ -115,7 +115,7 @@ def check_model(settings: Settings, plan: Plan, before: "Model") -> None:
             )
 
 
-def config_of(settings: Settings, plan: Plan, events: int, before: "Model | None") -> "TrainConfig":
+def config_of(settings: Settings, plan: TrainOptions, events: int, before: "Model | None") -> "TrainConfig":
     """What nobody said follows from the number of `events`, and from the model that is trained further."""
     from stream_rec.training.config import CONTINUED_RATE, PRIVATE_RATE, Size, TrainConfig
 
@@ -152,7 +152,7 @@ def sized(shape: "EncoderConfig", width: int) -> "EncoderConfig":
     return structs.replace(shape, width=width, heads=heads, kv_heads=heads, inner=2 * width)
 
 
-def _check_source(plan: Plan) -> None:
+def _check_source(plan: TrainOptions) -> None:
     if (plan.events is None) == (plan.from_topic is None):
         raise UserError("name what to train on: a file, EVENTS, or a topic, --from-topic TOPIC; not both")
     if plan.from_topic and plan.columns and plan.items is None:
@@ -163,18 +163,18 @@ def _check_source(plan: Plan) -> None:
     Period.parse(plan.since, plan.until)
 
 
-def _check_continued(plan: Plan) -> None:
+def _check_continued(plan: TrainOptions) -> None:
     """Raises `UserError` for what a model that is trained further has settled already."""
     settled = {"--width": plan.width, "--layers": plan.layers, "--base": plan.base}
-    settled |= {"--read words": plan.read != "items", "--template": plan.template != Words().template}
-    settled["--event-tokens"] = plan.event_tokens != Words().limit
+    settled |= {"--read words": plan.read != "items", "--template": plan.template != EventTemplate().template}
+    settled["--event-tokens"] = plan.event_tokens != EventTemplate().limit
     if given := [option for option, value in settled.items() if value]:
         raise UserError(f"--continue goes on with what the model has settled: leave out {', '.join(given)}")
     if plan.protocol == "leave-one-out":
         raise UserError("--continue goes on in time, which --protocol leave-one-out can't measure: choose another")
 
 
-def _check_private(plan: Plan) -> None:
+def _check_private(plan: TrainOptions) -> None:
     """Raises `UserError` for what a private training can't do, or would tell more of users than it promises."""
     if plan.private_epsilon is None:
         if plan.private_delta is not None or plan.private_clip is not None:
@@ -191,7 +191,7 @@ def _check_private(plan: Plan) -> None:
         raise UserError("--private-epsilon needs opacus: pip install 'stream-rec[train]'")
 
 
-def _private(plan: Plan) -> "Private | None":
+def _private(plan: TrainOptions) -> "Private | None":
     from stream_rec.training.config import CLIP, Private
 
     if plan.private_epsilon is None:
@@ -199,14 +199,14 @@ def _private(plan: Plan) -> "Private | None":
     return Private(plan.private_epsilon, plan.private_delta, plan.private_clip or CLIP)
 
 
-def _scratch(plan: Plan, size: "Size") -> "EncoderConfig":
+def _scratch(plan: TrainOptions, size: "Size") -> "EncoderConfig":
     from stream_rec.models.user_encoder import EncoderConfig
 
     shape = EncoderConfig(layers=plan.layers, dropout=size.dropout)
     return sized(shape, plan.width or shape.width)
 
 
-def _pretrained(plan: Plan, base: str) -> "EncoderConfig":
+def _pretrained(plan: TrainOptions, base: str) -> "EncoderConfig":
     """Little dropout: the body has learnt without any, and from far more than a log."""
     from stream_rec.models.user_encoder import EncoderConfig
 
@@ -219,8 +219,8 @@ def _pretrained(plan: Plan, base: str) -> "EncoderConfig":
     )
 
 
-def _words(plan: Plan) -> Words:
+def _words(plan: TrainOptions) -> EventTemplate:
     try:
-        return Words(plan.template, plan.event_tokens)
+        return EventTemplate(plan.template, plan.event_tokens)
     except ValueError as error:
         raise UserError(f"--template, --event-tokens: {error}") from None

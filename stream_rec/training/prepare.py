@@ -14,13 +14,13 @@ from stream_rec.data.dataset import Dataset
 from stream_rec.features.catalog import Catalog, text_vectors
 from stream_rec.features.event_tokenizer import Reader, reader_of
 from stream_rec.features.item_features import ItemFeatures, Vectors, prices_of
-from stream_rec.features.item_similarity import Alike, Likeness, by_direction, by_words
+from stream_rec.features.item_similarity import ItemSimilarity, NeighbourTable, by_direction, by_words
 from stream_rec.features.text_encoder import TextEncoder, text_of
-from stream_rec.features.tfidf import Lexicon
+from stream_rec.features.tfidf import Tfidf
 from stream_rec.features.tokens import UNKNOWN, event_type_numbers
 from stream_rec.messages import Item
 from stream_rec.models.model_store import Model
-from stream_rec.models.pretrained import Base, load_base, load_tokenizer
+from stream_rec.models.pretrained import PretrainedBackbone, load_backbone, load_tokenizer
 from stream_rec.models.user_encoder import UserEncoder
 from stream_rec.runtime.progress import Progress
 from stream_rec.serving.incremental import refuse_inexact
@@ -33,7 +33,7 @@ class Prepared(NamedTuple):
     data: Dataset
     items: Sequence[Item]
     features: ItemFeatures
-    alike: Alike
+    alike: ItemSimilarity
     catalog: Catalog
     vectors: Tensor
     """(rows, dim); row 0 is the unknown item."""
@@ -41,7 +41,7 @@ class Prepared(NamedTuple):
     reader: Reader
     tokenizer: Tokenizer | None
     """Of a model that reads words."""
-    base: Base | None
+    base: PretrainedBackbone | None
     """The pre-trained body, as it came."""
     start: UserEncoder | None = None
     """What a trained model has learnt, to go on from."""
@@ -79,7 +79,7 @@ def prepare(
     base = tokenizer = None
     if shape.base is not None:
         progress("loading the language model", 0, 1)
-        base = load_base(shape.base, shape.layers, config.capacity * shape.event_tokens)
+        base = load_backbone(shape.base, shape.layers, config.capacity * shape.event_tokens)
         refuse_inexact(shape.base, base.body)
         tokenizer = load_tokenizer(shape.base) if shape.words else None
         progress("loading the language model", 1, 1)
@@ -90,18 +90,18 @@ def prepare(
     ]
     event_types = tuple(frame["event"].unique().sort().to_list())
     told = [text_of(item) for item in catalogue]
-    lexicon = Lexicon.fit(told)
+    lexicon = Tfidf.fit(told)
     read = text_vectors(catalogue, texts, lexicon, lambda done, total: progress("reading item texts", done, total))
     features = ItemFeatures.fit(read, prices_of(catalogue))
     vectors: Vectors = features.transform(read, prices_of(catalogue))
     progress("comparing item texts", 0, 2)
     count, every = len(catalogue) + 1, np.arange(1, len(catalogue) + 1)
     meaning = np.concatenate([np.zeros((1, features.components), np.float32), vectors[:, : features.components]])
-    text = Likeness.empty(count).updated(count, every, by_direction(meaning))
+    text = NeighbourTable.empty(count).updated(count, every, by_direction(meaning))
     progress("comparing item texts", 1, 2)
-    words = Likeness.empty(count).updated(count, every, by_words(lexicon.rows(["", *told])))
+    words = NeighbourTable.empty(count).updated(count, every, by_words(lexicon.rows(["", *told])))
     progress("comparing item texts", 2, 2)
-    alike = Alike(lexicon, text, words)
+    alike = ItemSimilarity(lexicon, text, words)
     catalog = Catalog(catalogue, vectors, features, alike, texts)
     row_of = {item.item_id: row for row, item in enumerate(catalogue, UNKNOWN + 1)}
     data = dataset.dataset(frame, row_of, event_type_numbers(event_types))

@@ -22,7 +22,7 @@ from stream_rec.serving import device as devices
 from stream_rec.training import checkpoint, model_card, options, train
 from stream_rec.training.config import TrainConfig
 from stream_rec.training.model_card import Measured, MeasuredInterest, Origin, card
-from stream_rec.training.options import Plan
+from stream_rec.training.options import TrainOptions
 from stream_rec.training.train import Trained
 
 FIGURES = {"hr_at_10": "HR@10", "ndcg_at_10": "NDCG@10", "mrr": "MRR"}
@@ -39,7 +39,7 @@ class Given(NamedTuple):
     """For what is not the result: stderr."""
 
 
-def config_of(given: Given, chosen: Plan) -> TrainConfig:
+def config_of(given: Given, chosen: TrainOptions) -> TrainConfig:
     """The settings of a training."""
     log = given.source.log
     return structs.replace(
@@ -47,7 +47,7 @@ def config_of(given: Given, chosen: Plan) -> TrainConfig:
     )
 
 
-def train_one(given: Given, chosen: Plan, config: TrainConfig) -> Trained:
+def train_one(given: Given, chosen: TrainOptions, config: TrainConfig) -> Trained:
     """Trains one model and writes its whole folder."""
     out, frame = chosen.out, given.source.log.frame
     checkpoints = checkpoint.Checkpoints(out, "")
@@ -84,7 +84,7 @@ def fit(given: Given, config: TrainConfig, out: Path, before: str = "") -> Train
     return trained
 
 
-def show(trained: Trained, chosen: Plan) -> None:
+def show(trained: Trained, chosen: TrainOptions) -> None:
     """Prints what training measured, and where the model is."""
     Terminal().print(_table(trained.measured))
     if trained.measured.interest is not None:
@@ -116,7 +116,7 @@ def _interest(measured: MeasuredInterest) -> Table:
     return view
 
 
-def train_seeds(given: Given, plan: Plan, count: int) -> None:
+def train_seeds(given: Given, plan: TrainOptions, count: int) -> None:
     """Trains `count` models into folders of `plan.out`, and prints their figures, mean and spread.
 
     Nothing else is written there, so that `stream-rec evaluate OUT/*` measures them all. What an interrupted command
@@ -131,7 +131,7 @@ def train_seeds(given: Given, plan: Plan, count: int) -> None:
     Terminal().print(f"{len(found)} models in {plan.out}", highlight=False)
 
 
-def _finished_seed(given: Given, plan: Plan) -> Measured | None:
+def _finished_seed(given: Given, plan: TrainOptions) -> Measured | None:
     """What was measured of the model that is there already; None where there is none, or it is to be overwritten."""
     if plan.overwrite or not (plan.out / "config.json").exists():
         return None

@@ -26,7 +26,7 @@ from stream_rec.runtime.terminal import Terminal
 from stream_rec.training import checkpoint
 from stream_rec.training import run as single
 from stream_rec.training.config import TrainConfig
-from stream_rec.training.options import Plan, sized
+from stream_rec.training.options import TrainOptions, sized
 from stream_rec.training.run import Given
 from stream_rec.training.trainer import Diverged
 
@@ -43,7 +43,7 @@ WIDTHS = (64, 128, 192, 256)
 LAYERS = (1, 2, 3)
 
 
-def run(given: Given, plan: Plan, count: int) -> None:
+def run(given: Given, plan: TrainOptions, count: int) -> None:
     """Makes `count` trials in all, shows them, and trains with the best of them.
 
     Raises `UserError` where the folder holds the trials of other settings or data.
@@ -59,7 +59,7 @@ def run(given: Given, plan: Plan, count: int) -> None:
     single.show(single.train_one(given, plan, best), plan)
 
 
-def suggest(trial: Trial, recipe: TrainConfig, plan: Plan) -> dict[str, Any]:
+def suggest(trial: Trial, recipe: TrainConfig, plan: TrainOptions) -> dict[str, Any]:
     """The settings of a trial, of those that no option fixes; the shape of the decoder if it is a new one."""
     found: dict[str, Any] = {}
     if plan.learning_rate is None:
@@ -117,7 +117,7 @@ def table(trials: Sequence[FrozenTrial]) -> Table:
     return view
 
 
-def _try(study: Study, given: Given, plan: Plan, recipe: TrainConfig, number: int, count: int) -> None:
+def _try(study: Study, given: Given, plan: TrainOptions, recipe: TrainConfig, number: int, count: int) -> None:
     """The trial `number`, from 0, of `count`.
 
     An interrupted one is made again: what is drawn depends on the seed and on the trials before alone.
@@ -143,7 +143,7 @@ def _try(study: Study, given: Given, plan: Plan, recipe: TrainConfig, number: in
     shutil.rmtree(out, ignore_errors=True)
 
 
-def _study(given: Given, plan: Plan, recipe: TrainConfig) -> Study:
+def _study(given: Given, plan: TrainOptions, recipe: TrainConfig) -> Study:
     """The trials in the folder, of the same settings and data."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = plan.out / FILE

@@ -21,11 +21,11 @@ from stream_rec.data.dataset import Dataset
 from stream_rec.data.times import span
 from stream_rec.errors import UserError
 from stream_rec.evaluation import proper_scores
-from stream_rec.evaluation.evaluate import First
+from stream_rec.evaluation.evaluate import TopPredictions
 from stream_rec.evaluation.metrics import Ranks, calibration, figures
 from stream_rec.evaluation.predict import (
     Predicted,
-    everything,
+    exact_retriever,
     find,
     joined,
     predict,
@@ -37,13 +37,13 @@ from stream_rec.evaluation.predict import (
 )
 from stream_rec.evaluation.splits import BASKETS, Split, first_of_basket, same_time
 from stream_rec.features.drift import Reference, reference
-from stream_rec.features.online_statistics import FOREVER, Horizons, Memory
+from stream_rec.features.online_statistics import FOREVER, HalfLives, OnlineStatistics
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.features.tokens import UNKNOWN, Numbers
 from stream_rec.messages import Item
 from stream_rec.models.model_store import FORMAT, Model, ModelConfig
 from stream_rec.models.user_encoder import EncoderConfig, UserEncoder
-from stream_rec.ranking.blend import Blend, Table
+from stream_rec.ranking.blend import Blend, CandidateTable
 from stream_rec.ranking.candidate_features import PARTS
 from stream_rec.ranking.retrieval import NEAREST
 from stream_rec.runtime.progress import Progress
@@ -139,13 +139,13 @@ def train(
     if before is not None:
         horizons = before.config.horizons
     else:
-        horizons = horizons_of(data.times[whole]) if config.has_time else Horizons(lasting=FOREVER, recent=FOREVER)
+        horizons = horizons_of(data.times[whole]) if config.has_time else HalfLives(lasting=FOREVER, recent=FOREVER)
     config = structs.replace(config, encoder=for_new_items(config.encoder, data, validation))
 
-    def remembered(known: NDArray[np.bool_]) -> Memory:
+    def remembered(known: NDArray[np.bool_]) -> OnlineStatistics:
         """The online memory once it has learned the `known` (events,) events."""
         until = -np.inf if before is None else before.config.remembers_until
-        memory = Memory(horizons, until)
+        memory = OnlineStatistics(horizons, until)
         if before is not None:
             memory.load(before.memory)
         teach(prepared, memory, data.in_log_order(known & (data.times > until)))
@@ -183,7 +183,7 @@ def train(
         prepared.features,
         prepared.items,
         prepared.vectors[1:].numpy(),
-        (remembered(whole) if privacy is None else Memory(horizons)).state(),
+        (remembered(whole) if privacy is None else OnlineStatistics(horizons)).state(),
         prepared.alike,
         version="",
         tokenizer=prepared.tokenizer,
@@ -210,10 +210,10 @@ def splits(data: Dataset, config: TrainConfig, since: float = -np.inf) -> tuple[
     Only what came after `since` is validated, and half of it is left to train on.
     """
     if config.protocol == "leave-one-out":
-        return Split.leaving(data, 2), Split.leaving(data, 1).known
+        return Split.leave_last_n(data, 2), Split.leave_last_n(data, 1).known
     events = len(data.rows)
     cut = max(1, int(events * (1 - config.validation)), events - int((data.times > since).sum()) // 2)
-    split = Split.at(data, cut, events, online=config.protocol == "prequential")
+    split = Split.at_time(data, cut, events, online=config.protocol == "prequential")
     if same_time(data) > BASKETS:  # what else is in a basket is another question than what the next one begins with
         split = split._replace(targets=first_of_basket(data, split.targets))
     return split, np.ones(events, np.bool_)
@@ -227,10 +227,10 @@ def for_new_items(encoder: EncoderConfig, data: Dataset, validation: Split) -> E
     return structs.replace(encoder, item_dropout=min(MOST_LEFT_OUT, 1.5 * float(new)))
 
 
-def horizons_of(times: NDArray[np.float64]) -> Horizons:
+def horizons_of(times: NDArray[np.float64]) -> HalfLives:
     """Half-lives by the log's own pace: its whole span, and the span of its last `RECENT` events."""
     times = np.sort(times)
-    return Horizons(lasting=max(1.0, span(times)), recent=max(1.0, span(times, 1 - RECENT)))
+    return HalfLives(lasting=max(1.0, span(times)), recent=max(1.0, span(times, 1 - RECENT)))
 
 
 class Validated(NamedTuple):
@@ -241,7 +241,12 @@ class Validated(NamedTuple):
 
 
 def validate(
-    encoder: UserEncoder, prepared: Prepared, validation: Split, memory: Memory, config: TrainConfig, progress: Progress
+    encoder: UserEncoder,
+    prepared: Prepared,
+    validation: Split,
+    memory: OnlineStatistics,
+    config: TrainConfig,
+    progress: Progress,
 ) -> Validated:
     """The blend's weights from one half of some validation predictions, and what the other half says of it.
 
@@ -251,7 +256,7 @@ def validate(
     split = validation.sample(VALIDATION_PREDICTIONS, config.seed)
     data, count = prepared.data, len(split.targets)
     states = states_at(encoder, prepared, split.targets, config)
-    nearest = everything(encoder, prepared)
+    nearest = exact_retriever(encoder, prepared)
     asked = predict(
         *(prepared, split, memory, lambda which: nearest(states[which], NEAREST), config),
         lambda done: progress("predicting", done, count),
@@ -274,7 +279,7 @@ def validate(
         encoder.type_logits(users[second.which]).detach(), types, frequency / validation.known.sum()
     )
     shares, candidates = probable(second.table, second.table.columns @ weights.weights, weights.covered)
-    shown = First.of(shares, candidates, np.arange(len(second.places)), data.rows[second.places.numpy()])
+    shown = TopPredictions.of(shares, candidates, np.arange(len(second.places)), data.rows[second.places.numpy()])
     chance = calibration(shown.probabilities.ravel(), shown.happened.ravel())
     measured = Measured(
         predictions=len(second.places),
@@ -317,7 +322,7 @@ class Half(NamedTuple):
 
     which: Tensor
     places: Tensor
-    table: Table
+    table: CandidateTable
     truth: Tensor
 
     @classmethod
@@ -333,7 +338,7 @@ class Half(NamedTuple):
         return cls(
             chosen,
             torch.from_numpy(predicted.places)[chosen],
-            Table(number[table.answers[kept]], table.rows[kept], table.columns[kept]),
+            CandidateTable(number[table.answers[kept]], table.rows[kept], table.columns[kept]),
             torch.where(wanted >= 0, place[wanted.clamp(min=0)], -1),
         )
 

@@ -23,7 +23,7 @@ from stream_rec.models.model_store import Privacy
 from stream_rec.models.user_encoder import ItemInputs, UserEncoder, new_body
 from stream_rec.runtime.progress import Progress
 from stream_rec.serving.device import upload
-from stream_rec.serving.incremental import Look
+from stream_rec.serving.incremental import TokenEmbedding
 from stream_rec.training import checkpoint, goal_head
 from stream_rec.training.checkpoint import Epoch
 from stream_rec.training.config import RATE, TrainConfig, tuning, weights_of
@@ -206,12 +206,12 @@ def states_of(encoder: UserEncoder, prepared: Prepared, chosen: Sequence[Slice])
     """User states (targets, width) before each target of a batch, and the targets' places (targets,)."""
     made = dataset.batch(prepared.data, chosen, prepared.reader)
     wanted = made.targets >= 0
-    tokens = look_of(encoder, prepared.vectors)(upload(made.numbers, prepared.device))
+    tokens = token_embedding_of(encoder, prepared.vectors)(upload(made.numbers, prepared.device))
     states: Tensor = encoder(tokens).flatten(0, 1)[upload(np.flatnonzero(wanted), prepared.device)]
     return states, made.targets[wanted]
 
 
-def look_of(encoder: UserEncoder, vectors: Tensor) -> Look:
+def token_embedding_of(encoder: UserEncoder, vectors: Tensor) -> TokenEmbedding:
     """The tokens' vectors, of which an item's are as the item side is now; `vectors` (rows, dim)."""
     inputs = encoder.inputs
     if not isinstance(inputs, ItemInputs):

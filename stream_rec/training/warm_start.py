@@ -12,7 +12,7 @@ from stream_rec.errors import UserError
 from stream_rec.features.catalog import Catalog, text_vectors
 from stream_rec.features.event_tokenizer import reader_of
 from stream_rec.features.item_features import prices_of
-from stream_rec.features.item_similarity import Alike, Likeness
+from stream_rec.features.item_similarity import ItemSimilarity, NeighbourTable
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.features.tokens import UNKNOWN, event_type_numbers
 from stream_rec.messages import Item, Rejected, check_vector
@@ -67,7 +67,9 @@ def prepare(
         dataset.dataset(frame, row_of, event_type_numbers(event_types)),
         [newest[catalog.item(row).item_id] for row in rows],
         model.features,
-        Alike(lexicon, *(Likeness(one.rows[:count], one.cosines[:count]) for one in (catalog.text, catalog.words))),
+        ItemSimilarity(
+            lexicon, *(NeighbourTable(one.rows[:count], one.cosines[:count]) for one in (catalog.text, catalog.words))
+        ),
         catalog,
         torch.from_numpy(catalog.vectors[:count].copy()),
         event_types,

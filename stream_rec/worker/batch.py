@@ -10,7 +10,7 @@ from msgspec import structs
 from stream_rec.config import Settings
 from stream_rec.kafka import dead_letters, record_batches
 from stream_rec.kafka.topics import ENVELOPE, Room
-from stream_rec.kafka.transactions import Reply
+from stream_rec.kafka.transactions import OutputRecord
 from stream_rec.messages import (
     UNREADABLE,
     Recommendation,
@@ -21,7 +21,7 @@ from stream_rec.messages import (
     read_window,
 )
 from stream_rec.metrics import WorkerMetrics
-from stream_rec.worker.online_metrics import LiveAccuracy, Prediction
+from stream_rec.worker.online_metrics import OnlineMetrics, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Answer(NamedTuple):
     """A reply, the partition whose transaction it belongs to, and when its event arrived (seconds; None: no event)."""
 
     partition: int
-    reply: Reply
+    reply: OutputRecord
     arrived: float | None
     prediction: Prediction | None = None
     """What the user's next event is compared with, once the reply is committed."""
@@ -99,7 +99,7 @@ class Unreadable(NamedTuple):
 Found = Window | Erasure | Unreadable
 
 
-class Answered(NamedTuple):
+class ProcessedBatch(NamedTuple):
     answers: list[Answer]
     records: int
     """How many leading records they answer."""
@@ -113,16 +113,16 @@ def in_partition(user_id: str, partition: int) -> str:
     return f"{partition}:{user_id}"
 
 
-class Answerer:
+class BatchProcessor:
     """Answers windows by a model, tombstones with tombstones, and what is no window with a dead letter."""
 
     def __init__(self, settings: Settings, metrics: WorkerMetrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._live = LiveAccuracy(metrics)
+        self._live = OnlineMetrics(metrics)
         self.room = Room(settings.max_message_bytes, settings.max_message_bytes)
 
-    def answer(self, model: Model, records: Sequence[Record]) -> Answered:
+    def process(self, model: Model, records: Sequence[Record]) -> ProcessedBatch:
         """Answers to the leading `records` that make one step, in order for each user.
 
         Raises only what is wrong with this process.
@@ -142,7 +142,7 @@ class Answerer:
                     answers += self._answer_windows(model, waiting)
                     waiting = []
                     answers.append(self._erase(model, record, user_id))
-        return Answered(answers + self._answer_windows(model, waiting), count)
+        return ProcessedBatch(answers + self._answer_windows(model, waiting), count)
 
     def _read(self, record: Record) -> Found:
         if isinstance(record, record_batches.Unreadable):
@@ -195,7 +195,7 @@ class Answerer:
         if len(record.key or b"") + len(value) + ENVELOPE > self.room.record:
             return self._bury(record, "answer too large", f"{len(value)} bytes: lower top_k or raise max_message_bytes")
         prediction = self._live.predicted(told.recommendation)
-        reply = Reply(self._settings.recommendations_topic, record.key, value)
+        reply = OutputRecord(self._settings.recommendations_topic, record.key, value)
         return Answer(record.partition, reply, window.arrived, prediction)
 
     def _erase(self, model: Model, record: Record, user_id: str) -> Answer:
@@ -203,14 +203,16 @@ class Answerer:
         self._live.forget(user_id)
         held = user_id in model or user_id in self._live  # looked up, not taken for granted: it is what a receipt says
         headers = as_headers(TombstoneHeaders("something" if held else "nothing"))
-        return Answer(record.partition, Reply(self._settings.recommendations_topic, record.key, None, headers), None)
+        return Answer(
+            record.partition, OutputRecord(self._settings.recommendations_topic, record.key, None, headers), None
+        )
 
     def _bury(self, record: Record, reason: str, error: str) -> Answer:
         self._metrics.dead_letters.labels(reason).inc()
         letter = dead_letters.to_dead_letter(
             record, reason, error, time_s=record.timestamp / 1_000, max_bytes=self.room.dead_letter
         )
-        return Answer(record.partition, Reply(self._settings.dead_letter_topic, *letter), None)
+        return Answer(record.partition, OutputRecord(self._settings.dead_letter_topic, *letter), None)
 
 
 def _cut(model: Model, read: Sequence[Found]) -> int:

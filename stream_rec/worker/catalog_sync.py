@@ -22,7 +22,7 @@ from stream_rec.kafka.item_records import Entry, changes_in
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.messages import Item, Rejected
 from stream_rec.metrics import WorkerMetrics
-from stream_rec.runtime.retry import keep_running, started
+from stream_rec.runtime.retry import keep_running, start_with_retry
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Catalogue(Protocol):
         """Whether the text of `item` has to be encoded first."""
 
 
-class Upserts:
+class CatalogConsumer:
     """Follows the items topic from its beginning, without a group: every worker has the whole catalogue.
 
     `apply` brings items into the catalogue: it raises `Rejected` where it can't use them, `UserError` where their texts
@@ -102,7 +102,7 @@ class Upserts:
         log.warning("%s (%s): trying again", self._unread, type(error).__name__)
 
     async def _read(self) -> None:
-        consumer = await started(self._reader)
+        consumer = await start_with_retry(self._reader)
         try:
             await self._follow(consumer)
         finally:

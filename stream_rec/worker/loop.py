@@ -21,20 +21,20 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from stream_rec.config import Settings
 from stream_rec.errors import ModelError, NoBrokerError
-from stream_rec.health import MOVING, Health
+from stream_rec.health import REBALANCING, Health
 from stream_rec.kafka import topics
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.lag import Lag, show_failed
+from stream_rec.kafka.lag import LagMonitor, show_failed
 from stream_rec.kafka.offset_ranges import OffsetRange
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.kafka.topic_guard import TopicGuard, state_of
-from stream_rec.kafka.transactions import Done, Outlet, Reply
+from stream_rec.kafka.transactions import OutputRecord, PartitionOutput, TransactionalPublisher
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.runtime import process
-from stream_rec.runtime.retry import started, unless_told
-from stream_rec.worker.batch import Answer, Answerer
-from stream_rec.worker.model_runner import Host
+from stream_rec.runtime.retry import run_until_stopped, start_with_retry
+from stream_rec.worker.batch import Answer, BatchProcessor
+from stream_rec.worker.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
 
@@ -58,21 +58,21 @@ TRIAL_S = 60.0
 T = TypeVar("T")
 
 
-class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is partly typed
+class InferenceLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is partly typed
     """Serves the partitions that Kafka assigns to it until it is told to stop, with the model of `host`."""
 
     def __init__(
-        self, settings: Settings, host: Host, metrics: WorkerMetrics, health: Health, guard: TopicGuard
+        self, settings: Settings, host: ModelRunner, metrics: WorkerMetrics, health: Health, guard: TopicGuard
     ) -> None:
         self._settings = settings
         self._guard = guard
         self._metrics = metrics
         self._health = health
         self.host = host
-        self._former: Host | None = None
+        self._former: ModelRunner | None = None
         """Of the model before, for `TRIAL_S` after a swap; it holds nothing of users."""
         self._trial: asyncio.Task[None] | None = None
-        self._answerer = Answerer(settings, metrics)
+        self._answerer = BatchProcessor(settings, metrics)
         self._joined = asyncio.Event()  # the group, for the first time: from then on there is a consumer
         self._turn = asyncio.Lock()  # held while a batch is between being fetched and being handed to its transaction
         self._waiting: list[ConsumerRecord] = []
@@ -83,12 +83,12 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         """Whether Kafka has yet to say which partitions come next, or first."""
         self._publishing: asyncio.Task[None] | None = None
         self._assigned: frozenset[TopicPartition] = frozenset()
-        self._outlet: Outlet | None = None
+        self._outlet: TransactionalPublisher | None = None
         """Of the partitions that are served; one for each assignment."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; then what is in flight is published and the group is left."""
-        consumer = await unless_told(started(self._reader), stop)
+        consumer = await run_until_stopped(start_with_retry(self._reader), stop)
         if consumer is None:
             return
         self._consumer = consumer
@@ -133,7 +133,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         consumer.subscribe([self._settings.windows_topic], listener=self)
         return consumer
 
-    async def swap(self, host: Host) -> None:
+    async def swap(self, host: ModelRunner) -> None:
         """Goes on with `host` from one step to the next.
 
         Its memory is rebuilt first, while the former one serves; only the last few windows are learned in between. The
@@ -141,7 +141,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         """
         await self._joined.wait()
         await self._end_trial()
-        await host.learning.begin(self._served)
+        await host.learning.prepare_partitions(self._served)
         while True:
             try:
                 before, count = math.inf, await self._teach(host)
@@ -199,18 +199,18 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
         await bad.close()
         self.host.show()
 
-    async def _teach(self, host: Host) -> int:
+    async def _teach(self, host: ModelRunner) -> int:
         """Teaches the memory of `host` the windows that the present one's has learned; returns how many."""
         ends = dict(self.host.learning.learned)
         if not ends:
             return 0
         begins = await self._consumer.beginning_offsets(list(ends))
-        return await host.learning.remember({one: OffsetRange(begins[one], end) for one, end in ends.items()})
+        return await host.learning.replay_until({one: OffsetRange(begins[one], end) for one, end in ends.items()})
 
     async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
         """Lets what is in flight be committed before the partitions go."""
         self._moving = True
-        self._health.hindrances.add(MOVING)
+        self._health.not_ready_reasons.add(REBALANCING)
         self._interrupt()
         async with self._turn:
             await self._published()
@@ -260,7 +260,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             await self._let_go()
             names = self._settings.windows_topic, self._settings.recommendations_topic
             state = state_of(*(self._guard.topics[name] for name in names))
-            outlet = await Outlet.open(self._settings, state, self._answerer.room.batch)
+            outlet = await TransactionalPublisher.open(self._settings, state, self._answerer.room.batch)
             try:
                 learned = await self._go_on(outlet, sorted(self._assigned))
             except BaseException:
@@ -268,31 +268,33 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
                 raise
             self._outlet = outlet
             if learned > WORTH_KEEPING:
-                await self.host.learning.keep()
+                await self.host.learning.save_snapshot()
             process.freeze_gc()
             log.info("worker ready: %d partitions, model %s", len(self._assigned), self.host.engine.version)
         self._follow_others()
         if not self._moving:
-            self._health.hindrances.discard(MOVING)
+            self._health.not_ready_reasons.discard(REBALANCING)
 
-    async def _go_on(self, outlet: Outlet, partitions: Sequence[TopicPartition]) -> int:
+    async def _go_on(self, outlet: TransactionalPublisher, partitions: Sequence[TopicPartition]) -> int:
         """Takes `partitions` over and learns what came before in them; returns how many windows those were."""
-        await self.host.learning.begin(partitions)
+        await self.host.learning.prepare_partitions(partitions)
         begins = await self._consumer.beginning_offsets(partitions)
         learned = 0
         for one, begin in sorted(begins.items()):
-            position = await outlet.take_over(one, begin, self._consumer._coordinator.fetch_committed_offsets)
+            position = await outlet.acquire_partition(one, begin, self._consumer._coordinator.fetch_committed_offsets)
             end = (await self._consumer.end_offsets([one]))[one]
             if position > end:
                 log.warning("Kafka has lost windows of %s[%d]: answers go on at its end", *one)
                 position = end
-            learned += await self.host.learning.remember({one: OffsetRange(begin, position)})
+            learned += await self.host.learning.replay_until({one: OffsetRange(begin, position)})
             self._consumer.seek(one, position)
         return learned
 
     def _follow_others(self) -> None:
         every = self._consumer.partitions_for_topic(self._settings.windows_topic) or ()
-        self.host.learning.follow({TopicPartition(self._settings.windows_topic, one) for one in every} - self._assigned)
+        self.host.learning.tail_other_partitions(
+            {TopicPartition(self._settings.windows_topic, one) for one in every} - self._assigned
+        )
 
     async def _serve(self) -> None:
         """Fetches, computes and hands to publishing one batch; has windows encoded ahead where there is none."""
@@ -301,7 +303,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             if self.host.recent:
                 await self.host.call(self.host.encode_ahead)
             return
-        answers, count = await self.host.call(self._answerer.answer, self.host, self._waiting)
+        answers, count = await self.host.call(self._answerer.process, self.host, self._waiting)
         if any(answer.failed for answer in answers):
             await self.host.probe()  # whether the windows are at fault, or the model
         answered, self._waiting = self._waiting[:count], self._waiting[count:]
@@ -331,15 +333,17 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             for records in (await self._unless_moved(fetch) or {}).values():
                 self._waiting += records
 
-    async def _publish(self, outlet: Outlet, records: Sequence[ConsumerRecord], answers: Sequence[Answer]) -> None:
+    async def _publish(
+        self, outlet: TransactionalPublisher, records: Sequence[ConsumerRecord], answers: Sequence[Answer]
+    ) -> None:
         """One transaction; if it fails, all partitions are taken over anew in the loop."""
-        replies: defaultdict[int, list[Reply]] = defaultdict(list)
+        replies: defaultdict[int, list[OutputRecord]] = defaultdict(list)
         for answer in answers:
             replies[answer.partition].append(answer.reply)
         ends = {_partition(record): record.offset + 1 for record in records}
         began = time.monotonic()
         try:
-            await outlet.publish({one: Done(replies[one.partition], end) for one, end in ends.items()})
+            await outlet.publish({one: PartitionOutput(replies[one.partition], end) for one, end in ends.items()})
         except (KafkaError, OSError, TimeoutError) as error:
             self._metrics.transactions.labels("failed").inc()
             log.warning("a transaction failed (%s), going on from the last commits", type(error).__name__)
@@ -375,7 +379,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is pa
             self._publishing = None
 
     async def _measure(self) -> None:
-        lag = Lag(self._metrics.lag, self._health)
+        lag = LagMonitor(self._metrics.lag, self._health)
         while True:
             self.host.show()
             self._health.troubles = self.host.troubles

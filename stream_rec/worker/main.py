@@ -13,14 +13,14 @@ from stream_rec.config import Settings
 from stream_rec.errors import UserError, end_process
 from stream_rec.health import Health, serve
 from stream_rec.kafka import access_control, topics
-from stream_rec.kafka.access_control import Topic, describe
+from stream_rec.kafka.access_control import TopicInfo, describe_topics
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.topic_guard import TopicGuard
 from stream_rec.metrics import WorkerMetrics
-from stream_rec.runtime.retry import patiently, unless_told
+from stream_rec.runtime.retry import retry_until_available, run_until_stopped
 from stream_rec.serving.load import load_engine
-from stream_rec.worker.loop import Worker
-from stream_rec.worker.reload import Swaps
+from stream_rec.worker.loop import InferenceLoop
+from stream_rec.worker.reload import ModelReloader
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ async def _run(settings: Settings) -> int:
     stop, look = asyncio.Event(), asyncio.Event()
     for number, event in ((signal.SIGINT, stop), (signal.SIGTERM, stop), (signal.SIGHUP, look)):
         asyncio.get_running_loop().add_signal_handler(number, event.set)
-    topics = await patiently(partial(_fit, settings), stop, fail_fast=settings.fail_fast)
+    topics = await retry_until_available(partial(_fit, settings), stop, fail_fast=settings.fail_fast)
     if topics is None:
         return 0
     registry = CollectorRegistry()
@@ -54,7 +54,7 @@ async def _run(settings: Settings) -> int:
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
     told = asyncio.create_task(stop.wait())
     watching = asyncio.create_task(health.watch())
-    swaps = Swaps(settings, metrics, load_engine, look)
+    swaps = ModelReloader(settings, metrics, load_engine, look)
     guard = TopicGuard(access(settings), topics, health)
     guarding = asyncio.create_task(guard.watch())
     serving = asyncio.create_task(_serve(settings, metrics, health, swaps, guard, stop))
@@ -73,9 +73,9 @@ async def _run(settings: Settings) -> int:
     return 0
 
 
-async def _fit(settings: Settings) -> dict[str, Topic]:
+async def _fit(settings: Settings) -> dict[str, TopicInfo]:
     """The topics that a worker depends on. Raises `UserError` where it could not do its work."""
-    found = await describe(access(settings), *access_control.worker(settings))
+    found = await describe_topics(access(settings), *access_control.worker(settings))
     await topics.require_room(settings, settings.recommendations_topic, settings.dead_letter_topic)
     names = settings.windows_topic, settings.recommendations_topic
     windows, recommendations = (found[name].partitions for name in names)
@@ -91,15 +91,15 @@ async def _serve(
     settings: Settings,
     metrics: WorkerMetrics,
     health: Health,
-    swaps: Swaps,
+    swaps: ModelReloader,
     guard: TopicGuard,
     stop: asyncio.Event,
 ) -> None:
     """Serves with the model that is there and then with each new one, until `stop` is set."""
-    host = await unless_told(swaps.first(), stop)
+    host = await run_until_stopped(swaps.first(), stop)
     if host is None:
         return
-    worker = Worker(settings, host, metrics, health, guard)
+    worker = InferenceLoop(settings, host, metrics, health, guard)
     watching, serving = asyncio.create_task(swaps.watch(worker)), asyncio.create_task(worker.run(stop))
     try:
         done, _ = await asyncio.wait({watching, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -110,5 +110,5 @@ async def _serve(
             task.cancel()
         await asyncio.gather(watching, serving, return_exceptions=True)
         await worker.host.learning.close()
-        await worker.host.learning.keep()
+        await worker.host.learning.save_snapshot()
         await worker.host.close()

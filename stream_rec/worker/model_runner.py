@@ -18,9 +18,9 @@ from stream_rec.messages import Item, Window
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.runtime import process
 from stream_rec.worker.batch import Failed, Told
-from stream_rec.worker.catalog_sync import Upserts
-from stream_rec.worker.prewarm import Recent
-from stream_rec.worker.statistics_sync import Learning
+from stream_rec.worker.catalog_sync import CatalogConsumer
+from stream_rec.worker.prewarm import PrewarmQueue
+from stream_rec.worker.statistics_sync import StatisticsSync
 
 if TYPE_CHECKING:
     from stream_rec.serving.engine import Engine
@@ -35,7 +35,7 @@ AHEAD = 4
 Load = Callable[[Settings], "Engine"]
 
 
-class Host:
+class ModelRunner:
     """An engine and what keeps it up to date. `call` runs something on the engine's thread."""
 
     def __init__(
@@ -50,15 +50,17 @@ class Host:
         self.engine = engine
         self.loaded = time.time()
         """When the model had been read, seconds since 1970."""
-        self.recent = Recent(max(1, RECENT_EVENTS // engine.capacity))
+        self.recent = PrewarmQueue(max(1, RECENT_EVENTS // engine.capacity))
         """Windows that the memory was rebuilt from, of users whom no step has met since."""
-        self.learning = Learning(settings, metrics, engine, self.recent, self.call)
-        self._upserts = Upserts(settings, metrics, catalogue=engine.catalog, apply=self._apply, withdraw=self._withdraw)
+        self.learning = StatisticsSync(settings, metrics, engine, self.recent, self.call)
+        self._upserts = CatalogConsumer(
+            settings, metrics, catalogue=engine.catalog, apply=self._apply, withdraw=self._withdraw
+        )
         self._cache_failures = self._unmeasured = self._untaught = 0
         self._following: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, settings: Settings, metrics: WorkerMetrics, load: Load) -> "Host":
+    async def open(cls, settings: Settings, metrics: WorkerMetrics, load: Load) -> "ModelRunner":
         """Has the settings' model loaded on a thread of its own. Raises what `load` raises."""
         thread = ThreadPoolExecutor(1, "torch")
         try:

@@ -53,7 +53,7 @@ class Prediction:
     model's thread."""
 
 
-class LiveAccuracy:
+class OnlineMetrics:
     """Remembers the last answer of the `most` users answered last."""
 
     def __init__(self, metrics: WorkerMetrics, most: int = 100_000) -> None:

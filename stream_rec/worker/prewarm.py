@@ -5,7 +5,7 @@ import heapq
 from stream_rec.messages import Window
 
 
-class Recent:
+class PrewarmQueue:
     """The newest windows of the `most` users who were active last, or of up to twice as many."""
 
     def __init__(self, most: int) -> None:

@@ -9,8 +9,8 @@ from aiokafka.errors import KafkaError
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
 from stream_rec.metrics import WorkerMetrics
-from stream_rec.worker.loop import Worker
-from stream_rec.worker.model_runner import Host, Load
+from stream_rec.worker.loop import InferenceLoop
+from stream_rec.worker.model_runner import Load, ModelRunner
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def stamps(folder: Path) -> Stamps:
     return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-class Swaps:
+class ModelReloader:
     """Looks for a new model every `watch_model_s` seconds, and when `told` is set.
 
     A folder is taken for a new model when it has changed since it was last read and then stood still from one look to
@@ -44,16 +44,16 @@ class Swaps:
         self._read: Stamps | None = None
         """The folder as it was when a model was last read from it; None asks for it to be read again."""
 
-    async def first(self) -> Host:
+    async def first(self) -> ModelRunner:
         """The host of the model that is there at the start. Raises `UserError` for a bad folder."""
         for outcome in ("loaded", "refused", "reverted"):
             self._metrics.model_loads.labels(outcome).inc(0)  # shown before the first one: a rate needs a zero
         host = await self._open()
-        await host.learning.restore()
+        await host.learning.load_snapshot()
         self._metrics.model_loads.labels("loaded").inc()
         return host
 
-    async def watch(self, worker: Worker) -> None:
+    async def watch(self, worker: InferenceLoop) -> None:
         """Runs until it is cancelled."""
         before: Stamps = {}
         while True:
@@ -73,7 +73,7 @@ class Swaps:
         self._told.clear()
         return True
 
-    async def _change(self, worker: Worker) -> None:
+    async def _change(self, worker: InferenceLoop) -> None:
         """One line in the log whatever comes of it."""
         serving = worker.host.engine.version
         try:
@@ -98,7 +98,7 @@ class Swaps:
             else:
                 log.info("model %s goes on: it is what the folder holds", serving)
 
-    async def _open(self, version: str = "") -> Host:
+    async def _open(self, version: str = "") -> ModelRunner:
         """A host that answers probe windows and whose catalogue is up to date, unless its model is that `version`."""
         host = await self._whole()
         try:
@@ -110,12 +110,12 @@ class Swaps:
             raise
         return host
 
-    async def _whole(self) -> Host:
+    async def _whole(self) -> ModelRunner:
         """A host of a model that didn't change while it was read."""
         folder = self._settings.model
         while True:
             self._read = await asyncio.to_thread(stamps, folder)
-            host = await Host.open(self._settings, self._metrics, self._load)
+            host = await ModelRunner.open(self._settings, self._metrics, self._load)
             if await asyncio.to_thread(stamps, folder) == self._read:
                 return host
             log.info("the model in %s changed while it was read: once more", folder)

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.kafka.access_control import cluster_of, describe, on
+from stream_rec.kafka.access_control import cluster_of, describe_topics, on
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.kafka.offset_ranges import OffsetRange, read
@@ -31,7 +31,7 @@ from stream_rec.messages import UNREADABLE, read_window
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.runtime.retry import keep_running
 from stream_rec.worker.batch import in_partition
-from stream_rec.worker.prewarm import Recent
+from stream_rec.worker.prewarm import PrewarmQueue
 
 if TYPE_CHECKING:
     from stream_rec.serving.engine import Engine
@@ -45,7 +45,7 @@ MARGIN_S = 60.0
 log = logging.getLogger(__name__)
 
 
-class About(Struct, frozen=True):
+class SnapshotMeta(Struct, frozen=True):
     version: str
     """The model's."""
     cluster: str
@@ -70,7 +70,7 @@ class SnapshotFile:
             return self._path.read_bytes()
         return None
 
-    def write(self, body: bytes) -> bool:
+    def save(self, body: bytes) -> bool:
         """For this user's eyes only; whole or not at all. Returns whether it was written."""
         part = self._path.with_name(f"{PART}{os.getpid()}")
         try:
@@ -84,7 +84,7 @@ class SnapshotFile:
             return False
         return True
 
-    def drop(self) -> None:
+    def delete(self) -> None:
         self._sweep()
         with contextlib.suppress(OSError):
             self._path.unlink()
@@ -96,7 +96,7 @@ class SnapshotFile:
                 part.unlink()
 
 
-async def holds(about: About, settings: Settings, version: str) -> bool:
+async def is_valid(about: SnapshotMeta, settings: Settings, version: str) -> bool:
     """Whether a snapshot tells of the windows topic as it is, and of nothing that the group has yet to answer.
 
     A topic of the same name that was made anew has another id; where brokers give none, it holds what is younger than
@@ -107,7 +107,7 @@ async def holds(about: About, settings: Settings, version: str) -> bool:
         return False
     if about.cluster != await cluster_of(access(settings)):
         return False
-    if about.topic_id != (await describe(access(settings), *on("Read", about.topic)))[about.topic].id:
+    if about.topic_id != (await describe_topics(access(settings), *on("Read", about.topic)))[about.topic].id:
         return False
     learned = {TopicPartition(about.topic, number): offset for number, offset in about.offsets.items()}
     after = int((about.taken + MARGIN_S) * 1_000)
@@ -135,7 +135,7 @@ KEEP_S = 2.0
 """How long the end of a worker waits for Kafka to say which cluster a snapshot is of, seconds."""
 
 
-class Learning:
+class StatisticsSync:
     """Teaches the memories of `engine`; `call` runs something on the engine's thread."""
 
     def __init__(
@@ -143,7 +143,7 @@ class Learning:
         settings: Settings,
         metrics: WorkerMetrics,
         engine: "Engine",
-        recent: Recent,
+        recent: PrewarmQueue,
         call: Callable[..., Awaitable[Any]],
     ) -> None:
         self._settings = settings
@@ -171,19 +171,19 @@ class Learning:
         """Which memory learns from each of `partitions`, see `serving.statistics`."""
         return [0] * len(partitions) if self._settings.memory == "all" else partitions
 
-    async def restore(self) -> None:
+    async def load_snapshot(self) -> None:
         """Goes on from the snapshot of a former process, if there is one and it still holds; else removes it.
 
-        Before `begin`.
+        Before `prepare_partitions`.
         """
         if self._settings.memory == "own":
-            self._file.drop()
+            self._file.delete()
         if (body := await asyncio.to_thread(self._file.read)) is None:
             return
         memories = self._engine.memories
         try:
-            about = msgspec.json.decode(await asyncio.to_thread(memories.about, body), type=About)
-            if not await holds(about, self._settings, self._engine.version):
+            about = msgspec.json.decode(await asyncio.to_thread(memories.about, body), type=SnapshotMeta)
+            if not await is_valid(about, self._settings, self._engine.version):
                 raise ValueError("it is too old, or of another model, topic or group")
             await self._call(memories.unpack, 0, body)
         except (KafkaError, UserError) as error:
@@ -191,19 +191,19 @@ class Learning:
             return
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the topic says the same
             log.info("the snapshot of the memory is not used: %s", error)
-            self._file.drop()
+            self._file.delete()
             return
         self.learned = {TopicPartition(about.topic, number): offset for number, offset in about.offsets.items()}
         log.info("memory of model %s goes on from a snapshot", about.version)
 
-    async def keep(self) -> None:
+    async def save_snapshot(self) -> None:
         """Leaves a snapshot for the next start."""
         if self._settings.memory == "own" or not self.learned:
             return
         kafka, name = access(self._settings), self._settings.windows_topic
         try:
             cluster = await cluster_of(kafka, KEEP_S)
-            topic = (await describe(kafka, *on("Read", name), timeout_s=KEEP_S))[name]
+            topic = (await describe_topics(kafka, *on("Read", name), timeout_s=KEEP_S))[name]
             kept = await self._call(self._write, cluster, topic.id)
         except Exception as error:  # noqa: BLE001 - a start without one takes longer, and that is all
             log.warning("no snapshot of the memory: %s", error)
@@ -215,16 +215,18 @@ class Learning:
     def _write(self, cluster: str, topic_id: str) -> bool:
         """On the engine's thread, as `forget` is: an erasure comes before the file or removes it."""
         offsets = {partition.partition: offset for partition, offset in self.learned.items()}
-        about = About(self._engine.version, cluster, self._settings.windows_topic, time.time(), offsets, topic_id)
-        return self._file.write(self._engine.memories.pack(0, msgspec.json.encode(about)))
+        about = SnapshotMeta(
+            self._engine.version, cluster, self._settings.windows_topic, time.time(), offsets, topic_id
+        )
+        return self._file.save(self._engine.memories.pack(0, msgspec.json.encode(about)))
 
     def forget(self, user_id: str) -> None:
         """On the engine's thread: erases what is held of a user, and the file that may name them."""
         self._engine.forget(user_id)
         self._recent.forget(user_id)
-        self._file.drop()
+        self._file.delete()
 
-    async def begin(self, partitions: Collection[TopicPartition]) -> None:
+    async def prepare_partitions(self, partitions: Collection[TopicPartition]) -> None:
         """The worker is about to take `partitions` over.
 
         A memory of a partition's own begins anew: it may have learned what was never committed, and would know then
@@ -238,9 +240,9 @@ class Learning:
                 await self._call(self._engine.memories.drop, partition.partition)
                 self.learned.pop(partition, None)
         for number in set(self.logs([partition.partition for partition in partitions])):
-            await self._call(self._engine.memories.evidence, number)  # now, rather than in the first step
+            await self._call(self._engine.memories.extractor, number)  # now, rather than in the first step
 
-    async def remember(self, spans: Mapping[TopicPartition, OffsetRange]) -> int:
+    async def replay_until(self, spans: Mapping[TopicPartition, OffsetRange]) -> int:
         """Learns what isn't learned yet of `spans`; returns how many windows those were.
 
         Raises `KafkaError`; what was learned until then is not read again.
@@ -262,7 +264,7 @@ class Learning:
         log.info("memory of model %s: %d windows in %.1f s", self._engine.version, count, time.monotonic() - began)
         return count
 
-    def follow(self, others: Collection[TopicPartition]) -> None:
+    def tail_other_partitions(self, others: Collection[TopicPartition]) -> None:
         """From now on learns from `others` too, which other workers serve, as their windows come."""
         self._own -= frozenset(others)
         self._others = frozenset(others) if self._settings.memory == "all" else frozenset()

@@ -1,11 +1,11 @@
 import torch
 
-from stream_rec.bench.catalog import SCALE, STEPS, Plan, catalogue, measure
+from stream_rec.bench.catalog import SCALE, STEPS, CatalogBenchOptions, catalogue, measure
 
 
 def test_the_benchmark_compares_an_index_with_scoring_everything() -> None:
     heard: list[None] = []
-    figures = measure(2_000, Plan(width=32, batch=32, runs=1, recalled=64), lambda: heard.append(None))
+    figures = measure(2_000, CatalogBenchOptions(width=32, batch=32, runs=1, recalled=64), lambda: heard.append(None))
     assert len(heard) == STEPS
     assert figures["items"] == 2_000
     assert 0.97 < figures["recall_at_20"] <= 1

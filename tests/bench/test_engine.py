@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from stream_rec.bench.engine import Plan, read_decoder, run, simulated
+from stream_rec.bench.engine import EngineBenchOptions, read_decoder, run, simulated
 from stream_rec.errors import UserError
 
-PLAN = Plan(capacity=16, width=32, layers=2, heads=2, items=700, events=400, sample=60, batch=32, runs=1)
+PLAN = EngineBenchOptions(capacity=16, width=32, layers=2, heads=2, items=700, events=400, sample=60, batch=32, runs=1)
 
 
 def test_the_benchmark_answers_exactly_and_counts_what_it_computed() -> None:

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from stream_rec.bench.engine import Plan
+from stream_rec.bench.engine import EngineBenchOptions
 from stream_rec.bench.language_model import Language, show
 from tests.language import tiny_language_model
 
-PLAN = Plan(capacity=8, events=60, sample=8, batch=16, runs=1, kv_cache_gb=0.1)
+PLAN = EngineBenchOptions(capacity=8, events=60, sample=8, batch=16, runs=1, kv_cache_gb=0.1)
 
 
 def test_both_readings_answer_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,9 @@ from importlib.util import find_spec
 import pytest
 
 from stream_rec.bench import peers
-from stream_rec.bench.engine import Plan, prepare, simulated
+from stream_rec.bench.engine import EngineBenchOptions, prepare, simulated
 
-PLAN = Plan(capacity=16, width=32, layers=2, heads=2, items=700, events=300, sample=40, batch=32, runs=1)
+PLAN = EngineBenchOptions(capacity=16, width=32, layers=2, heads=2, items=700, events=300, sample=40, batch=32, runs=1)
 
 
 def test_every_peer_answers_the_same_windows() -> None:

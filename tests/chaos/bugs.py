@@ -82,17 +82,17 @@ def offsets_first(struck: Path) -> None:
     """Workers commit the offsets, and only then publish."""
     from aiokafka import TopicPartition
 
-    from stream_rec.kafka.transactions import Done, Outlet
+    from stream_rec.kafka.transactions import PartitionOutput, TransactionalPublisher
 
-    publish = Outlet.publish
+    publish = TransactionalPublisher.publish
 
-    async def apart(self: Outlet, done: Mapping[TopicPartition, Done]) -> None:
-        await publish(self, {partition: Done((), offset) for partition, (_, offset) in done.items()})
+    async def apart(self: TransactionalPublisher, done: Mapping[TopicPartition, PartitionOutput]) -> None:
+        await publish(self, {partition: PartitionOutput((), offset) for partition, (_, offset) in done.items()})
         if any(replies for replies, _ in done.values()):
             _crash_once(struck)
         await publish(self, done)
 
-    Outlet.publish = apart  # type: ignore[method-assign]
+    TransactionalPublisher.publish = apart  # type: ignore[method-assign]
 
 
 def _crash_once(struck: Path) -> None:

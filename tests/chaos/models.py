@@ -8,7 +8,7 @@ import msgspec
 import torch
 
 from stream_rec.bench.random_model import random_model
-from stream_rec.features.online_statistics import Memory
+from stream_rec.features.online_statistics import OnlineStatistics
 from stream_rec.messages import Item
 from stream_rec.models import model_store
 from stream_rec.models.user_encoder import EncoderConfig
@@ -36,7 +36,8 @@ def make(items: Sequence[Item], event_types: Sequence[str], home: Path) -> Model
     """Both with the blend and the online memory of a trained one; they differ in weights and in when training ended."""
     shape = EncoderConfig(width=WIDTH, layers=2, heads=4, kv_heads=2, inner=64, dropout=0.0)
     made = [
-        random_model(shape, items, tuple(event_types), CAPACITY, blend=BLEND, memory=Memory(HORIZONS)) for _ in range(2)
+        random_model(shape, items, tuple(event_types), CAPACITY, blend=BLEND, memory=OnlineStatistics(HORIZONS))
+        for _ in range(2)
     ]
     with torch.no_grad():
         for weight in made[1].encoder.parameters():

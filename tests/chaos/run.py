@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from stream_rec.config import Settings
 from stream_rec.kafka import topics
-from stream_rec.kafka.access_control import describe, on
+from stream_rec.kafka.access_control import describe_topics, on
 from stream_rec.kafka.connection import access
 from tests.chaos import models
 from tests.chaos.bugs import Bug
@@ -93,7 +93,7 @@ async def run(
             recovery = longest_recovery(stage.times, traffic)
         say(f"recovered, {recovery:.1f} s at the longest", 1, 1)
         events = await read_topic(settings, settings.events_topic)
-        topic = (await describe(access(settings), *on("Read", settings.events_topic)))[settings.events_topic]
+        topic = (await describe_topics(access(settings), *on("Read", settings.events_topic)))[settings.events_topic]
         found = await _found(settings)
         calm = await _calm(settings, made, home / "calm", say)
     finally:

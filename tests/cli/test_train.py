@@ -13,7 +13,7 @@ from stream_rec.cli.main import cli
 from stream_rec.data import event_log
 from stream_rec.data.simulator.storefront import Storefront
 from stream_rec.errors import UserError
-from stream_rec.features.online_statistics import FOREVER, Horizons
+from stream_rec.features.online_statistics import FOREVER, HalfLives
 from stream_rec.models import model_store
 from stream_rec.training import lbfgs, model_card, search, train
 from stream_rec.training import run as single
@@ -192,7 +192,7 @@ def test_a_log_without_times_trains_a_model_that_goes_by_none(shop: Path, tmp_pa
     assert "items, 100.0% of its events" in done.stderr
     config = model_store.load(tmp_path / "m").config
     assert (config.has_time, config.blend.recency) == (False, 0)
-    assert config.horizons == Horizons(FOREVER, FOREVER)
+    assert config.horizons == HalfLives(FOREVER, FOREVER)
     assert "| times | the log had none" in (tmp_path / "m" / "README.md").read_text()
     assert "recency" not in measured(tmp_path / "m").alone
     command = ("evaluate", str(tmp_path / "m"), str(shop / "events.csv"), "--cache-dir", str(shop))

@@ -26,7 +26,7 @@ def test_a_summary_stands_below_the_facts_and_says_whose_it_is(
     asked = tmp_path / "window.json"
     asked.write_bytes(encode(window("u", 3, ["i1", "i2", "i1"])))
     settings = Settings(model=tmp_path / "model", capacity=CAPACITY, stride=STRIDE, cache_dir=tmp_path, device="cpu")
-    plan = command.Plan(None, asked, as_json=True, llm=str(language))
+    plan = command.ExplainOptions(None, asked, as_json=True, llm=str(language))
     assert command.run(settings, plan) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["words"][0] == "3 events in the window, in 1 session."
@@ -61,7 +61,7 @@ def test_titles_are_text_and_nothing_else(tmp_path: Path, capsys: pytest.Capture
     asked = tmp_path / "window.json"
     asked.write_bytes(encode(window("u", 6, [f"i{at}" for at in range(6)])))
     settings = Settings(model=tmp_path / "model", capacity=CAPACITY, stride=STRIDE, cache_dir=tmp_path, device="cpu")
-    assert command.run(settings, command.Plan(None, asked, as_json)) == 0
+    assert command.run(settings, command.ExplainOptions(None, asked, as_json)) == 0
     shown = capsys.readouterr().out
     assert all(character.isprintable() for character in shown.replace("\n", ""))
     if as_json:

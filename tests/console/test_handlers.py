@@ -11,7 +11,7 @@ from yarl import URL
 from stream_rec import config
 from stream_rec.config import Settings
 from stream_rec.console.handlers import app
-from stream_rec.console.state import Following
+from stream_rec.console.state import ConsoleState
 
 CLICK = {"user_id": "u1", "item_id": "i2", "event_type": "view"}
 NOWHERE = "127.0.0.1:1"
@@ -25,7 +25,7 @@ def settings() -> Settings:
 
 @pytest.fixture(params=[True], ids=["may send"])
 async def client(settings: Settings, request: pytest.FixtureRequest) -> AsyncIterator[Client]:
-    following = Following(settings)
+    following = ConsoleState(settings)
     following._feed.ready.set()
     async with TestClient(TestServer(app(settings, following, request.param))) as made:
         yield made
@@ -163,7 +163,7 @@ async def test_headers_let_no_script_in_but_the_pages_own(client: Client) -> Non
 
 
 async def test_while_it_starts_only_the_page_is_there(settings: Settings) -> None:
-    async with TestClient(TestServer(app(settings, Following(settings), allow_events=False))) as client:
+    async with TestClient(TestServer(app(settings, ConsoleState(settings), allow_events=False))) as client:
         for path, status in (("/", 200), ("/healthz", 503), ("/stream", 503), ("/recommendations/u", 503)):
             async with client.get(path) as answer:
                 assert answer.status == status

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_rec.console import live as room
-from stream_rec.console.baselines import RecentFloors
+from stream_rec.console.baselines import RecentBaselines
 from stream_rec.console.live import Live, Row
-from stream_rec.evaluation.baselines import Floors
+from stream_rec.evaluation.baselines import Baselines
 from stream_rec.evaluation.prequential import Bounds, Prequential
 from stream_rec.evaluation.report import Report
 from stream_rec.messages import ERASE, Event, RankedItem, Recommendation
@@ -30,7 +30,7 @@ def take(live: Live, offset: int, user: str = "u", item: str = "tea") -> Row:
 
 
 def test_an_event_is_compared_with_the_newest_answer_before_it() -> None:
-    live = Live(RecentFloors())
+    live = Live(RecentBaselines())
     first = take(live, 0)
     assert (first.evaluated, first.latency_s) == (False, None)
     assert live.answer(0, answer("u", 0, "cup", "tea", "pot"), 10.5) == [first]
@@ -42,7 +42,7 @@ def test_an_event_is_compared_with_the_newest_answer_before_it() -> None:
 
 
 def test_only_what_a_committed_answer_covers_counts_for_the_accuracy() -> None:
-    live = Live(RecentFloors())
+    live = Live(RecentBaselines())
     take(live, 0)
     live.answer(0, answer("u", 0, "tea"), 10.0)
     take(live, 1)
@@ -55,7 +55,7 @@ def test_only_what_a_committed_answer_covers_counts_for_the_accuracy() -> None:
 
 
 def test_an_event_that_came_before_the_answer_was_not_predicted() -> None:
-    live = Live(RecentFloors())
+    live = Live(RecentBaselines())
     take(live, 0)
     second = take(live, 1)
     assert (second.evaluated, second.too_late) == (False, False)
@@ -78,7 +78,7 @@ def test_an_event_that_came_before_the_answer_was_not_predicted() -> None:
     )
 )
 def test_the_console_counts_what_the_report_counts(log: list[tuple[str, str, int]]) -> None:
-    live, join, report = Live(RecentFloors()), Prequential(Floors()), Report()
+    live, join, report = Live(RecentBaselines()), Prequential(Baselines()), Report()
     for offset, (user, item, _) in enumerate(log):
         live.event(0, offset, event(user, item), float(offset))
         report.add(join.event(0, offset, user, item, "view", float(offset)))
@@ -92,7 +92,7 @@ def test_the_console_counts_what_the_report_counts(log: list[tuple[str, str, int
 
 
 def test_a_topic_that_is_made_again_is_shown() -> None:
-    live = Live(RecentFloors())
+    live = Live(RecentBaselines())
     take(live, 70)
     live.answer(0, answer("u", 70, "tea"), 81.0)
     again = take(live, 3)
@@ -101,7 +101,7 @@ def test_a_topic_that_is_made_again_is_shown() -> None:
 
 
 def test_an_erasure_takes_the_held_answer_away() -> None:
-    live = Live(RecentFloors())
+    live = Live(RecentBaselines())
     live.answer(0, answer("u", 0, "tea"), 10.0)
     assert live.event(0, 1, event("u", None, ERASE), 11.0) is None
     assert not take(live, 2).evaluated
@@ -110,7 +110,7 @@ def test_an_erasure_takes_the_held_answer_away() -> None:
 @given(st.lists(st.booleans(), max_size=30))
 def test_the_order_in_which_topics_are_read_changes_nothing(early: list[bool]) -> None:
     """An answer may be read before its own event."""
-    live, plain = Live(RecentFloors()), Live(RecentFloors())
+    live, plain = Live(RecentBaselines()), Live(RecentBaselines())
     for offset, before in enumerate(early):
         given = answer("u", offset, "tea", f"i{offset}")
         if before:
@@ -125,7 +125,7 @@ def test_the_order_in_which_topics_are_read_changes_nothing(early: list[bool]) -
 
 
 def test_memory_is_bounded() -> None:
-    live = Live(RecentFloors(), Bounds(users=10, events=16, answers=2, places=100))
+    live = Live(RecentBaselines(), Bounds(users=10, events=16, answers=2, places=100))
     for offset in range(room.ROWS + 50):
         take(live, offset, user=f"u{offset % 50}")
         if offset % 2:
@@ -138,7 +138,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_a_sent_event_has_the_streams_time() -> None:
-    live = Live(RecentFloors())
+    live = Live(RecentBaselines())
     assert live.clock(5e8) == 5e8
     take(live, 0)
     assert live.clock(5e8) == 1_000.0

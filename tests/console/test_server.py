@@ -9,7 +9,7 @@ import pytest
 from stream_rec import config
 from stream_rec.console import handlers, security, server
 from stream_rec.console.sse import PAGES
-from stream_rec.console.state import Following
+from stream_rec.console.state import ConsoleState
 
 GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HEALTHY = b"HTTP/1.1 200 OK"
@@ -17,10 +17,10 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[tuple[int, Following]]:
+async def serving() -> AsyncIterator[tuple[int, ConsoleState]]:
     """The port of a console without a broker, and what it follows."""
     settings = config.load(bootstrap_servers="127.0.0.1:1")
-    following = Following(settings)
+    following = ConsoleState(settings)
     following._feed.ready.set()
     async with server.serving(handlers.app(settings, following, allow_events=True), "127.0.0.1", 0) as port:
         yield port, following

@@ -1,11 +1,11 @@
 import contextlib
 import json
 
-from stream_rec.console.sse import BEHIND, PAGES, Hub, frame
+from stream_rec.console.sse import BEHIND, PAGES, EventBroadcaster, frame
 
 
 async def test_every_open_page_hears_of_what_is_sent() -> None:
-    hub = Hub()
+    hub = EventBroadcaster()
     assert not hub
     with hub.page("a") as one, hub.page("a") as other:
         hub.send("point", {"events": 3})
@@ -14,7 +14,7 @@ async def test_every_open_page_hears_of_what_is_sent() -> None:
 
 
 async def test_a_page_that_falls_behind_is_cut_off() -> None:
-    hub = Hub()
+    hub = EventBroadcaster()
     with hub.page("a") as slow:
         for number in range(BEHIND + 1):
             hub.send("point", number)
@@ -23,7 +23,7 @@ async def test_a_page_that_falls_behind_is_cut_off() -> None:
 
 
 async def test_nobody_is_locked_out_by_one_who_opens_all_pages() -> None:
-    hub = Hub()
+    hub = EventBroadcaster()
     with contextlib.ExitStack() as stack:
         mine = stack.enter_context(hub.page("me"))
         greedy = [stack.enter_context(hub.page("greedy")) for _ in range(PAGES - 1)]

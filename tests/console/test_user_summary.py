@@ -1,5 +1,5 @@
-from stream_rec.console.explain.contributions import GROUPS, difference, gathered
-from stream_rec.console.explain.user_summary import facts, tell
+from stream_rec.console.explain.contributions import GROUPS, difference, group_contributions
+from stream_rec.console.explain.user_summary import user_facts, user_summary
 from stream_rec.messages import Interest, Item, RankedItem, Recommendation, Window, WindowEvent
 from stream_rec.ranking.candidate_features import PARTS
 from stream_rec.ranking.explanation import Explanation, Reason
@@ -23,7 +23,7 @@ ANSWER = Recommendation(
 
 
 def test_a_users_behaviour_and_interests_in_words() -> None:
-    assert " ".join(tell(facts(WINDOW, ANSWER, ITEMS))) == (
+    assert " ".join(user_summary(user_facts(WINDOW, ANSWER, ITEMS))) == (
         "4 events in the window, the newest of 9, in 2 sessions. "
         "The last session: 2 views and 1 cart within 2 minutes. "
         "Mostly kitchen (3) and drinks (1). "
@@ -36,13 +36,16 @@ def test_a_users_behaviour_and_interests_in_words() -> None:
 
 def test_little_is_said_of_what_is_little_known() -> None:
     alone = Window("u", 1, 0, 0, 0.0, (WindowEvent("?", "view", 5.0),))
-    assert tell(facts(alone, None, {})) == ["1 event in the window, in 1 session.", "The last session: 1 view."]
+    assert user_summary(user_facts(alone, None, {})) == [
+        "1 event in the window, in 1 session.",
+        "The last session: 1 view.",
+    ]
 
 
 def test_every_part_belongs_to_one_group_and_the_sum_stays() -> None:
     assert sorted(part for parts in GROUPS.values() for part in parts) == sorted(PARTS)
     parts = {part: float(number) for number, part in enumerate(PARTS)} | {"a later part": 5.0}
-    assert sum(gathered(parts).values()) == sum(parts.values())
+    assert sum(group_contributions(parts).values()) == sum(parts.values())
 
 
 def test_it_is_said_where_the_explained_answer_is_not_the_published_one() -> None:

@@ -15,7 +15,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from stream_rec import config
 from stream_rec.config import Settings
-from stream_rec.kafka.access_control import on, require
+from stream_rec.kafka.access_control import check_access, on
 from stream_rec.kafka.connection import access, connect
 from stream_rec.kafka.consumer import make_consumer
 from stream_rec.messages import Event, Window, encode, read_window
@@ -80,7 +80,7 @@ async def produce_batch(settings: Settings, batch: bytes, topic: str = "", parti
 @asynccontextmanager
 async def whole(settings: Settings, topic: str) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
     """A consumer at the beginning of all partitions of a topic, and where they end."""
-    count = (await require(access(settings), *on("Read", topic)))[topic]
+    count = (await check_access(access(settings), *on("Read", topic)))[topic]
     partitions = [TopicPartition(topic, number) for number in range(count)]
     async with make_consumer(access(settings), max_partition_fetch_bytes=LARGE, fetch_max_wait_ms=20) as consumer:
         consumer.assign(partitions)

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 
 from stream_rec import config
 from stream_rec.config import Settings
-from stream_rec.kafka.access_control import OPERATIONS, PARTS, Right
+from stream_rec.kafka.access_control import OPERATIONS, PARTS, AclBinding
 from stream_rec.local.broker import HOST, Broker
 
 KEY_PASSWORD = "of the key"
@@ -95,17 +95,17 @@ class _CreateAcls(CreateAclsRequest):
         return request_struct_class(self._acls)
 
 
-async def give(admin: AIOKafkaAdminClient, user: str, *rights: Right) -> None:
+async def give(admin: AIOKafkaAdminClient, user: str, *rights: AclBinding) -> None:
     answer = await admin._send_request(_CreateAcls([_acl(user, right) for right in rights]))
     assert {code for code, _ in answer.creation_responses} == {0}
 
 
-async def take(admin: AIOKafkaAdminClient, user: str, right: Right) -> None:
+async def take(admin: AIOKafkaAdminClient, user: str, right: AclBinding) -> None:
     answer = await admin._send_request(DeleteAclsRequest(*_acl(user, right)))
     ((code, _, taken),) = answer.filter_responses
     assert (code, len(taken)) == (0, 1)
 
 
-def _acl(user: str, right: Right) -> Acl:
+def _acl(user: str, right: AclBinding) -> Acl:
     pattern = PREFIXED if right.prefixed else LITERAL
     return KINDS[right.kind], right.name, pattern, f"User:{user}", "*", OPERATIONS[right.operation], ALLOW

@@ -16,7 +16,7 @@ from stream_rec import window
 from stream_rec.config import Settings
 from stream_rec.health import Health
 from stream_rec.kafka import access_control, topics
-from stream_rec.kafka.access_control import describe, on
+from stream_rec.kafka.access_control import describe_topics, on
 from stream_rec.kafka.connection import access
 from stream_rec.local.broker import Broker
 from stream_rec.messages import ERASE, Event, Rejected, Window, WindowEvent, encode, read_event, read_window
@@ -84,7 +84,7 @@ def expected(records: list[ConsumerRecord], settings: Settings, topic_id: str) -
                 offset=record.offset,
                 arrived=now,
                 capacity=settings.capacity,
-                stride=settings.move,
+                stride=settings.effective_stride,
                 topic_id=topic_id,
             )
         except Rejected:
@@ -391,7 +391,7 @@ async def shop(settings: Settings, rounds: int, users: int = 40) -> None:
 async def assert_windows_follow_from_the_log(settings: Settings) -> None:
     await all_done(settings)
     events = await read_topic(settings, settings.events_topic)
-    topic = (await describe(access(settings), *on("Read", settings.events_topic)))[settings.events_topic]
+    topic = (await describe_topics(access(settings), *on("Read", settings.events_topic)))[settings.events_topic]
     assert await windows_in(settings) == expected(events, settings, topic.id)
 
 
@@ -507,7 +507,7 @@ async def test_a_user_who_is_erased_again_and_again_delays_nobody_by_commits(
     bad = [Sent(b"u", b"{"), Sent(None, b"{"), Sent(b"u", b"{")]
     await produce(settings, [*bad, *[sent("u"), sent("u", None, event_type=ERASE)] * 1_500, sent("innocent")])
     registry = CollectorRegistry()
-    found = await describe(access(settings), *access_control.agents(settings))
+    found = await describe_topics(access(settings), *access_control.agents(settings))
     app = agents.build(settings, AgentMetrics(registry), Health(settings.ready_lag), tmp_path / "agents", found)
     running = asyncio.ensure_future(app.start())
     await have_windows(settings, "innocent")
@@ -608,7 +608,7 @@ async def test_an_event_whose_window_kafka_has_come_to_refuse_is_a_dead_letter_a
     assert sorted(refused.values()) == [b"broken JSON"] + [b"window too large"] * 3
     log = await read_topic(settings, settings.events_topic)
     found = await windows_in(settings)
-    topic = (await describe(access(settings), *on("Read", settings.events_topic)))[settings.events_topic]
+    topic = (await describe_topics(access(settings), *on("Read", settings.events_topic)))[settings.events_topic]
     assert found == expected([record for record in log if record.offset not in refused], settings, topic.id)
     assert {user: made.n for user, made in found.items()} == {"full": 4, "new": 4, "gone": 2, "other": 4}
     assert part.running

@@ -144,8 +144,11 @@ async def test_services_without_a_kafka_client_read_the_newest_answer(running: R
 async def test_explain_tells_why_the_published_answer_is_what_it_is(
     running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await asyncio.to_thread(explain.run, running.settings, explain.Plan("nobody", None, as_json=True)) == 1
-    assert await asyncio.to_thread(explain.run, running.settings, explain.Plan("u2", None, as_json=True)) == 0
+    assert (
+        await asyncio.to_thread(explain.run, running.settings, explain.ExplainOptions("nobody", None, as_json=True))
+        == 1
+    )
+    assert await asyncio.to_thread(explain.run, running.settings, explain.ExplainOptions("u2", None, as_json=True)) == 0
     told = json.loads(capsys.readouterr().out)
     records = await read_topic(running.settings, running.settings.recommendations_topic)
     published = [read_recommendation(record.value) for record in records if record.key == b"u2"][-1]

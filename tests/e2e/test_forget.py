@@ -13,7 +13,7 @@ from stream_rec import erasure
 from stream_rec.client import latest
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.evaluation.baselines import Floors
+from stream_rec.evaluation.baselines import Baselines
 from stream_rec.kafka import topics
 from stream_rec.messages import read_recommendation
 from stream_rec.models import model_store
@@ -65,7 +65,7 @@ async def test_the_receipt_says_where_the_tombstones_stand_and_what_remains(
     called = naming(settings.pseudonym_key_file)(SECRET)
     elsewhere = 1 - DefaultPartitioner()(SECRET.encode(), [0, 1], [0, 1])  # a producer with another partitioner
     async with (
-        following(settings, Floors()) as follower,
+        following(settings, Baselines()) as follower,
         AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer,
     ):
         for n in range(3):

@@ -20,7 +20,13 @@ from stream_rec.config import Settings
 from stream_rec.kafka import topics, transactions
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.transactions import Committed, Done, OutcomeUnknown, Outlet, Reply
+from stream_rec.kafka.transactions import (
+    Committed,
+    OutcomeUnknown,
+    OutputRecord,
+    PartitionOutput,
+    TransactionalPublisher,
+)
 from stream_rec.local.broker import Broker
 from tests.e2e.kafka import read_topic, settings_for, until
 from tests.e2e.proxy import HOST, ApiKey, KafkaProxy
@@ -49,7 +55,7 @@ class Worker:
         self.settings = settings
         self._committed = committed
         self._partitions = [TopicPartition(settings.windows_topic, number) for number in range(settings.partitions)]
-        self._outlet: Outlet | None = None
+        self._outlet: TransactionalPublisher | None = None
         self.failures: Counter[str] = Counter()
         self.places: dict[int, int] = {}
         """The next window to answer, by partition."""
@@ -61,16 +67,16 @@ class Worker:
     async def take_over(self) -> None:
         """Opens another outlet, as after any failure, and goes on from what is committed. Raises `KafkaError`."""
         await self.close()
-        self._outlet = await Outlet.open(self.settings)
+        self._outlet = await TransactionalPublisher.open(self.settings)
         for one in self._partitions:
-            self.places[one.partition] = await self._outlet.take_over(one, 0, self._committed)
+            self.places[one.partition] = await self._outlet.acquire_partition(one, 0, self._committed)
 
     async def publish(self, ends: Mapping[int, int]) -> None:
         """Answers the next windows up to `ends` in one transaction. Raises `KafkaError`."""
         assert self._outlet is not None
         await self._outlet.publish(
             {
-                self._partitions[number]: Done(
+                self._partitions[number]: PartitionOutput(
                     [self._answer(number, at) for at in range(self.places[number], end)], end
                 )
                 for number, end in ends.items()
@@ -100,8 +106,8 @@ class Worker:
         if self._outlet is not None:
             await self._outlet.close()
 
-    def _answer(self, partition: int, at: int) -> Reply:
-        return Reply(self.settings.recommendations_topic, b"u", f"{partition}.{at}".encode())
+    def _answer(self, partition: int, at: int) -> OutputRecord:
+        return OutputRecord(self.settings.recommendations_topic, b"u", f"{partition}.{at}".encode())
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from aiokafka import AIOKafkaConsumer
 
 from stream_rec.client import LatestRecommendations, Recommendations
 from stream_rec.config import Settings
-from stream_rec.evaluation.baselines import Floors
+from stream_rec.evaluation.baselines import Baselines
 from stream_rec.kafka import topics
 from stream_rec.local.broker import Broker
 from stream_rec.messages import Event
 from stream_rec.models import model_store
 from stream_rec.replay.evaluation_consumer import following
 from stream_rec.replay.producer import feed, steady
-from stream_rec.runtime.retry import started
+from stream_rec.runtime.retry import start_with_retry
 from tests.e2e.kafka import settings_for, until
 from tests.e2e.process import Part
 from tests.tiny import CAPACITY, STRIDE, tiny_model
@@ -41,7 +41,7 @@ async def test_a_consumer_waits_for_a_broker_that_went_away_since_it_was_asked(b
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         servers = iter([f"127.0.0.1:{nobody.getsockname()[1]}", bootstrap])
-        consumer = await started(lambda: AIOKafkaConsumer(bootstrap_servers=next(servers)))
+        consumer = await start_with_retry(lambda: AIOKafkaConsumer(bootstrap_servers=next(servers)))
     assert isinstance(await consumer.topics(), set)
     await consumer.stop()
 
@@ -98,7 +98,7 @@ async def test_a_broker_that_is_gone_and_comes_back_costs_time_and_nothing_else(
         view = LatestRecommendations(bootstrap_servers=first.bootstrap, topic=settings.recommendations_topic)
         passing = LatestRecommendations(bootstrap_servers=first.bootstrap, topic=settings.recommendations_topic)
         await passing.__aenter__()
-        async with following(settings, Floors()) as follower, view:
+        async with following(settings, Baselines()) as follower, view:
             feeding = asyncio.create_task(feed(log, settings, pace=steady(150)))
 
             async def under_way() -> bool:

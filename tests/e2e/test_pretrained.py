@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from stream_rec.messages import Item
 from stream_rec.models import model_store
-from stream_rec.models.pretrained import load_base, load_tokenizer
+from stream_rec.models.pretrained import load_backbone, load_tokenizer
 from stream_rec.serving.engine import Engine, Limits
 from tests.e2e.process import COMMAND
 from tests.tiny import window
@@ -26,7 +26,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = str(next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gguf, "GGUFReader", cache(gguf.GGUFReader))  # transformers would read the file three times
-        base, tokenizer = load_base(weights, 2, 1_024), load_tokenizer(weights)
+        base, tokenizer = load_backbone(weights, 2, 1_024), load_tokenizer(weights)
     out = tmp_path_factory.mktemp("hub") / "SmolLM2-135M"
     model = LlamaModel(LlamaConfig(**{**base.body.config.to_dict(), "vocab_size": len(base.table)}))
     model.load_state_dict({**base.body.state_dict(), "embed_tokens.weight": base.table})

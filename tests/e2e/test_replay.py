@@ -8,12 +8,12 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 
 from stream_rec.config import Settings
 from stream_rec.errors import UserError
-from stream_rec.evaluation.baselines import Floors
+from stream_rec.evaluation.baselines import Baselines
 from stream_rec.kafka import topics
 from stream_rec.kafka.publish import Publisher
 from stream_rec.messages import ERASE, Event, RankedItem, Recommendation, Rejected, encode, read_event
 from stream_rec.replay.command import replay
-from stream_rec.replay.evaluation_consumer import Follower, following
+from stream_rec.replay.evaluation_consumer import EvaluationConsumer, following
 from stream_rec.replay.producer import at_once, faster, feed
 from tests.batches import UNREADABLE
 from tests.e2e.kafka import produce_batch, read_topic, until
@@ -184,7 +184,7 @@ async def test_stopping_does_not_wait_for_the_next_event_to_be_due(settings: Set
 
 async def test_the_report_is_measured_from_the_topics(settings: Settings) -> None:
     log = log_of(users=20, rounds=30)
-    floors = Floors((f"user {user}", item) for user in range(20) for item in ITEMS)
+    floors = Baselines((f"user {user}", item) for user in range(20) for item in ITEMS)
     async with worker(settings):
         _, summary = await replay(log, settings, len(log), floors=floors, pace=at_once)
     answers = [one for one in await read_topic(settings, settings.recommendations_topic) if one.value]
@@ -198,7 +198,7 @@ async def test_the_report_is_measured_from_the_topics(settings: Settings) -> Non
 
 async def test_only_an_answer_that_was_there_before_the_event_predicted_it(settings: Settings) -> None:
     log = log_of(users=20, rounds=11)
-    floors = Floors((f"user {user}", item) for user in range(20) for item in ITEMS)
+    floors = Baselines((f"user {user}", item) for user in range(20) for item in ITEMS)
     async with following(settings, floors) as follower:
         await feed(log[:200], settings)
         async with worker(settings):  # it begins when all of them have arrived
@@ -215,7 +215,7 @@ async def test_only_an_answer_that_was_there_before_the_event_predicted_it(setti
     assert summary["floors"] == {"popularity": 1.0, "markov": 1.0}
 
 
-async def _covers(follower: Follower, events: int) -> bool:
+async def _covers(follower: EvaluationConsumer, events: int) -> bool:
     return follower.prequential.events == events and not follower.prequential.lost()
 
 
@@ -227,7 +227,7 @@ async def test_dead_letters_are_no_events_and_an_erasure_is_no_loss(settings: Se
         Event("user 2", ERASE, 1.0),
         Event("user 3", "view", 1.0, "x" * 1_100),
     ]
-    async with worker(settings), following(settings, Floors()) as follower:
+    async with worker(settings), following(settings, Baselines()) as follower:
         await feed([*log, *odd, *log], settings)
         async with Publisher(settings, settings.events_topic) as publisher:
             await publisher.send("user 1", b'{"user_id": "user 1"')
@@ -242,17 +242,17 @@ async def test_dead_letters_are_no_events_and_an_erasure_is_no_loss(settings: Se
 async def test_what_is_never_answered_is_lost(settings: Settings) -> None:
     async with worker(settings, answers=lambda event: event.user_id != "user 2"):
         log = log_of(users=4, rounds=5)
-        _, summary = await replay(log, settings, len(log), floors=Floors(), quiet_s=1, pace=at_once)
+        _, summary = await replay(log, settings, len(log), floors=Baselines(), quiet_s=1, pace=at_once)
     assert (summary["events"], summary["lost"]) == (20, 5)
 
 
 async def test_reading_the_topics_again_from_the_beginning_gives_the_same_report(settings: Settings) -> None:
-    async with worker(settings), following(settings, Floors()) as live:
+    async with worker(settings), following(settings, Baselines()) as live:
         await feed(log_of(users=10, rounds=12), settings)
         await live.drain()
     for topic in (settings.events_topic, settings.recommendations_topic, settings.dead_letter_topic):
         await produce_batch(settings, UNREADABLE, topic)
-    async with following(settings, Floors(), since="beginning") as again:
+    async with following(settings, Baselines(), since="beginning") as again:
         await again.drain()
     counts = ("events", "recommendations", "lost", "evaluated", "too_late", "first_events")
     same = (*counts, "latency_ms", "hit_rate_at_1", "mrr")
@@ -266,7 +266,7 @@ async def test_a_missing_topic_and_a_missing_broker_are_told_in_one_line(
     with pytest.raises(UserError, match="does not exist"):
         await feed(log_of(1, 1), make_settings())
     with pytest.raises(UserError, match="no Kafka broker answers"):
-        async with following(make_settings(bootstrap_servers="127.0.0.1:1"), Floors()):
+        async with following(make_settings(bootstrap_servers="127.0.0.1:1"), Baselines()):
             pass
 
 

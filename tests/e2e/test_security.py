@@ -14,9 +14,9 @@ from stream_rec.client import Recommendations, latest, titles
 from stream_rec.config import Settings
 from stream_rec.data.source import Period
 from stream_rec.errors import UserError
-from stream_rec.evaluation.baselines import Floors
+from stream_rec.evaluation.baselines import Baselines
 from stream_rec.kafka import topics
-from stream_rec.kafka.access_control import PARTS, Right, examine, on, require
+from stream_rec.kafka.access_control import PARTS, AclBinding, check_access, examine, on
 from stream_rec.kafka.connection import access, connect
 from stream_rec.kafka.publish import publish_items
 from stream_rec.messages import Event, Item
@@ -74,7 +74,7 @@ async def test_all_parts_do_their_work_over_tls_as_users_with_no_more_than_their
     assert await topics.check(user["operator"]) == []
     await publish_items([Item("new", title="a new one", vector=items()[1].vector)], user["catalogue"])
     events = [Event(f"u{n % USERS}", "view", 1_000.0 + n, f"i{n % 20}") for n in range(EVENTS)]
-    async with following(user["report"], Floors(())) as follower:
+    async with following(user["report"], Baselines(())) as follower:
         await feed(events, user["shop"])
         await follower.drain(60)
         summary = follower.summary()
@@ -189,7 +189,7 @@ async def test_what_keeps_us_out_is_one_line(
     placed = {name: kafka.folder / value if str(value).endswith(".pem") else value for name, value in changes.items()}
     outside = kafka.as_user(settings_for(tmp_path), "shop", bootstrap_servers=address, **placed)
     with pytest.raises(UserError) as raised:
-        await require(access(outside), *on("Write", outside.events_topic))
+        await check_access(access(outside), *on("Write", outside.events_topic))
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -200,7 +200,7 @@ async def test_a_certificate_of_our_own_is_a_login(kafka: Secured, settings: Set
     assert await topics.check(kafka.as_user(settings, "nobody", **changes)) == []
 
 
-async def granted(admin: Any, rights: tuple[Right, ...]) -> bool:
+async def granted(admin: Any, rights: tuple[AclBinding, ...]) -> bool:
     try:
         await examine(admin, *rights)
     except UserError:
@@ -208,5 +208,5 @@ async def granted(admin: Any, rights: tuple[Right, ...]) -> bool:
     return True
 
 
-async def denied(admin: Any, rights: tuple[Right, ...]) -> bool:
+async def denied(admin: Any, rights: tuple[AclBinding, ...]) -> bool:
     return not await granted(admin, rights)

@@ -24,9 +24,9 @@ from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
 from stream_rec.serving.load import load_engine
 from stream_rec.worker import loop, statistics_sync
-from stream_rec.worker.loop import Worker
+from stream_rec.worker.loop import InferenceLoop
 from stream_rec.worker.main import _fit
-from stream_rec.worker.model_runner import Host
+from stream_rec.worker.model_runner import ModelRunner
 from tests.e2e.kafka import until
 from tests.e2e.windows import all_done, answers, windows, write
 from tests.tiny import CAPACITY, STRIDE, tiny_model
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.e2e
 WAITS_S, READS_S = 3.0, 4.0
 """A member hears of a rebalance with its next heartbeat, up to 1.2 s later: the group must wait for longer."""
 
-REMEMBER = statistics_sync.Learning.remember
+REMEMBER = statistics_sync.StatisticsSync.replay_until
 
 
 @pytest.fixture
@@ -55,28 +55,28 @@ async def settings(
     model_store.save(tiny_model(), tmp_path / "model")
     made = make_settings(model=tmp_path / "model", capacity=CAPACITY, stride=STRIDE, coalesce=False, memory="own")
     await topics.create(made)
-    remember = statistics_sync.Learning.remember
+    remember = statistics_sync.StatisticsSync.replay_until
 
-    async def slowly(self: statistics_sync.Learning, spans: Mapping[TopicPartition, OffsetRange]) -> int:
+    async def slowly(self: statistics_sync.StatisticsSync, spans: Mapping[TopicPartition, OffsetRange]) -> int:
         begun.extend(spans)
         await asyncio.sleep(READS_S)
         return await remember(self, spans)
 
-    monkeypatch.setattr(statistics_sync.Learning, "remember", slowly)
+    monkeypatch.setattr(statistics_sync.StatisticsSync, "remember", slowly)
     monkeypatch.setattr(loop, "REBALANCE_MS", int(1_000 * WAITS_S))
     return made
 
 
-async def worker_of(settings: Settings) -> Worker:
+async def worker_of(settings: Settings) -> InferenceLoop:
     metrics = WorkerMetrics(CollectorRegistry())
-    host = await Host.open(settings, metrics, load_engine)
+    host = await ModelRunner.open(settings, metrics, load_engine)
     await host.follow()
     health = Health(most_waiting=1_000)
-    return Worker(settings, host, metrics, health, TopicGuard(access(settings), await _fit(settings), health))
+    return InferenceLoop(settings, host, metrics, health, TopicGuard(access(settings), await _fit(settings), health))
 
 
 @asynccontextmanager
-async def running(worker: Worker) -> AsyncIterator[None]:
+async def running(worker: InferenceLoop) -> AsyncIterator[None]:
     stop = asyncio.Event()
     task = asyncio.create_task(worker.run(stop))
     try:
@@ -87,7 +87,7 @@ async def running(worker: Worker) -> AsyncIterator[None]:
         await worker.host.close()
 
 
-def part(*workers: Worker) -> Callable[[], Awaitable[bool]]:
+def part(*workers: InferenceLoop) -> Callable[[], Awaitable[bool]]:
     """Whether each has taken over one partition, and that is all that it was given."""
 
     async def each() -> bool:
@@ -96,7 +96,7 @@ def part(*workers: Worker) -> Callable[[], Awaitable[bool]]:
     return each
 
 
-def taking_over(worker: Worker) -> Callable[[], Awaitable[bool]]:
+def taking_over(worker: InferenceLoop) -> Callable[[], Awaitable[bool]]:
     async def begun() -> bool:
         return bool(worker._assigned)
 
@@ -122,11 +122,11 @@ async def test_workers_part_their_partitions_however_long_taking_one_over_takes(
 
 
 async def test_a_worker_ends_in_the_midst_of_taking_over(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def forever(_self: statistics_sync.Learning, _spans: Mapping[TopicPartition, OffsetRange]) -> int:
+    async def forever(_self: statistics_sync.StatisticsSync, _spans: Mapping[TopicPartition, OffsetRange]) -> int:
         await asyncio.Event().wait()
         return 0
 
-    monkeypatch.setattr(statistics_sync.Learning, "remember", forever)
+    monkeypatch.setattr(statistics_sync.StatisticsSync, "remember", forever)
     worker = await worker_of(settings)
     async with running(worker):
         await until(taking_over(worker))
@@ -135,7 +135,7 @@ async def test_a_worker_ends_in_the_midst_of_taking_over(settings: Settings, mon
 async def test_a_partition_that_kafka_cannot_read_is_told_and_counted_and_the_others_are_answered(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics_sync.Learning, "remember", REMEMBER)
+    monkeypatch.setattr(statistics_sync.StatisticsSync, "remember", REMEMBER)
     worker = await worker_of(settings)
     made = windows(users=10, rounds=3)
     damaged = TopicPartition(settings.windows_topic, 0)

@@ -10,14 +10,14 @@ from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
 from stream_rec.kafka import topics
-from stream_rec.kafka.access_control import cluster_of, describe, on
+from stream_rec.kafka.access_control import cluster_of, describe_topics, on
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.offset_ranges import OffsetRange
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
 from stream_rec.serving.engine import Engine, Limits
-from stream_rec.worker.prewarm import Recent
-from stream_rec.worker.statistics_sync import MARGIN_S, About, Learning, holds
+from stream_rec.worker.prewarm import PrewarmQueue
+from stream_rec.worker.statistics_sync import MARGIN_S, SnapshotMeta, StatisticsSync, is_valid
 from tests.e2e.windows import windows, write
 from tests.tiny import CAPACITY, STRIDE, tiny_model
 
@@ -39,25 +39,25 @@ async def settings(make_settings: Callable[..., Settings], tmp_path: Path) -> Se
     return made
 
 
-def learning_of(settings: Settings) -> Learning:
+def learning_of(settings: Settings) -> StatisticsSync:
     async def called(work: Callable[..., Any], *given: Any) -> Any:
         return work(*given)
 
     engine = Engine.load(settings.model, settings.cache_dir, Limits(STRIDE), "cpu")
-    return Learning(settings, WorkerMetrics(CollectorRegistry()), engine, Recent(10), called)
+    return StatisticsSync(settings, WorkerMetrics(CollectorRegistry()), engine, PrewarmQueue(10), called)
 
 
 async def kept(settings: Settings) -> dict[TopicPartition, int]:
     """Leaves a snapshot of the windows topic; returns what it has learned."""
     learning = learning_of(settings)
-    await learning.remember({TopicPartition(settings.windows_topic, 0): OffsetRange(0, len(MADE))})
-    await learning.keep()
+    await learning.replay_until({TopicPartition(settings.windows_topic, 0): OffsetRange(0, len(MADE))})
+    await learning.save_snapshot()
     return learning.learned
 
 
 async def test_a_snapshot_is_taken_up(settings: Settings) -> None:
     learned, again = await kept(settings), learning_of(settings)
-    await again.restore()
+    await again.load_snapshot()
     assert again.learned == learned
 
 
@@ -65,7 +65,7 @@ async def test_what_is_no_snapshot_is_not_taken_up(settings: Settings) -> None:
     learning = learning_of(settings)
     for body in (b"", b"{}", bytes(100), b"\x10" + bytes(7) + b'{"about":["a"]}]'):
         (settings.cache_dir / "memory.safetensors").write_bytes(body)
-        await learning.restore()
+        await learning.load_snapshot()
         assert learning.learned == {}
         assert not (settings.cache_dir / "memory.safetensors").exists()
 
@@ -75,15 +75,15 @@ async def test_each_partition_s_own_memory_leaves_none(settings: Settings) -> No
     await kept(own)
     assert not (settings.cache_dir / "memory.safetensors").exists()
     await kept(settings)
-    await learning_of(own).restore()
+    await learning_of(own).load_snapshot()
     assert not (settings.cache_dir / "memory.safetensors").exists()
 
 
 async def test_a_snapshot_holds_for_its_model_and_topic_while_tombstones_do(settings: Settings) -> None:
     now, day = time.time(), 86_400.0
-    topic = (await describe(access(settings), *on("Read", settings.windows_topic)))[settings.windows_topic]
+    topic = (await describe_topics(access(settings), *on("Read", settings.windows_topic)))[settings.windows_topic]
     assert topic.id
-    about = About("m", await cluster_of(access(settings)), settings.windows_topic, now, {0: len(MADE)}, topic.id)
+    about = SnapshotMeta("m", await cluster_of(access(settings)), settings.windows_topic, now, {0: len(MADE)}, topic.id)
     others = {
         "another model": {"version": "n"},
         "another topic": {"topic": settings.events_topic},
@@ -93,15 +93,15 @@ async def test_a_snapshot_holds_for_its_model_and_topic_while_tombstones_do(sett
         "of a topic that was made anew and is shorter": {"offsets": {0: len(MADE) + 1}},
         "of a topic that was made anew and is as long": {"taken": now - 2 * MARGIN_S},
     }
-    assert await holds(about, settings, "m")
-    assert await holds(structs.replace(about, taken=now - day, offsets={0: 0}), settings, "m")
+    assert await is_valid(about, settings, "m")
+    assert await is_valid(structs.replace(about, taken=now - day, offsets={0: 0}), settings, "m")
     for changes in others.values():
-        assert not await holds(structs.replace(about, **changes), settings, "m")
+        assert not await is_valid(structs.replace(about, **changes), settings, "m")
 
 
 async def test_a_snapshot_that_knows_what_the_group_has_yet_to_answer_is_not_taken_up(settings: Settings) -> None:
     await kept(settings)
     later = settings.model_copy(update={"worker_group": f"{settings.worker_group}-later"})
     learning = learning_of(later)
-    await learning.restore()
+    await learning.load_snapshot()
     assert learning.learned == {}

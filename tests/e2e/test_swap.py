@@ -21,7 +21,7 @@ from stream_rec.config import Settings
 from stream_rec.errors import ModelError
 from stream_rec.health import Health
 from stream_rec.kafka import access_control, topics
-from stream_rec.kafka.access_control import describe
+from stream_rec.kafka.access_control import describe_topics
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.publish import publish_items
 from stream_rec.kafka.topic_guard import TopicGuard
@@ -29,8 +29,8 @@ from stream_rec.messages import Item, Recommendation, Window
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
 from stream_rec.serving.load import load_engine
-from stream_rec.worker.loop import Worker
-from stream_rec.worker.model_runner import Host
+from stream_rec.worker.loop import InferenceLoop
+from stream_rec.worker.model_runner import ModelRunner
 from tests.e2e.kafka import read_topic, until
 from tests.e2e.process import Part
 from tests.e2e.windows import all_done, answers, stream, windows, write
@@ -269,7 +269,7 @@ async def test_users_who_were_active_are_encoded_before_their_next_event(
 
 
 async def test_a_model_that_is_out_of_service_gives_its_memory_back(settings: Settings) -> None:
-    host = await Host.open(settings, WorkerMetrics(CollectorRegistry()), load_engine)
+    host = await ModelRunner.open(settings, WorkerMetrics(CollectorRegistry()), load_engine)
     await host.follow()
     cache = weakref.ref(host.engine.incremental.cache)
     gc.disable()
@@ -281,7 +281,9 @@ async def test_a_model_that_is_out_of_service_gives_its_memory_back(settings: Se
 
 
 async def guard_of(settings: Settings, health: Health) -> TopicGuard:
-    return TopicGuard(access(settings), await describe(access(settings), *access_control.worker(settings)), health)
+    return TopicGuard(
+        access(settings), await describe_topics(access(settings), *access_control.worker(settings)), health
+    )
 
 
 async def test_a_model_that_turns_bad_after_the_swap_is_followed_by_the_one_before(
@@ -290,12 +292,12 @@ async def test_a_model_that_turns_bad_after_the_swap_is_followed_by_the_one_befo
     metrics, health = WorkerMetrics(CollectorRegistry()), Health(0)
     stop, made = asyncio.Event(), windows(USERS, rounds=3)
     hosts = [
-        await Host.open(settings.model_copy(update={"model": folder}), metrics, load_engine)
+        await ModelRunner.open(settings.model_copy(update={"model": folder}), metrics, load_engine)
         for folder in (models.old, models.new)
     ]
     for host in hosts:
         await host.follow()
-    worker = Worker(settings, hosts[0], metrics, health, await guard_of(settings, health))
+    worker = InferenceLoop(settings, hosts[0], metrics, health, await guard_of(settings, health))
     serving = asyncio.create_task(worker.run(stop))
     await write(settings, made[:USERS])
     await all_done(settings)
@@ -320,9 +322,9 @@ async def test_a_model_that_turns_bad_and_has_none_before_it_ends_the_worker_wit
     settings: Settings, models: Models
 ) -> None:
     metrics, health = WorkerMetrics(CollectorRegistry()), Health(0)
-    host = await Host.open(settings, metrics, load_engine)
+    host = await ModelRunner.open(settings, metrics, load_engine)
     await host.follow()
-    worker = Worker(settings, host, metrics, health, await guard_of(settings, health))
+    worker = InferenceLoop(settings, host, metrics, health, await guard_of(settings, health))
     with torch.no_grad():
         host.engine._encoder.out.weight.fill_(torch.nan)
     await write(settings, windows(USERS, rounds=1))

@@ -12,7 +12,7 @@ from stream_rec.config import Settings
 from stream_rec.kafka import topics
 from stream_rec.kafka.connection import access
 from stream_rec.kafka.consumer import make_consumer
-from stream_rec.kafka.transactions import Committed, Done, Outlet, Reply
+from stream_rec.kafka.transactions import Committed, OutputRecord, PartitionOutput, TransactionalPublisher
 from tests.e2e.kafka import read_topic, until
 
 pytestmark = pytest.mark.e2e
@@ -50,8 +50,8 @@ async def reached(committed: Committed, offsets: Mapping[TopicPartition, int]) -
     await until(there)
 
 
-def reply(settings: Settings, text: str) -> Reply:
-    return Reply(settings.recommendations_topic, b"u", text.encode())
+def reply(settings: Settings, text: str) -> OutputRecord:
+    return OutputRecord(settings.recommendations_topic, b"u", text.encode())
 
 
 async def published(settings: Settings) -> list[bytes | None]:
@@ -61,15 +61,17 @@ async def published(settings: Settings) -> list[bytes | None]:
 async def test_who_lost_a_partition_can_neither_publish_nor_move_an_offset(
     settings: Settings, first: TopicPartition, second: TopicPartition, committed: Committed
 ) -> None:
-    former, heir = await Outlet.open(settings), await Outlet.open(settings)
-    assert await former.take_over(first, 0, committed) == 0
-    assert await former.take_over(second, 5, committed) == 5
-    await former.publish({first: Done([reply(settings, "one")], 1), second: Done([reply(settings, "two")], 6)})
-    assert await heir.take_over(first, 0, committed) == 1
+    former, heir = await TransactionalPublisher.open(settings), await TransactionalPublisher.open(settings)
+    assert await former.acquire_partition(first, 0, committed) == 0
+    assert await former.acquire_partition(second, 5, committed) == 5
+    await former.publish(
+        {first: PartitionOutput([reply(settings, "one")], 1), second: PartitionOutput([reply(settings, "two")], 6)}
+    )
+    assert await heir.acquire_partition(first, 0, committed) == 1
     with pytest.raises(KafkaError):
-        await former.publish({first: Done([reply(settings, "too late")], 2), second: Done([], 7)})
+        await former.publish({first: PartitionOutput([reply(settings, "too late")], 2), second: PartitionOutput([], 7)})
     await reached(committed, {first: 1, second: 6})
-    await heir.publish({first: Done([reply(settings, "three")], 2)})
+    await heir.publish({first: PartitionOutput([reply(settings, "three")], 2)})
     await reached(committed, {first: 2, second: 6})
     assert sorted(map(str, await published(settings))) == ["b'one'", "b'three'", "b'two'"]
     await former.close()
@@ -79,17 +81,17 @@ async def test_who_lost_a_partition_can_neither_publish_nor_move_an_offset(
 async def test_a_transaction_that_was_open_when_the_partition_moved_is_as_if_it_had_never_begun(
     settings: Settings, first: TopicPartition, committed: Committed
 ) -> None:
-    former, heir = await Outlet.open(settings), await Outlet.open(settings)
-    await former.take_over(first, 0, committed)
+    former, heir = await TransactionalPublisher.open(settings), await TransactionalPublisher.open(settings)
+    await former.acquire_partition(first, 0, committed)
     producer = former._producer
     await producer.begin_transaction()
     await producer.send_and_wait(settings.recommendations_topic, b"half done", key=b"u", partition=0)
     await former._commit(producer, {first: 1})
-    assert await heir.take_over(first, 0, committed) == 0
+    assert await heir.acquire_partition(first, 0, committed) == 0
     with pytest.raises(KafkaError):
         await producer.commit_transaction()
     await reached(committed, {first: 0})
-    await heir.publish({first: Done([reply(settings, "whole")], 1)})
+    await heir.publish({first: PartitionOutput([reply(settings, "whole")], 1)})
     assert await published(settings) == [b"whole"]
     await former.close()
     await heir.close()
@@ -100,9 +102,9 @@ async def test_of_two_that_take_a_partition_over_at_once_the_later_one_has_it(
     settings: Settings, first: TopicPartition, committed: Committed, asked: int
 ) -> None:
     """Whether the earlier one has barred the owner before them or not, when the later one comes."""
-    owner, earlier, later = [await Outlet.open(settings) for _ in range(3)]
-    await owner.take_over(first, 0, committed)
-    await owner.publish({first: Done([reply(settings, "owner")], 1)})
+    owner, earlier, later = [await TransactionalPublisher.open(settings) for _ in range(3)]
+    await owner.acquire_partition(first, 0, committed)
+    await owner.publish({first: PartitionOutput([reply(settings, "owner")], 1)})
     times = 0
 
     async def overtaken(partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, OffsetAndMetadata]:
@@ -110,15 +112,15 @@ async def test_of_two_that_take_a_partition_over_at_once_the_later_one_has_it(
         times += 1
         found = await committed(partitions)
         if times == asked:
-            assert await later.take_over(first, 0, committed) == 1
+            assert await later.acquire_partition(first, 0, committed) == 1
         return found
 
     with pytest.raises(KafkaError):
-        await earlier.take_over(first, 0, overtaken)
+        await earlier.acquire_partition(first, 0, overtaken)
     assert not earlier.partitions
     with pytest.raises(KafkaError):
-        await owner.publish({first: Done([reply(settings, "barred")], 9)})
-    await later.publish({first: Done([reply(settings, "later")], 2)})
+        await owner.publish({first: PartitionOutput([reply(settings, "barred")], 9)})
+    await later.publish({first: PartitionOutput([reply(settings, "later")], 2)})
     await reached(committed, {first: 2})
     assert await published(settings) == [b"owner", b"later"]
     for outlet in (owner, earlier, later):
@@ -129,13 +131,13 @@ async def test_an_answer_that_kafka_refuses_takes_all_offsets_with_it(
     settings: Settings, first: TopicPartition, second: TopicPartition, committed: Committed
 ) -> None:
     larger = settings.model_copy(update={"max_message_bytes": 2 * settings.max_message_bytes})
-    outlet = await Outlet.open(larger)
+    outlet = await TransactionalPublisher.open(larger)
     for partition in (first, second):
-        await outlet.take_over(partition, 0, committed)
+        await outlet.acquire_partition(partition, 0, committed)
     noise = random.Random(0).randbytes(settings.max_message_bytes + 1)  # more than the topic takes
-    refused = Done([Reply(settings.recommendations_topic, b"u", noise)], 1)
+    refused = PartitionOutput([OutputRecord(settings.recommendations_topic, b"u", noise)], 1)
     with pytest.raises(MessageSizeTooLargeError):
-        await outlet.publish({first: Done([reply(settings, "small")], 1), second: refused})
+        await outlet.publish({first: PartitionOutput([reply(settings, "small")], 1), second: refused})
     await outlet.close()
     await reached(committed, {first: 0, second: 0})
     assert await published(settings) == []

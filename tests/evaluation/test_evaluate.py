@@ -14,13 +14,13 @@ from stream_rec.errors import UserError
 from stream_rec.evaluation import evaluate, metrics, proper_scores, splits
 from stream_rec.evaluation.evaluate import STRENGTHS, figures
 from stream_rec.features.catalog import Catalog
-from stream_rec.features.online_statistics import Memory
+from stream_rec.features.online_statistics import OnlineStatistics
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.features.tokens import UNKNOWN
 from stream_rec.messages import Event, Window
 from stream_rec.models.model_store import Privacy
 from stream_rec.models.user_encoder import EncoderConfig
-from stream_rec.ranking.blend import Table
+from stream_rec.ranking.blend import CandidateTable
 from stream_rec.ranking.candidate_features import PARTS
 from stream_rec.serving.engine import Engine, Limits
 from stream_rec.training import train
@@ -29,7 +29,7 @@ from stream_rec.window import append
 
 EVENTS = 9_000
 ENCODER = EncoderConfig(width=64, layers=1, heads=2, kv_heads=2, inner=128)
-PLAN = evaluate.Plan("prequential", stride=16)
+PLAN = evaluate.EvaluationPlan("prequential", stride=16)
 
 
 def quiet(*_: Any) -> None:
@@ -174,7 +174,7 @@ def test_a_basket_is_predicted_in_one() -> None:
     assert splits.same_time(data) == pytest.approx(3 / 5)
     targets = splits.first_of_basket(data, np.array([1, 2, 3, 4, 6]))
     assert targets.tolist() == [1, 4]
-    of, rows = evaluate.right(data, targets, baskets=True)
+    of, rows = evaluate.relevant_items(data, targets, baskets=True)
     assert (of.tolist(), rows.tolist()) == ([0, 0, 1], [2, 3, 4])
 
 
@@ -183,11 +183,11 @@ class Split(NamedTuple):
 
     figures: dict[str, Any]
     data: dataset.Dataset
-    outcome: evaluate.Outcome
+    outcome: evaluate.SplitPredictions
     known: np.ndarray
 
 
-def evaluated(world, plan: evaluate.Plan, frame: pl.DataFrame | None = None) -> Split:
+def evaluated(world, plan: evaluate.EvaluationPlan, frame: pl.DataFrame | None = None) -> Split:
     """As `evaluation.run`, with the first list of arguments that its report was given."""
     trained, whole, texts = world
     told: list[Any] = []
@@ -282,8 +282,8 @@ def test_baskets_are_predicted_in_one(world, little) -> None:
 def test_the_figures_by_kind_are_those_of_their_events_alone(kept) -> None:
     figures, data, outcome = kept.figures, kept.data, kept.outcome
     places, hit = outcome.places, hits(kept)
-    floors = {part: outcome.ranks[part].rank < metrics.CUT for part in evaluate.FLOORS}
-    named = {name: part for part, name in evaluate.FLOORS.items()}
+    floors = {part: outcome.ranks[part].rank < metrics.CUT for part in evaluate.BASELINES}
+    named = {name: part for part, name in evaluate.BASELINES.items()}
     best = floors[named[figures["over_best_floor"]["floor"]]]
     known = set(data.rows[kept.known].tolist())
     new = np.array([row not in known for row in data.rows[places].tolist()])
@@ -310,8 +310,8 @@ def test_novelty_is_the_information_of_a_listed_item_by_what_the_model_had_seen(
 def test_what_a_user_ever_met_is_known_per_user() -> None:
     data = made("abc dea", [1, 2, 3, 1, 2, 3])
     answers, rows = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 3, 4, 1, 4, 5])
-    table = Table(answers, rows, torch.zeros(6, len(PARTS)))
-    assert evaluate.met(data, np.array([2, 5]), table).tolist() == [True, False, False, False, True, True]
+    table = CandidateTable(answers, rows, torch.zeros(6, len(PARTS)))
+    assert evaluate.seen_before(data, np.array([2, 5]), table).tolist() == [True, False, False, False, True, True]
     assert evaluate.repeats(made("aba cc", [1, 2, 3, 1, 2])) == pytest.approx(2 / 5)
 
 
@@ -322,7 +322,7 @@ def test_a_memory_that_holds_nothing_is_taught_what_the_model_knew(world, little
     private = Privacy(epsilon=1, delta=1e-5, clip=1, noise=1, rate=0.1, steps=1, users=1)
     empty = model._replace(
         config=msgspec.structs.replace(model.config, privacy=private),
-        memory=Memory(model.config.horizons, -np.inf).state(),
+        memory=OnlineStatistics(model.config.horizons, -np.inf).state(),
     )
     figures = evaluate.run(empty, little, PLAN, texts, quiet)
     assert figures["floors"] == kept.figures["floors"]
@@ -359,7 +359,7 @@ def test_items_outside_of_the_catalogue_are_judged_by_no_probability(world, litt
 
 def test_an_item_is_right_in_the_answer_that_it_is_right_for() -> None:
     shares = torch.tensor([[0.6, 0.3], [0.5, 0.1]])
-    first = evaluate.First.of(shares, torch.tensor([[1, 3], [2, 1]]), np.array([0]), np.array([3]))
+    first = evaluate.TopPredictions.of(shares, torch.tensor([[1, 3], [2, 1]]), np.array([0]), np.array([3]))
     assert first.rows[:, :3].tolist() == [[1, 3, UNKNOWN], [2, 1, UNKNOWN]]
     assert np.argwhere(first.happened).tolist() == [[0, 1]]
     assert first.probabilities[:, :2].tolist() == pytest.approx(shares.numpy())

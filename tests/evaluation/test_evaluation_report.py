@@ -9,7 +9,7 @@ import torch
 
 from stream_rec.data.dataset import Dataset
 from stream_rec.evaluation import evaluate
-from stream_rec.evaluation.evaluate import BLEND, First, Outcome
+from stream_rec.evaluation.evaluate import BLEND, SplitPredictions, TopPredictions
 from stream_rec.evaluation.metrics import MISSED, Interval, Ranks
 from stream_rec.evaluation.proper_scores import Mass, Said
 from stream_rec.ranking.candidate_features import PARTS
@@ -30,13 +30,13 @@ def ranks(*places: int) -> Ranks:
     return Ranks(np.arange(6), np.array(places), 6)
 
 
-def outcome(data: Dataset, blend: Ranks, **floors: Ranks) -> Outcome:
+def outcome(data: Dataset, blend: Ranks, **floors: Ranks) -> SplitPredictions:
     happened = np.zeros((6, 20), np.bool_)
     happened[:, :2] = True
-    first = First(LISTS, np.full((6, 20), 0.05123, np.float32), happened)
+    first = TopPredictions(LISTS, np.full((6, 20), 0.05123, np.float32), happened)
     nothing = Said(np.zeros(0), np.zeros(0), np.zeros(0, np.bool_))
     missed = dict.fromkeys(PARTS, ranks(*[MISSED] * 6))
-    return Outcome(
+    return SplitPredictions(
         {BLEND: blend, **missed, **floors},
         first,
         Mass(nothing, nothing),
@@ -114,12 +114,12 @@ def test_the_floor_that_counts_is_the_one_with_the_most_gain(report) -> None:
     assert over["hr_at_10"].mean == round(4 / 6 - 2 / 6, 4)
     gained = 1 + 1 / np.log2(5) + 1 / np.log2(11) + 1 / np.log2(4)
     assert over["ndcg_at_10"].mean == round((gained - 1 - 1 / np.log2(9)) / 6, 4)
-    assert [report["floors"][name]["hr_at_10"] for name in evaluate.FLOORS.values()] == [0.3333, 0.0, 0.5]
+    assert [report["floors"][name]["hr_at_10"] for name in evaluate.BASELINES.values()] == [0.3333, 0.0, 0.5]
 
 
 def test_a_frozen_memory_is_reported_beside_the_one_that_learns(report) -> None:
     frozen = report["frozen"]
-    assert frozen.keys() == {BLEND, *evaluate.FLOORS.values()}
+    assert frozen.keys() == {BLEND, *evaluate.BASELINES.values()}
     assert (report["hr_at_1"], frozen[BLEND]["hr_at_1"]) == (0.1667, 0.8333)
     assert (report["floors"]["Markov"]["hr_at_1"], frozen["Markov"]["hr_at_1"]) == (0.0, 0.5)
     assert report["parts"].keys() == set(PARTS)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from stream_rec.evaluation.baselines import FloorRanks, Floors
+from stream_rec.evaluation.baselines import BaselineRanks, Baselines
 from stream_rec.evaluation.prequential import (
     Bounds,
     Outcome,
@@ -32,7 +32,7 @@ def answer(user: str, offset: int, *items: str) -> Recommendation:
 
 
 def prequential(start: dict[int, int] | None = None) -> Prequential:
-    return Prequential(Floors(), start)
+    return Prequential(Baselines(), start)
 
 
 def test_ranks_and_gains_by_hand() -> None:
@@ -262,7 +262,7 @@ def test_any_interleaving_of_the_topics_gives_the_offline_join(drawn: Drawn, dat
 
 @given(st.lists(happenings, min_size=3, max_size=25), st.data())
 def test_bounds_that_are_never_reached_change_nothing(drawn: Drawn, data: st.DataObject) -> None:
-    log, join = log_of(drawn), Prequential(Floors(), bounds=Bounds(users=3, events=25, answers=25, places=25))
+    log, join = log_of(drawn), Prequential(Baselines(), bounds=Bounds(users=3, events=25, answers=25, places=25))
     seen, _ = drawn_join(log, join, data)
     outcomes, lost = offline(log)
     assert Counter((*one[:4], one.too_late, one.offset) for one in seen) == outcomes
@@ -272,7 +272,7 @@ def test_bounds_that_are_never_reached_change_nothing(drawn: Drawn, data: st.Dat
 @given(st.lists(happenings, max_size=60), st.data())
 def test_memory_is_bounded(drawn: Drawn, data: st.DataObject) -> None:
     bounds = Bounds(users=2, events=3, answers=2, places=4)
-    log, join = log_of(drawn), Prequential(Floors(), bounds=bounds)
+    log, join = log_of(drawn), Prequential(Baselines(), bounds=bounds)
     drawn_join(log, join, data)
     assert len(join._users) <= bounds.users
     assert max(len(join._uncovered), len(join._dead)) <= bounds.places
@@ -281,7 +281,7 @@ def test_memory_is_bounded(drawn: Drawn, data: st.DataObject) -> None:
         assert len(state.waiting) <= bounds.answers
 
 
-def brute_force(history: list[tuple[str, str]], user: str, item: str, depth: int) -> FloorRanks:
+def brute_force(history: list[tuple[str, str]], user: str, item: str, depth: int) -> BaselineRanks:
     known = list(dict.fromkeys(one for _, one in history))
     count = Counter(one for _, one in history)
     own = [one for who, one in history if who == user]
@@ -291,7 +291,7 @@ def brute_force(history: list[tuple[str, str]], user: str, item: str, depth: int
         follows.update(b for a, b in pairwise(row) if own and a == own[-1])
     popular = sorted(known, key=lambda one: (-count[one], known.index(one)))
     markov = sorted(known, key=lambda one: (-follows[one], -count[one], known.index(one)))
-    return FloorRanks(rank_of(item, popular[:depth]), rank_of(item, markov[:depth]))
+    return BaselineRanks(rank_of(item, popular[:depth]), rank_of(item, markov[:depth]))
 
 
 @given(
@@ -299,7 +299,7 @@ def brute_force(history: list[tuple[str, str]], user: str, item: str, depth: int
 )
 def test_the_floors_rank_like_a_brute_force_count_of_the_past(history: list[tuple[str, str]], depth: int) -> None:
     half = len(history) // 2
-    floors = Floors(history[:half], depth)
+    floors = Baselines(history[:half], depth)
     for at in range(half, len(history)):
         assert floors.observe(*history[at]) == brute_force(history[:at], *history[at], depth)
 
@@ -313,14 +313,14 @@ def test_the_floors_are_asked_in_the_order_of_the_events_and_before_they_learn()
 
 
 def test_an_erased_user_has_no_last_item() -> None:
-    floors = Floors([("u", "a"), ("u", "b"), ("v", "c"), ("v", "c"), ("u", "a")])
+    floors = Baselines([("u", "a"), ("u", "b"), ("v", "c"), ("v", "c"), ("u", "a")])
     assert brute_force([("u", "a"), ("u", "b"), ("v", "c"), ("v", "c"), ("u", "a")], "u", "b", 20).markov == 1
     floors.forget("u")
     assert floors.observe("u", "b").markov == 3
 
 
 def test_an_erasure_reaches_the_floors() -> None:
-    join = Prequential(Floors([("v", "c"), ("v", "c"), ("u", "a"), ("u", "b"), ("u", "a")]))
+    join = Prequential(Baselines([("v", "c"), ("v", "c"), ("u", "a"), ("u", "b"), ("u", "a")]))
     join.event(0, 0, "u", None, ERASE, 1.0)
     join.event(0, 1, "u", "b", "view", 1.0)
     (only,) = join.recommendation(0, answer("u", 1), 2.0)
@@ -328,7 +328,13 @@ def test_an_erasure_reaches_the_floors() -> None:
 
 
 def outcome(
-    event_type: str, latency_s: float, evaluated: bool, rank: int | None, floors: FloorRanks, *, too_late: bool = False
+    event_type: str,
+    latency_s: float,
+    evaluated: bool,
+    rank: int | None,
+    floors: BaselineRanks,
+    *,
+    too_late: bool = False,
 ) -> Outcome:
     return Outcome(event_type, latency_s, evaluated, rank, floors, too_late, 0, ())
 
@@ -342,11 +348,11 @@ def reported(outcomes: Iterable[Outcome]) -> dict[str, Any]:
 def test_the_report_counts_by_event_type_and_leaves_first_events_out() -> None:
     summary = reported(
         [
-            outcome("view", 0.010, False, None, FloorRanks(1, 1)),
-            outcome("view", 0.020, True, 1, FloorRanks(None, 12)),
-            outcome("view", 0.030, True, None, FloorRanks(10, None)),
-            outcome("cart", 0.040, True, 10, FloorRanks(None, 1)),
-            outcome("cart", 0.010, False, None, FloorRanks(1, 1), too_late=True),
+            outcome("view", 0.010, False, None, BaselineRanks(1, 1)),
+            outcome("view", 0.020, True, 1, BaselineRanks(None, 12)),
+            outcome("view", 0.030, True, None, BaselineRanks(10, None)),
+            outcome("cart", 0.040, True, 10, BaselineRanks(None, 1)),
+            outcome("cart", 0.010, False, None, BaselineRanks(1, 1), too_late=True),
         ]
     )
     assert summary["first_events"] == 1
@@ -363,7 +369,7 @@ def test_the_report_counts_by_event_type_and_leaves_first_events_out() -> None:
 @given(st.lists(st.integers(0, 50), min_size=1))
 def test_percentiles_are_the_nearest_ranks(milliseconds: list[int]) -> None:
     report = Report()
-    report.add(outcome("view", ms / 1_000, False, None, FloorRanks()) for ms in milliseconds)
+    report.add(outcome("view", ms / 1_000, False, None, BaselineRanks()) for ms in milliseconds)
     ordered = sorted(milliseconds)
     assert report.latency_ms(0.5) == ordered[(len(ordered) + 1) // 2 - 1]
     assert report.latency_ms(1.0) == ordered[-1]
@@ -379,8 +385,8 @@ def test_an_empty_report_is_json_and_a_table() -> None:
 def test_the_table_shows_each_event_type() -> None:
     console = Console(width=160)
     with console.capture() as capture:
-        late = outcome("wishlist", 0.02, False, None, FloorRanks(), too_late=True)
-        console.print(table(reported([outcome("wishlist", 0.02, True, 2, FloorRanks(3, None)), *[late] * 77])))
+        late = outcome("wishlist", 0.02, False, None, BaselineRanks(), too_late=True)
+        console.print(table(reported([outcome("wishlist", 0.02, True, 2, BaselineRanks(3, None)), *[late] * 77])))
     assert "wishlist" in capture.get()
     assert "77" in capture.get()
     assert "1.000" in capture.get()
@@ -395,7 +401,7 @@ def test_updates_a_second_come_from_the_answers_own_timestamps() -> None:
 
 
 def test_a_report_says_how_many_events_were_refused_and_why() -> None:
-    join = Prequential(Floors())
+    join = Prequential(Baselines())
     for offset, reason in enumerate(["duplicate event_id", "broken JSON", "broken JSON"]):
         join.dead_letter(0, offset, reason)
     join.dead_letter(0, 2, "broken JSON")

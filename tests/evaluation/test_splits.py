@@ -25,7 +25,7 @@ def histories(users: list[str]) -> dict[str, list[int]]:
 @given(LOGS, st.integers(1, 3))
 def test_leaving_out_the_last_events_of_each_user(users: list[str], count: int) -> None:
     data = made_of(users)
-    split = Split.leaving(data, count)
+    split = Split.leave_last_n(data, count)
     own = histories(users).values()
     assert sorted(data.order[split.known].tolist()) == sorted(place for one in own for place in one[:-count])
     assert data.order[split.targets].tolist() == sorted(one[-count] for one in own if len(one) > count)
@@ -38,7 +38,7 @@ def test_predicting_what_comes_after_a_time(users: list[str], draw, online: bool
     data = made_of(users)
     first = draw.draw(st.integers(0, len(users)))
     last = draw.draw(st.integers(first, len(users)))
-    split = Split.at(data, first, last, online=online)
+    split = Split.at_time(data, first, last, online=online)
     begun = {one[0] for one in histories(users).values()}
     assert set(data.order[split.known].tolist()) == set(range(first))
     assert data.order[split.targets].tolist() == [place for place in range(first, last) if place not in begun]
@@ -47,7 +47,7 @@ def test_predicting_what_comes_after_a_time(users: list[str], draw, online: bool
 
 @given(LOGS, st.integers(1, 70), st.integers(0, 3))
 def test_a_sample_is_some_of_the_targets_in_their_order(users: list[str], count: int, seed: int) -> None:
-    split = Split.leaving(made_of(users), 1)
+    split = Split.leave_last_n(made_of(users), 1)
     sample = split.sample(count, seed)
     assert len(sample.targets) == min(count, len(split.targets))
     at = [split.targets.tolist().index(target) for target in sample.targets.tolist()]

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from stream_rec.errors import UserError
 from stream_rec.features.catalog import NO_CATEGORY, Catalog, text_vectors
 from stream_rec.features.item_features import ItemFeatures, prices_of
-from stream_rec.features.item_similarity import Alike, Likeness, by_direction, by_words
+from stream_rec.features.item_similarity import ItemSimilarity, NeighbourTable, by_direction, by_words
 from stream_rec.features.text_encoder import TextEncoder, text_of
-from stream_rec.features.tfidf import Lexicon
+from stream_rec.features.tfidf import Tfidf
 from stream_rec.messages import Item, Rejected
 from stream_rec.models.model_store import Model
 from stream_rec.serving.engine import Engine
@@ -34,13 +34,15 @@ class Texts(TextEncoder):
 
 def catalog_of(items: Sequence[Item]) -> Catalog:
     texts, count = [text_of(item) for item in items], len(items) + 1
-    lexicon = Lexicon.fit(texts)
+    lexicon = Tfidf.fit(texts)
     read = text_vectors(items, Texts(), lexicon)
     features = ItemFeatures.fit(read, prices_of(items))
     vectors = features.transform(read, prices_of(items))
     meaning = np.concatenate([np.zeros((1, features.components), np.float32), vectors[:, : features.components]])
     kinds = (by_direction(meaning), by_words(lexicon.rows(["", *texts])))
-    alike = Alike(lexicon, *(Likeness.empty(count).updated(count, np.arange(1, count), kind) for kind in kinds))
+    alike = ItemSimilarity(
+        lexicon, *(NeighbourTable.empty(count).updated(count, np.arange(1, count), kind) for kind in kinds)
+    )
     return Catalog(items, vectors, features, alike, Texts())
 
 
@@ -57,14 +59,14 @@ def neighbours(catalog: Catalog, item_id: str) -> set[str]:
 def test_vectors_of_different_lengths_are_told_by_their_items(tmp_path: Path) -> None:
     items = [Item("tea", vector=[1.0, 2.0]), Item("cup", vector=[1.0, 2.0, 3.0])]
     with pytest.raises(UserError, match="'cup' has a vector of 3 numbers and item 'tea' one of 2"):
-        text_vectors(items, TextEncoder("none", tmp_path), Lexicon.fit(["tea", "cup"]))
+        text_vectors(items, TextEncoder("none", tmp_path), Tfidf.fit(["tea", "cup"]))
 
 
 @pytest.mark.parametrize("vector", [[float("nan"), 1.0], [1e39, 1.0], [0.0, 0.0]])
 def test_a_vector_without_a_direction_is_told_by_its_item(tmp_path: Path, vector: list[float]) -> None:
     items = [Item("tea", vector=[1.0, 2.0]), Item("cup", vector=vector)]
     with pytest.raises(UserError, match=r"item 'cup': .*vector has the length"):
-        text_vectors(items, TextEncoder("none", tmp_path), Lexicon.fit(["tea", "cup"]))
+        text_vectors(items, TextEncoder("none", tmp_path), Tfidf.fit(["tea", "cup"]))
 
 
 def test_an_event_finds_the_item_whose_id_a_tool_has_made_a_float(engine_of: Callable[..., Engine]) -> None:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from stream_rec.errors import UserError
 from stream_rec.features.catalog import Catalog
-from stream_rec.features.event_template import Words
+from stream_rec.features.event_template import EventTemplate
 from stream_rec.features.event_tokenizer import WindowReader, WordReader
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.features.tokens import Tokens
@@ -23,7 +23,7 @@ from tests.tiny import CAPACITY, ITEMS, PER_USER, STRIDE, copied, items, window
 
 EngineOf = Callable[..., Engine]
 TYPES = ("cart", "view")
-WHOLE = Words("{event} {title}", limit=200)
+WHOLE = EventTemplate("{event} {title}", limit=200)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def engine_of(model: Model, tmp_path: Path) -> EngineOf:
 def read(model: Model, catalog: Catalog) -> Callable[..., Tokens]:
     """Reads one window of items by name; the words by default whole."""
 
-    def make(names: list[str], words: Words = WHOLE) -> Tokens:
+    def make(names: list[str], words: EventTemplate = WHOLE) -> Tokens:
         reader = WindowReader(WordReader(catalog, TYPES, words, model.tokenizer), TYPES)
         return reader.read([window("u", len(names), names)], [[catalog.row(name) for name in names]])[0]
 
@@ -97,15 +97,15 @@ def test_what_looks_like_a_special_token_in_a_title_is_text(read, catalog: Catal
 )
 def test_a_template_with_anything_but_the_fields_is_refused(template: str) -> None:
     with pytest.raises(ValueError, match="template"):
-        Words(template)
+        EventTemplate(template)
 
 
 def test_an_event_tells_what_its_template_asks_for() -> None:
     item = Item("1", title="trail shoe", category="sport.shoes", brand="northpeak", price=79.9)
-    assert Words("{event}: {brand} {title} ({category}), {price}").tell("add_to_cart", item) == (
+    assert EventTemplate("{event}: {brand} {title} ({category}), {price}").render("add_to_cart", item) == (
         "add to cart: northpeak trail shoe (sport shoes), 79.9"
     )
-    assert Words().tell("view", Item("1")) == "view 1"
+    assert EventTemplate().render("view", Item("1")) == "view 1"
 
 
 def log_to_windows(log: list[tuple[int, int]]) -> list[Window]:

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_rec.features import item_similarity
-from stream_rec.features.item_similarity import NEAREST, Compare, Likeness, by_direction, by_words, replaced
-from stream_rec.features.tfidf import Lexicon
+from stream_rec.features.item_similarity import NEAREST, Compare, NeighbourTable, by_direction, by_words, replaced
+from stream_rec.features.tfidf import Tfidf
 
 WIDTH = 6
 
@@ -17,11 +17,11 @@ def vectors_of(count: int, seed: int) -> np.ndarray:
     return found
 
 
-def at_once(vectors: np.ndarray) -> Likeness:
-    return Likeness.empty(len(vectors)).updated(len(vectors), np.arange(1, len(vectors)), by_direction(vectors))
+def at_once(vectors: np.ndarray) -> NeighbourTable:
+    return NeighbourTable.empty(len(vectors)).updated(len(vectors), np.arange(1, len(vectors)), by_direction(vectors))
 
 
-def neighbours(found: Likeness, row: int) -> dict[int, float]:
+def neighbours(found: NeighbourTable, row: int) -> dict[int, float]:
     kept = found.cosines[row] > 0
     rows = found.rows[row][kept].tolist()
     assert len(set(rows)) == len(rows)
@@ -88,7 +88,7 @@ def test_a_changed_row_is_replaced_in_every_list_and_no_list_has_a_row_twice(cha
 
 def test_words_are_compared_like_vectors_and_can_be_replaced() -> None:
     texts = ["", "red shoe", "red hat", "blue hat", "blue shoe", "green shoe", "unheard"]
-    lexicon = Lexicon.fit(texts)
+    lexicon = Tfidf.fit(texts)
     lexical = lexicon.rows(texts)
     dense = lexical.toarray()
     every = np.arange(len(texts))
@@ -100,8 +100,8 @@ def test_words_are_compared_like_vectors_and_can_be_replaced() -> None:
 
 @pytest.mark.parametrize(
     "compare",
-    [by_direction(np.zeros((3, WIDTH), np.float32)), by_words(Lexicon.fit([]).rows([""] * 3))],
+    [by_direction(np.zeros((3, WIDTH), np.float32)), by_words(Tfidf.fit([]).rows([""] * 3))],
     ids=["text", "words"],
 )
 def test_what_says_nothing_is_like_nothing(compare: Compare) -> None:
-    assert not Likeness.empty(3).updated(3, np.arange(1, 3), compare).cosines.any()
+    assert not NeighbourTable.empty(3).updated(3, np.arange(1, 3), compare).cosines.any()

@@ -7,12 +7,18 @@ from hypothesis import strategies as st
 
 from stream_rec.features import forward_decay, online_statistics
 from stream_rec.features.forward_decay import Heard, Largest
-from stream_rec.features.online_statistics import Counts, Followers, Horizons, Memory, Transitions
+from stream_rec.features.online_statistics import (
+    DecayedPopularity,
+    HalfLives,
+    ItemTransitions,
+    OnlineStatistics,
+    TopSuccessors,
+)
 from stream_rec.features.tokens import UNKNOWN
 from tests.features.counted import counted, exact
 
 DAY = 86_400.0
-HORIZONS = Horizons(lasting=10 * DAY, recent=DAY)
+HORIZONS = HalfLives(lasting=10 * DAY, recent=DAY)
 SUMS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 8)), max_size=200)
 Pairs = dict[tuple[int, int], float]
 
@@ -30,7 +36,7 @@ def totals(added: list[tuple[int, int]]) -> dict[int, float]:
     return dict(known)
 
 
-def pairs(table: Transitions, rows: range, *, backwards: bool = False) -> Pairs:
+def pairs(table: ItemTransitions, rows: range, *, backwards: bool = False) -> Pairs:
     if backwards:
         return {(a, b): weight for b in rows for a, weight in sums(table.before(b)).items()}
     return {(a, b): weight for a in rows for b, weight in sums(table.after(a)).items()}
@@ -66,12 +72,12 @@ def test_what_has_no_room_among_the_largest_is_given_back() -> None:
 def test_the_best_followers_are_those_with_the_largest_sums(added: list[tuple[int, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(online_statistics, "FOLLOWERS", 4)
-        followers = Followers({})
+        followers = TopSuccessors({})
         for row, weight in added:
             followers.add(row, float(weight))
         known = totals(added)
         assert sums(followers.heard()) == known
-        for one in (followers, Followers(known)):
+        for one in (followers, TopSuccessors(known)):
             assert sorted(sums(one.best).values()) == sorted(known.values())[-4:]
             assert all(known[row] == total for row, total in sums(one.best).items())
 
@@ -79,7 +85,7 @@ def test_the_best_followers_are_those_with_the_largest_sums(added: list[tuple[in
 def test_of_very_many_followers_the_smaller_half_aside_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(online_statistics, "FOLLOWERS", 4)
     monkeypatch.setattr(online_statistics, "ASIDE", 8)
-    followers = Followers({})
+    followers = TopSuccessors({})
     for row in range(1, 1_000):
         followers.add(row, float(row))
         assert len(followers.heard().rows) <= 4 + 8
@@ -88,7 +94,7 @@ def test_of_very_many_followers_the_smaller_half_aside_is_forgotten(monkeypatch:
 
 
 def test_an_item_has_128_best_followers_and_at_most_1024_beside_them() -> None:
-    followers = Followers({})
+    followers = TopSuccessors({})
     for row in range(1, 128 + 1_024 + 1):
         followers.add(row, float(row))
     assert len(followers.best.rows) == 128
@@ -98,7 +104,7 @@ def test_an_item_has_128_best_followers_and_at_most_1024_beside_them() -> None:
 
 
 def test_what_followed_is_weighed_by_distance_and_age_both_ways() -> None:
-    table = Transitions(half_life=DAY)
+    table = ItemTransitions(half_life=DAY)
     table.add([1, 2, 3], 0.0)
     assert pairs(table, range(4)) == pairs(table, range(4), backwards=True) == {(1, 3): 0.5, (2, 3): 1.0}
     table.add([1, 2, 3, 4, 5, 6, 7], DAY)
@@ -107,7 +113,7 @@ def test_what_followed_is_weighed_by_distance_and_age_both_ways() -> None:
 
 
 def test_an_unknown_item_teaches_nothing() -> None:
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     memory.learn_last([1, 2, online_statistics.UNKNOWN], 0.0)
     assert not pairs(memory.transitions, range(4))
     memory.learn_last([1, online_statistics.UNKNOWN, 3], 0.0)
@@ -116,7 +122,7 @@ def test_an_unknown_item_teaches_nothing() -> None:
 
 
 def test_counts_halve_with_every_half_life() -> None:
-    counts = Counts(DAY)
+    counts = DecayedPopularity(DAY)
     for row, day in ((3, 0), (3, 1), (100, 1)):
         counts.add(row, day * DAY)
     rows = np.array([3, 100, 5, 7_000])
@@ -127,17 +133,17 @@ def test_counts_halve_with_every_half_life() -> None:
 
 
 def test_the_64_highest_counts_are_known() -> None:
-    counts = Counts(DAY)
+    counts = DecayedPopularity(DAY)
     for row in [*range(1, 100), *range(1, 65)]:
         counts.add(row, 0.0)
     assert set(counts.highest.tolist()) == set(range(1, 65))
-    again = Counts(DAY)
+    again = DecayedPopularity(DAY)
     again.load(counts.state())
     assert again.highest.tolist() == counts.highest.tolist()
 
 
 def test_the_array_of_counts_doubles_or_reaches_to_the_new_row() -> None:
-    counts = Counts(DAY)
+    counts = DecayedPopularity(DAY)
     lengths = []
     for row in (3, 64, 65, 129, 1_000, 1_001):
         counts.add(row, 0.0)
@@ -153,14 +159,14 @@ def test_the_highest_counts_are_the_highest_wherever_the_landmark_is(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(online_statistics, "POPULAR", popular)
         patch.setattr(forward_decay, "HEADROOM", 20.0)
-        counts = Counts(100.0)
+        counts = DecayedPopularity(100.0)
         rows, until = np.arange(1, 10), max(time for _, time in added)
         for row, time in sorted(added, key=lambda one: one[1]):
             counts.add(row, float(time))
         known = np.zeros(9)
         for row, time in added:
             known[row - 1] += 2.0 ** ((time - until) / 100)
-        again = Counts(100.0)
+        again = DecayedPopularity(100.0)
         again.load(counts.state())
         for one in (counts, again):
             found = np.array(counted(one, rows, float(until)))
@@ -180,7 +186,7 @@ def test_what_followed_most_did_so_most_both_ways_wherever_the_landmark_is(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(online_statistics, "FOLLOWERS", size)
         patch.setattr(forward_decay, "HEADROOM", 20.0)
-        table, known = Transitions(10.0), defaultdict[tuple[int, int], float](float)
+        table, known = ItemTransitions(10.0), defaultdict[tuple[int, int], float](float)
         until = max(time for *_, time in added)
         for earlier, row, time in sorted(added, key=lambda one: one[2]):
             table.add([earlier, row], float(time))
@@ -196,12 +202,12 @@ def test_what_followed_most_did_so_most_both_ways_wherever_the_landmark_is(
 
 
 def test_a_time_far_ahead_is_read_like_any_other() -> None:
-    counts = Counts(1.0)
+    counts = DecayedPopularity(1.0)
     counts.add(1, 0.0)
     assert counted(counts, [1], 2 * forward_decay.HEADROOM)[0] == pytest.approx(0, abs=1e-9)
 
 
-def learn(memory: Memory, log: list[tuple[int, int]], begin: int = 0) -> None:
+def learn(memory: OnlineStatistics, log: list[tuple[int, int]], begin: int = 0) -> None:
     """A log of (user, row), a second an event, as windows of everything."""
     held: dict[int, list[tuple[int, float]]] = defaultdict(list)
     for offset, (user, row) in enumerate(log):
@@ -211,7 +217,7 @@ def learn(memory: Memory, log: list[tuple[int, int]], begin: int = 0) -> None:
             memory.learn(f"u{user}", len(rows), offset, rows, times)
 
 
-def same(one: Memory, other: Memory, time: float = 1_000.0) -> bool:
+def same(one: OnlineStatistics, other: OnlineStatistics, time: float = 1_000.0) -> bool:
     """Whether two memories say the same at a time, in seconds."""
     rows = np.arange(1, 10)
     for backwards in (False, True):
@@ -234,7 +240,7 @@ LOGS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=60)
 
 @given(LOGS, st.randoms(use_true_random=False))
 def test_the_order_of_users_does_not_matter(log: list[tuple[int, int]], random) -> None:
-    memory, other = Memory(HORIZONS), Memory(HORIZONS)
+    memory, other = OnlineStatistics(HORIZONS), OnlineStatistics(HORIZONS)
     learn(memory, log)
     users = list(range(4))
     random.shuffle(users)
@@ -247,7 +253,7 @@ def test_the_order_of_users_does_not_matter(log: list[tuple[int, int]], random) 
 
 @given(LOGS)
 def test_a_state_holds_all_that_was_learned_both_ways(log: list[tuple[int, int]]) -> None:
-    memory, again = Memory(HORIZONS), Memory(HORIZONS)
+    memory, again = OnlineStatistics(HORIZONS), OnlineStatistics(HORIZONS)
     learn(memory, log)
     again.load(memory.state())
     assert same(memory, again)
@@ -266,7 +272,7 @@ def test_a_state_is_the_memory_also_where_its_bounds_bite(before, since) -> None
         for name, size in (("FOLLOWERS", 2), ("ASIDE", 4), ("POPULAR", 2)):
             patch.setattr(online_statistics, name, size)
         patch.setattr(forward_decay, "HEADROOM", 6.0)
-        memory, again, now = Memory(Horizons(9.0, 3.0)), Memory(Horizons(9.0, 3.0)), 0.0
+        memory, again, now = OnlineStatistics(HalfLives(9.0, 3.0)), OnlineStatistics(HalfLives(9.0, 3.0)), 0.0
         for number, (rows, wait) in enumerate([*before, *since]):
             if number == len(before):
                 again.load(memory.state())
@@ -281,7 +287,7 @@ def test_a_state_is_the_memory_also_where_its_bounds_bite(before, since) -> None
 @pytest.mark.parametrize("popular_first", [True, False])
 def test_all_that_stands_beside_a_popular_item_keeps_it_by_save_and_load(popular_first: bool) -> None:
     popular, others = 1, range(2, 3_098)
-    memory, again = Memory(HORIZONS), Memory(HORIZONS)
+    memory, again = OnlineStatistics(HORIZONS), OnlineStatistics(HORIZONS)
     for other in others:
         memory.learn_last([popular, other] if popular_first else [other, popular], float(other))
     again.load(memory.state())
@@ -292,7 +298,7 @@ def test_all_that_stands_beside_a_popular_item_keeps_it_by_save_and_load(popular
 
 def test_a_state_of_what_followed_alone_is_read_both_ways() -> None:
     """As models of format 6 and older hold it."""
-    memory, again = Memory(HORIZONS), Memory(HORIZONS)
+    memory, again = OnlineStatistics(HORIZONS), OnlineStatistics(HORIZONS)
     learn(memory, [(1, 1), (1, 2), (2, 1), (2, 3), (1, 3)])
     state = {name.replace("transitions.after.", "transitions."): array for name, array in memory.state().items()}
     kept = {name: array for name, array in state.items() if ".before." not in name and not name.endswith("highest")}
@@ -301,11 +307,11 @@ def test_a_state_of_what_followed_alone_is_read_both_ways() -> None:
 
 
 def test_sums_survive_a_new_landmark() -> None:
-    memory = Memory(Horizons(1.0, 1.0))
+    memory = OnlineStatistics(HalfLives(1.0, 1.0))
     late = 2 * forward_decay.HEADROOM
     for row, time in ((2, 0.0), (3, late), (3, late + 1)):
         memory.learn_last([1, row], time)
-    again = Memory(Horizons(1.0, 1.0))
+    again = OnlineStatistics(HalfLives(1.0, 1.0))
     again.load(memory.state())
     for one in (memory, again):
         weight = one.transitions.decay.weight(late + 1)
@@ -317,7 +323,7 @@ def test_sums_survive_a_new_landmark() -> None:
 @given(LOGS, st.data())
 def test_no_event_is_learned_twice_nor_lost_when_windows_are_skipped(log: list[tuple[int, int]], data) -> None:
     """Windows come again, after a restart of the reader, or only the last of several (coalesced)."""
-    once, often = Memory(HORIZONS), Memory(HORIZONS)
+    once, often = OnlineStatistics(HORIZONS), OnlineStatistics(HORIZONS)
     learn(once, log)
     held: dict[int, list[tuple[int, int]]] = defaultdict(list)
     seen = []
@@ -335,7 +341,7 @@ def test_no_event_is_learned_twice_nor_lost_when_windows_are_skipped(log: list[t
 
 
 def test_events_of_a_topic_that_was_made_anew_are_learned() -> None:
-    calm, moved = Memory(HORIZONS), Memory(HORIZONS)
+    calm, moved = OnlineStatistics(HORIZONS), OnlineStatistics(HORIZONS)
     for n in range(1, 6):
         rows, times = list(range(1, n + 1)), [float(at) for at in range(n)]
         calm.learn("u", n, 100 + n, rows, times)
@@ -344,7 +350,7 @@ def test_events_of_a_topic_that_was_made_anew_are_learned() -> None:
 
 
 def test_one_user_teaches_a_bounded_number_of_events_a_day_and_others_as_ever() -> None:
-    memory = Memory(HORIZONS, a_day=10.0)
+    memory = OnlineStatistics(HORIZONS, a_day=10.0)
     left_out = [
         memory.learn("busy", n, n, ([1, 2] * 10)[:n], [float(at) for at in range(n)], float(n)) for n in range(1, 21)
     ]
@@ -358,21 +364,21 @@ def test_one_user_teaches_a_bounded_number_of_events_a_day_and_others_as_ever() 
 
 
 def test_of_a_window_of_more_events_than_its_user_may_teach_the_first_ones_are_learned() -> None:
-    memory = Memory(HORIZONS, a_day=2.0)
+    memory = OnlineStatistics(HORIZONS, a_day=2.0)
     assert memory.learn("u", 5, 5, [1, 2, 3, 4, 5], [1.0, 2.0, 3.0, 4.0, 5.0], 5.0) == 3
     assert sorted(memory.popularity.highest) == [1, 2]
     assert memory.learn("u", 5, 5, [1, 2, 3, 4, 5], [1.0, 2.0, 3.0, 4.0, 5.0], 5.0) == 0  # read again
 
 
 def test_what_was_trained_is_not_learned_again() -> None:
-    memory = Memory(HORIZONS, since=10.0)
+    memory = OnlineStatistics(HORIZONS, since=10.0)
     memory.learn("u", 3, 2, [1, 2, 3], [9.0, 10.0, 11.0])
     assert memory.popularity.highest.tolist() == [3]
     assert pairs(memory.transitions, range(4)) == {(1, 3): 0.5, (2, 3): 1.0}
 
 
 def test_who_was_erased_begins_anew() -> None:
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     memory.learn("u", 5, 4, [1, 1, 1, 1, 1], [0.0] * 5)
     memory.learn("u", 1, 6, [2], [0.0])
     memory.forget("u")
@@ -384,7 +390,7 @@ def test_of_too_many_users_the_longest_silent_is_dropped_and_never_learned_twice
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(online_statistics, "USERS", 2)
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     windows = {user: ([row], [float(row)]) for row, user in enumerate("abcd", 1)}
     for offset, (user, window) in enumerate(windows.items()):
         memory.learn(user, 1, offset, *window)
@@ -395,26 +401,26 @@ def test_of_too_many_users_the_longest_silent_is_dropped_and_never_learned_twice
 
 
 def test_a_floor_places_an_item_before_it_is_learned() -> None:
-    memory, rows = Memory(HORIZONS), [1, 2, 1, 2, 1, 3]
+    memory, rows = OnlineStatistics(HORIZONS), [1, 2, 1, 2, 1, 3]
     memory.learn("u", len(rows), 9, rows, [0.0] * len(rows))
     nowhere = {"markov": None, "popularity": None, "recent": None}
-    assert memory.floors([1, 2]) == {"markov": 1, "popularity": 2, "recent": 2}
-    assert memory.floors([2, 3]) == {"markov": 2, "popularity": 3, "recent": 3}
-    assert memory.floors([3, 1]) == {"markov": None, "popularity": 1, "recent": 1}
-    assert memory.floors([1]) == {"markov": None, "popularity": 1, "recent": 1}
-    assert memory.floors([1, 7]) == memory.floors([1, UNKNOWN]) == nowhere
+    assert memory.baselines([1, 2]) == {"markov": 1, "popularity": 2, "recent": 2}
+    assert memory.baselines([2, 3]) == {"markov": 2, "popularity": 3, "recent": 3}
+    assert memory.baselines([3, 1]) == {"markov": None, "popularity": 1, "recent": 1}
+    assert memory.baselines([1]) == {"markov": None, "popularity": 1, "recent": 1}
+    assert memory.baselines([1, 7]) == memory.baselines([1, UNKNOWN]) == nowhere
 
 
 def test_an_event_from_the_future_counts_as_one_of_its_arrival() -> None:
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     memory.learn("u", 2, 0, [1, 2], [DAY, 1_000 * DAY], arrived=2 * DAY)
     assert memory.now == memory.known["u"].time == 2 * DAY
     assert counted(memory.recency, [1, 2], 2 * DAY) == [0.5, 1]
 
 
 def test_now_is_the_latest_time_that_was_trained_or_learned() -> None:
-    assert Memory(HORIZONS).now == 0
-    memory = Memory(HORIZONS, since=10.0)
+    assert OnlineStatistics(HORIZONS).now == 0
+    memory = OnlineStatistics(HORIZONS, since=10.0)
     assert memory.now == memory.since == 10
     memory.learn("u", 1, 0, [1], [30.0])
     memory.learn("v", 1, 1, [1], [20.0])
@@ -426,7 +432,7 @@ def test_now_is_the_latest_time_that_was_trained_or_learned() -> None:
 
 
 def test_a_lower_offset_is_a_repeat_unless_the_window_has_more_and_later_events() -> None:
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     memory.learn("u", 2, 100, [1, 2], [0.0, 1.0])
     fewer, earlier = ([1], [9.0]), ([1, 2, 3], [0.0, 0.5, 1.0])
     for offset, (rows, times) in ((100, ([1, 2], [0.0, 9.0])), (99, ([1, 2], [0.0, 9.0])), (99, fewer), (99, earlier)):
@@ -440,7 +446,7 @@ def test_a_lower_offset_is_a_repeat_unless_the_window_has_more_and_later_events(
 
 def test_as_many_users_are_known_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(online_statistics, "USERS", 2)
-    memory = Memory(HORIZONS, since=1.5)
+    memory = OnlineStatistics(HORIZONS, since=1.5)
     memory.learn("a", 1, 0, [1], [2.0])
     memory.learn("b", 1, 1, [2], [1.0])
     assert list(memory.known) == ["a", "b"]

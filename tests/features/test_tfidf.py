@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_rec.features.tfidf import DIRECTIONS, Lexicon, terms_of
+from stream_rec.features.tfidf import DIRECTIONS, Tfidf, terms_of
 
 WORDS = ["red", "blue", "hat", "shoe", "Northpeak", "2000", "x"]
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join))
@@ -19,7 +19,7 @@ def test_terms_are_words_their_neighbours_and_the_first_word_once_more() -> None
 
 
 def test_only_terms_that_two_texts_have_are_known_and_rare_ones_weigh_more() -> None:
-    lexicon = Lexicon.fit(["a red hat", "a red shoe", "a blue shoe", "a"])
+    lexicon = Tfidf.fit(["a red hat", "a red shoe", "a blue shoe", "a"])
     assert set(lexicon.terms) == {"a", "^a", "red", "shoe", "a red"}
     weight_of = dict(zip(lexicon.terms, lexicon.weights.tolist(), strict=True))
     assert weight_of == pytest.approx({"a": 0, "^a": 0, "red": np.log(2), "shoe": np.log(2), "a red": np.log(2)})
@@ -28,7 +28,7 @@ def test_only_terms_that_two_texts_have_are_known_and_rare_ones_weigh_more() -> 
 @settings(max_examples=60, deadline=None)
 @given(TEXTS, TEXTS)
 def test_rows_and_vectors_have_unit_length_or_say_nothing(texts: list[str], more: list[str]) -> None:
-    lexicon = Lexicon.fit(texts)
+    lexicon = Tfidf.fit(texts)
     asked = [*texts, *more, "unheard of", ""]
     rows = lexicon.rows(asked)
     vectors = lexicon.vectors(rows)
@@ -49,7 +49,7 @@ def test_rows_and_vectors_have_unit_length_or_say_nothing(texts: list[str], more
 
 @pytest.mark.parametrize("texts", [[], [""], ["one", "two"], ["same text"] * 3, ["same"] * 200], ids=len)
 def test_texts_that_cannot_be_told_apart_say_nothing(texts: list[str]) -> None:
-    lexicon = Lexicon.fit(texts)
+    lexicon = Tfidf.fit(texts)
     assert not lexicon.vectors(lexicon.rows(["same text", "one"])).any()
 
 
@@ -57,6 +57,6 @@ def test_texts_with_rare_words_in_common_are_near() -> None:
     draw = np.random.default_rng(0)
     brands, things = [f"brand{n}" for n in range(40)], [f"thing{n}" for n in range(5)]
     texts = [f"{brand} {draw.choice(things)} number {n}" for n, brand in enumerate(brands * 5)]
-    lexicon = Lexicon.fit(texts)
+    lexicon = Tfidf.fit(texts)
     one, other, foreign = lexicon.vectors(lexicon.rows(["brand7 thing1", "brand7 thing3", "brand8 thing1"]))
     assert one @ other > one @ foreign > -1e-3

@@ -9,10 +9,10 @@ from aiokafka.errors import OffsetOutOfRangeError, UnknownTopicOrPartitionError
 from aiokafka.protocol.fetch import FetchRequest
 
 from stream_rec.health import Health
-from stream_rec.kafka.access_control import Topic
+from stream_rec.kafka.access_control import TopicInfo
 from stream_rec.kafka.topic_guard import TopicGuard, state_of, valid
 
-BEFORE = Topic(1, "AAAAAAAAAAAAAAAAAAAAAQ")
+BEFORE = TopicInfo(1, "AAAAAAAAAAAAAAAAAAAAAQ")
 ID = bytes(15) + b"\x01"
 FETCH = FetchRequest(0, 0, 0, 0, [("events", [(0, 100, 1)])])
 
@@ -20,12 +20,12 @@ FETCH = FetchRequest(0, 0, 0, 0, [("events", [(0, 100, 1)])])
 class Bench:
     """A guarded consumer of a broker that holds `topic` (id and partitions, None: no topic) up to offset `end`."""
 
-    def __init__(self, before: Topic = BEFORE, end: int = 200) -> None:
+    def __init__(self, before: TopicInfo = BEFORE, end: int = 200) -> None:
         self.topic: tuple[bytes, int] | None = (ID, 1)
         self.code = 0
         """The error of the next fetches."""
         self.health = Health(0)
-        self.health.hindrances.clear()
+        self.health.not_ready_reasons.clear()
         self.guard = TopicGuard({}, {"events": before}, self.health)
         self.client = SimpleNamespace(send=self._send, get_random_node=lambda: 0)
 
@@ -51,13 +51,13 @@ async def test_after_a_failure_nothing_is_handed_over_until_the_topic_is_there_a
     bench.topic, bench.code = None, UnknownTopicOrPartitionError.errno
     with pytest.raises(UnknownTopicOrPartitionError):
         await bench.fetch()
-    assert bench.health.hindrances == {"topic events is not there"}
+    assert bench.health.not_ready_reasons == {"topic events is not there"}
     bench.code = 0  # it is created again, and has records already
     with pytest.raises(UnknownTopicOrPartitionError):
         await bench.fetch()
     bench.topic = ID, 1
     assert await bench.fetch()
-    assert (bench.health.hindrances, bench.guard.change) == (set(), None)
+    assert (bench.health.not_ready_reasons, bench.guard.change) == (set(), None)
 
 
 async def test_of_a_topic_that_has_taken_the_place_of_another_nothing_is_handed_over() -> None:
@@ -84,7 +84,7 @@ async def test_records_that_kafka_has_lost_are_said_and_those_that_it_kept_long_
 
 
 async def test_a_broker_that_does_not_know_all_partitions_yet_is_waited_for() -> None:
-    bench = Bench(Topic(2, BEFORE.id))
+    bench = Bench(TopicInfo(2, BEFORE.id))
     assert not await bench.guard.unchanged(bench.client)
     assert bench.guard.change is None
 
@@ -97,10 +97,10 @@ async def test_more_partitions_are_said() -> None:
 
 
 def test_a_commit_counts_for_the_topics_that_it_names() -> None:
-    now = state_of(Topic(1, "a"), Topic(1, "b"))
+    now = state_of(TopicInfo(1, "a"), TopicInfo(1, "b"))
     assert now == "a.b"
     assert valid("a.b", now)
     assert valid("", now)  # of an earlier version
     assert not valid("a.c", now)
-    assert state_of(Topic(1, ""), Topic(1, "b")) == ""
+    assert state_of(TopicInfo(1, ""), TopicInfo(1, "b")) == ""
     assert valid("a.b", "")  # brokers that give no ids

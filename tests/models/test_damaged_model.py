@@ -152,9 +152,9 @@ def test_a_save_that_fails_leaves_the_model_before_it(
 
 def test_a_model_answers_probe_windows_and_learns_nothing_from_them(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
-    before = engine.memories.evidence(0).memory.state()
+    before = engine.memories.extractor(0).memory.state()
     engine.probe()
-    after = engine.memories.evidence(0).memory.state()
+    after = engine.memories.extractor(0).memory.state()
     counted = [name for name in before if not name.endswith("landmark")]  # that is only what weights are relative to
     assert all(np.array_equal(before[name], after[name]) for name in counted)
     assert len(engine.incremental.cache) == 0

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from stream_rec.errors import UserError
-from stream_rec.models.pretrained import load_base, load_tokenizer
+from stream_rec.models.pretrained import load_backbone, load_tokenizer
 from stream_rec.serving.incremental import refuse_inexact
 from tests.language import tiny_language_model
 
@@ -43,7 +43,7 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_first_layers_and_the_words_are_taken_as_they_are(language: Path) -> None:
     whole = LlamaModel.from_pretrained(language)
-    base = load_base(str(language), 1, 64)
+    base = load_backbone(str(language), 1, 64)
     assert torch.equal(base.table, whole.embed_tokens.weight)
     assert (len(base.body.layers), base.body.config.num_hidden_layers) == (1, 1)
     taken = base.body.layers[0].state_dict()
@@ -53,33 +53,33 @@ def test_the_first_layers_and_the_words_are_taken_as_they_are(language: Path) ->
 
 def test_more_layers_than_there_are_and_longer_windows_than_it_reads_are_refused(language: Path) -> None:
     with pytest.raises(UserError, match="has 2 layers, 3 were asked for"):
-        load_base(str(language), 3, 64)
+        load_backbone(str(language), 3, 64)
     with pytest.raises(UserError, match="reads at most 512 tokens"):
-        load_base(str(language), None, 513)
+        load_backbone(str(language), None, 513)
 
 
 def test_a_body_that_sees_less_than_the_window_is_refused(tmp_path: Path) -> None:
     MistralModel(MistralConfig(**SHAPE, sliding_window=16)).save_pretrained(tmp_path)
-    load_base(str(tmp_path), None, 16)
+    load_backbone(str(tmp_path), None, 16)
     with pytest.raises(UserError, match="sees 16 tokens back, and the longest window has 17"):
-        load_base(str(tmp_path), None, 17)
+        load_backbone(str(tmp_path), None, 17)
 
 
 def test_a_sliding_window_in_layers_that_are_left_out_does_no_harm(tmp_path: Path) -> None:
     config = Qwen3Config(**SHAPE, use_sliding_window=True, sliding_window=16, max_window_layers=1)
     Qwen3Model(config).save_pretrained(tmp_path)
-    load_base(str(tmp_path), 1, 64)
+    load_backbone(str(tmp_path), 1, 64)
     with pytest.raises(UserError, match="sees 16 tokens back"):
-        load_base(str(tmp_path), 2, 64)
+        load_backbone(str(tmp_path), 2, 64)
 
 
 def test_a_body_without_the_usual_attention_is_refused(tmp_path: Path) -> None:
     MambaModel(MambaConfig(vocab_size=9, hidden_size=8, state_size=4, num_hidden_layers=1)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="an attention of its own"):
-        refuse_inexact("mamba", load_base(str(tmp_path), None, 64).body)
+        refuse_inexact("mamba", load_backbone(str(tmp_path), None, 64).body)
 
 
-@pytest.mark.parametrize("load", [lambda name: load_base(name, None, 64), load_tokenizer])
+@pytest.mark.parametrize("load", [lambda name: load_backbone(name, None, 64), load_tokenizer])
 def test_what_is_no_model_is_one_clear_line(tmp_path: Path, load) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"nothing")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF")
@@ -110,7 +110,7 @@ def test_a_pickle_and_code_in_a_models_folder_are_refused_without_a_question(
     (pickled / "model.safetensors").unlink()
     for folder in (coded, pickled):
         with pytest.raises(UserError, match="cannot load the pre-trained model"):
-            load_base(str(folder), None, 64)
+            load_backbone(str(folder), None, 64)
 
 
 def test_the_tokenizer_beside_a_gguf_file_runs_no_code_and_asks_nothing(

@@ -7,33 +7,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_rec.features.tokens import UNKNOWN
-from stream_rec.ranking.blend import BARRED, Blend, ItemSide, Scored, Table, score
-from stream_rec.ranking.candidate_features import AGAIN, DECODER, PARTS, REPEAT, Found
-from stream_rec.ranking.retrieval import Near
+from stream_rec.ranking.blend import BARRED, Blend, CandidateTable, ItemTower, Scored, score
+from stream_rec.ranking.candidate_features import AGAIN, DECODER, PARTS, REPEAT, CandidateFeatures
+from stream_rec.ranking.retrieval import Retrieved
 
 ROWS, CATEGORIES = 12, 3
 CHOSEN = st.lists(st.lists(st.integers(0, ROWS - 1), min_size=1, unique=True), min_size=1, max_size=5)
 BLEND = Blend(**{part: 0.1 * (at + 1) for at, part in enumerate(PARTS)}, covered=0.8)
 
 
-def side(*barred: int) -> ItemSide:
+def side(*barred: int) -> ItemTower:
     left_out = torch.zeros(ROWS, dtype=torch.bool)
     left_out[[UNKNOWN, *barred]] = True
-    return ItemSide(torch.eye(ROWS), left_out, torch.arange(ROWS) % CATEGORIES, ("", "a", "b"))
+    return ItemTower(torch.eye(ROWS), left_out, torch.arange(ROWS) % CATEGORIES, ("", "a", "b"))
 
 
-def table_of(chosen: Sequence[Sequence[int]], seed: int = 0) -> Table:
+def table_of(chosen: Sequence[Sequence[int]], seed: int = 0) -> CandidateTable:
     draw = np.random.default_rng(seed)
     found = []
     for rows in chosen:
         columns = draw.normal(size=(len(rows), len(PARTS))).astype(np.float32)
         columns[:, (AGAIN, REPEAT)] = draw.random((len(rows), 2)) < 0.3
-        found.append(Found(np.array(rows), columns))
-    near = Near(torch.zeros(len(chosen), 0), lambda answers, rows: answers + 0.1 * rows)
-    return Table.of(near, found)
+        found.append(CandidateFeatures(np.array(rows), columns))
+    near = Retrieved(torch.zeros(len(chosen), 0), lambda answers, rows: answers + 0.1 * rows)
+    return CandidateTable.of(near, found)
 
 
-def scored(table: Table, items: ItemSide, blend: Blend = BLEND, *, exclude_seen: bool = False) -> Scored:
+def scored(table: CandidateTable, items: ItemTower, blend: Blend = BLEND, *, exclude_seen: bool = False) -> Scored:
     return score(table, items, blend, ROWS, exclude_seen=exclude_seen)
 
 
@@ -46,7 +46,7 @@ def test_the_best_candidates_their_probabilities_and_interests(chosen, barred, e
     for answer, rows in enumerate(chosen):
         own = table.answers == answer
         values = dict(zip(rows, (table.columns[own] @ BLEND.weights).tolist(), strict=True))
-        allowed = {row: value for row, value in values.items() if not items.barred[row]}
+        allowed = {row: value for row, value in values.items() if not items.unavailable[row]}
         mass = sum(np.exp(list(allowed.values())))
         probability = {row: BLEND.covered * np.exp(value) / mass for row, value in allowed.items()}
         seen = {row for row, one in zip(rows, table.seen[own].tolist(), strict=True) if one and exclude_seen}

@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 
 from stream_rec.features import online_statistics
 from stream_rec.features.catalog import NO_CATEGORY
-from stream_rec.features.item_similarity import Likeness, by_direction
-from stream_rec.features.online_statistics import Horizons, Memory
+from stream_rec.features.item_similarity import NeighbourTable, by_direction
+from stream_rec.features.online_statistics import HalfLives, OnlineStatistics
 from stream_rec.features.tokens import UNKNOWN
-from stream_rec.ranking.candidate_features import DECODER, PARTS, Evidence, Found, Items
+from stream_rec.ranking.candidate_features import DECODER, PARTS, CandidateFeatures, FeatureExtractor, Items
 
 ROWS = 16
-HORIZONS = Horizons(lasting=50.0, recent=5.0)
+HORIZONS = HalfLives(lasting=50.0, recent=5.0)
 LOGS = st.lists(
     st.tuples(st.integers(0, 3), st.integers(UNKNOWN, ROWS - 1), st.integers(0, 9)), min_size=1, max_size=50
 )
 
 
 class World(NamedTuple):
-    evidence: Evidence
+    evidence: FeatureExtractor
     text: np.ndarray
     words: np.ndarray
     """Vectors."""
@@ -33,11 +33,11 @@ def world() -> World:
     text, words = draw.normal(size=(2, ROWS, 4)).astype(np.float32)
     text[UNKNOWN] = words[UNKNOWN] = words[5] = 0
     every = np.arange(1, ROWS)
-    alike = [Likeness.empty(ROWS).updated(ROWS, every, by_direction(vectors)) for vectors in (text, words)]
+    alike = [NeighbourTable.empty(ROWS).updated(ROWS, every, by_direction(vectors)) for vectors in (text, words)]
     prices = draw.normal(size=ROWS).astype(np.float32)
     prices[[UNKNOWN, 3, 4]] = np.nan
     items = Items(*alike, draw.integers(0, 3, ROWS), prices)
-    evidence = Evidence(Memory(HORIZONS), items, np.zeros(ROWS, np.int32))
+    evidence = FeatureExtractor(OnlineStatistics(HORIZONS), items, np.zeros(ROWS, np.int32))
     return World(evidence, text, words)
 
 
@@ -100,14 +100,16 @@ def cosine(vectors: np.ndarray, h: int, j: int) -> float:
     return max(0.0, float(vectors[h] @ vectors[j] / norms)) if norms and h != j else 0.0
 
 
-def ask(world: World, log: list[tuple[int, int, float]], user: int, near: list[int]) -> tuple[Naive, list[int], Found]:
+def ask(
+    world: World, log: list[tuple[int, int, float]], user: int, near: list[int]
+) -> tuple[Naive, list[int], CandidateFeatures]:
     naive = Naive(log, log[-1][2], world)
     held: dict[int, list[int]] = defaultdict(list)
     for whose, row, time in log:
         held[whose].append(row)
         world.evidence.memory.learn_last(held[whose][-online_statistics.REACH - 1 :], time)
     window = naive.held[user]
-    return naive, window, world.evidence.ask(window, np.array(near, np.int64))
+    return naive, window, world.evidence.extract(window, np.array(near, np.int64))
 
 
 def timed(log: list[tuple[int, int, int]]) -> list[tuple[int, int, float]]:
@@ -157,7 +159,7 @@ def test_an_event_from_long_ago_or_far_ahead_has_finite_parts() -> None:
             evidence.memory.learn_last([row for _, row, _ in log[max(0, at - 5) : at + 1]], log[at][2])
         evidence.memory.learn_last([1, 2, 3], time)
         with np.errstate(over="raise", divide="raise", invalid="raise"):
-            found = evidence.ask([1, 2, 3], np.arange(1, 5)).columns
+            found = evidence.extract([1, 2, 3], np.arange(1, 5)).columns
         assert np.isfinite(found).all()
 
 
@@ -168,7 +170,7 @@ def test_an_event_that_comes_late_moves_no_column_of_what_it_is_not_about(log, l
     log = [(user, item, wait + 1e9) for user, item, wait in timed(log)]
     _, window, before = ask(made := world(), log, log[-1][0], list(range(1, ROWS)))
     made.evidence.memory.learn_last([row], 1e9 - 60 * HORIZONS.lasting - late)
-    after = made.evidence.ask(window, np.arange(1, ROWS))
+    after = made.evidence.extract(window, np.arange(1, ROWS))
     columns = dict(zip(before.rows.tolist(), before.columns, strict=True))
     assert all(columns[at] == pytest.approx(after.columns[place], abs=1e-6) for place, at in enumerate(after.rows))
 
@@ -177,7 +179,7 @@ def test_asking_again_gives_the_same() -> None:
     log = [(0, row, float(row)) for row in range(1, ROWS)]
     made = world()
     _, window, first = ask(made, log, 0, [3, 4])
-    again = made.evidence.ask(window, np.array([3, 4]))
+    again = made.evidence.extract(window, np.array([3, 4]))
     assert np.array_equal(first.rows, again.rows)
     assert np.array_equal(first.columns, again.columns)
 
@@ -185,14 +187,16 @@ def test_asking_again_gives_the_same() -> None:
 def test_there_is_room_for_every_candidate_where_no_two_items_have_a_neighbour_in_common() -> None:
     near, window = 50, [1, 2, 3, 4, 5]
     rows = 6 + 2 * near * len(window)
-    text, words = (Likeness(np.zeros((rows, near), np.int32), np.zeros((rows, near), np.float32)) for _ in range(2))
+    text, words = (
+        NeighbourTable(np.zeros((rows, near), np.int32), np.zeros((rows, near), np.float32)) for _ in range(2)
+    )
     for number, row in enumerate(window):
         for likeness, begin in ((text, 6), (words, 6 + near * len(window))):
             likeness.rows[row] = begin + number * near + np.arange(near)
             likeness.cosines[row] = 1.0
     items = Items(text, words, np.zeros(rows, np.int64), np.zeros(rows, np.float32))
-    evidence = Evidence(Memory(HORIZONS), items, np.zeros(rows, np.int32))
-    found = evidence.ask(window, np.zeros(0, np.int64))
+    evidence = FeatureExtractor(OnlineStatistics(HORIZONS), items, np.zeros(rows, np.int32))
+    found = evidence.extract(window, np.zeros(0, np.int64))
     of_text = {int(row) for last in window[-3:] for row in text.rows[last]}
     of_words = {int(row) for last in window for row in words.rows[last]}
     assert set(found.rows.tolist()) == {*window, *of_text, *of_words}

@@ -55,10 +55,10 @@ def test_an_events_influence_is_the_answer_with_it_less_the_answer_without_it(en
 
 def test_explaining_teaches_nothing_and_keeps_nobody(engine: Engine) -> None:
     asked = window("u", 5, NAMES)
-    before = {name: array.copy() for name, array in engine.memories.evidence(0).memory.state().items()}
+    before = {name: array.copy() for name, array in engine.memories.extractor(0).memory.state().items()}
     first, second = engine.explain(asked), engine.explain(asked)
     assert first == second
-    assert all((engine.memories.evidence(0).memory.state()[name] == array).all() for name, array in before.items())
+    assert all((engine.memories.extractor(0).memory.state()[name] == array).all() for name, array in before.items())
     assert len(engine.incremental.cache) == 0
 
 
@@ -79,7 +79,7 @@ def test_a_single_event_has_an_answer_and_no_influence(engine: Engine) -> None:
 def test_neighbours_are_what_followed_and_what_is_alike(engine: Engine) -> None:
     near = engine.neighbours("i2", count=5)
     assert near is not None
-    heard = engine.memories.evidence(0).memory.transitions.after(engine.catalog.row("i2"))
+    heard = engine.memories.extractor(0).memory.transitions.after(engine.catalog.row("i2"))
     follower = engine.catalog.ids([int(heard.rows[heard.weights.argmax()])])[0]
     assert near.followed_by[0].item_id == follower
     for neighbours in (near.followed_by, near.follows, near.similar, near.same_words):

@@ -10,11 +10,11 @@ from stream_rec.bench.catalog import BLEND, World, catalogue, remembering
 from stream_rec.features.tokens import UNKNOWN
 from stream_rec.messages import Item
 from stream_rec.ranking import ranker as ranking
-from stream_rec.ranking.ann import ENOUGH, Index, Indexed
-from stream_rec.ranking.blend import BARRED, ItemSide, Ranked
-from stream_rec.ranking.candidate_features import AGAIN, PARTS, Found
-from stream_rec.ranking.ranker import Ask, Choice, Ranker, Recall
-from stream_rec.ranking.retrieval import Everything, Near
+from stream_rec.ranking.ann import ENOUGH, AnnIndex, AnnRetriever
+from stream_rec.ranking.blend import BARRED, ItemTower, Ranked
+from stream_rec.ranking.candidate_features import AGAIN, PARTS, CandidateFeatures
+from stream_rec.ranking.ranker import Ask, Ranker, RankingConfig, Recall
+from stream_rec.ranking.retrieval import ExactRetriever, Retrieved
 from stream_rec.serving.engine import Engine
 from tests.tiny import ITEMS, TEXT_DIM, items, window
 
@@ -32,42 +32,42 @@ def ask() -> Ask:
     return remembering(COUNT, ANSWERS, seed=0)
 
 
-def ranker_of(items: ItemSide, scoring: str = "ann", **choice: object) -> Ranker:
-    made = Ranker(BLEND, Choice(K, scoring)._replace(**choice))  # type: ignore[arg-type]
+def ranker_of(items: ItemTower, scoring: str = "ann", **choice: object) -> Ranker:
+    made = Ranker(BLEND, RankingConfig(K, scoring)._replace(**choice))  # type: ignore[arg-type]
     made.update(items, np.arange(len(items.outputs)))
     return made
 
 
-def decoders(near: Near) -> list[Found]:
+def decoders(near: Retrieved) -> list[CandidateFeatures]:
     """The decoder's candidates alone."""
     rows = [np.unique(one) for one in near.rows.numpy()]
-    return [Found(one, np.zeros((len(one), len(PARTS)), np.float32)) for one in rows]
+    return [CandidateFeatures(one, np.zeros((len(one), len(PARTS)), np.float32)) for one in rows]
 
 
 def seen(rows: list[int], ask: Ask) -> Ask:
     """Every user has seen `rows`, which are candidates too."""
 
-    def made(near: Near) -> list[Found]:
+    def made(near: Retrieved) -> list[CandidateFeatures]:
         found = []
         for one in ask(near):
             every = np.union1d(one.rows, np.array(rows, np.int64))
             columns = np.zeros((len(every), len(PARTS)), np.float32)
             columns[np.isin(every, one.rows)] = one.columns
             columns[np.isin(every, rows), AGAIN] = 1
-            found.append(Found(every, columns))
+            found.append(CandidateFeatures(every, columns))
         return found
 
     return made
 
 
-def barred(items: ItemSide, *rows: int) -> ItemSide:
-    more = items.barred.clone()
+def barred(items: ItemTower, *rows: int) -> ItemTower:
+    more = items.unavailable.clone()
     more[list(rows)] = True
     return items._replace(barred=more)
 
 
-def everything(items: ItemSide) -> Everything:
-    return Everything(items.outputs, items.barred)
+def everything(items: ItemTower) -> ExactRetriever:
+    return ExactRetriever(items.outputs, items.unavailable)
 
 
 def share_found(found: Ranked, exact: Ranked) -> float:
@@ -88,7 +88,7 @@ def test_only_items_that_may_be_recommended_and_as_many_as_asked_for(world, ask,
     left = barred(world.items, UNKNOWN, *order[:gone])
     ranker = ranker_of(left, scoring, top_k=k, diversity=diversity, exclude_seen=True)
     found = ranker.rank(world.states, seen(known, ask))
-    allowed = set((~left.barred).nonzero()[:, 0].tolist()) - set(known)
+    allowed = set((~left.unavailable).nonzero()[:, 0].tolist()) - set(known)
     for rows, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True):
         real = [row for row, score in zip(rows, scores, strict=True) if score > BARRED]
         assert set(real) <= allowed
@@ -97,7 +97,7 @@ def test_only_items_that_may_be_recommended_and_as_many_as_asked_for(world, ask,
 
 @pytest.mark.parametrize("effort", [1.0, 4.0])
 def test_an_index_finds_what_scoring_everything_does(world: World, effort: float) -> None:
-    near = Indexed(everything(world.items), effort)(world.states, 50)
+    near = AnnRetriever(everything(world.items), effort)(world.states, 50)
     exact = everything(world.items)(world.states, 50)
     found = [len(set(ours) & set(theirs)) for ours, theirs in zip(near.rows.tolist(), exact.rows.tolist(), strict=True)]
     assert np.mean(found) > 50 * 0.97
@@ -108,10 +108,10 @@ def test_an_index_finds_what_scoring_everything_does(world: World, effort: float
 
 
 def test_where_the_index_finds_too_few_everything_is_scored(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    near = Indexed(everything(world.items))
+    near = AnnRetriever(everything(world.items))
     found = near._index.search(world.states, ENOUGH)
     found[::2, 10:] = -1
-    monkeypatch.setattr(Index, "search", lambda *_: found.clone())
+    monkeypatch.setattr(AnnIndex, "search", lambda *_: found.clone())
     rows = near(world.states, 50).rows
     exact = everything(world.items)(world.states, 50).rows
     assert [set(one) <= set(other) for one, other in zip(exact[::2].tolist(), rows[::2].tolist(), strict=True)]
@@ -132,10 +132,10 @@ def test_a_changed_vector_is_found_where_it_is_now(world: World) -> None:
 def test_a_catalogue_that_grows_and_changes_is_still_found(world: World) -> None:
     draw = np.random.default_rng(0)
     whole = world.items
-    ranker = ranker_of(ItemSide(*(column[:400] for column in whole[:3]), whole.labels))
+    ranker = ranker_of(ItemTower(*(column[:400] for column in whole[:3]), whole.labels))
     for count in (600, 1_200, COUNT, COUNT):
         out = draw.choice(count, count // 10, replace=False).tolist()
-        now = barred(ItemSide(*(column[:count] for column in whole[:3]), whole.labels), UNKNOWN, *out)
+        now = barred(ItemTower(*(column[:count] for column in whole[:3]), whole.labels), UNKNOWN, *out)
         ranker.update(now, draw.choice(count, 50, replace=False))
         found, exact = (one.rank(world.states, decoders) for one in (ranker, ranker_of(now, "exact")))
         assert share_found(found, exact) > 0.97
@@ -147,7 +147,7 @@ def test_a_catalogue_that_grows_and_changes_is_still_found(world: World) -> None
 def test_an_index_that_finds_nothing_shows_in_the_recall(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     ranker = ranker_of(world.items)
     wrong = torch.arange(1, 301).expand(ANSWERS, -1)
-    monkeypatch.setattr(Index, "search", lambda *_: wrong.clone())
+    monkeypatch.setattr(AnnIndex, "search", lambda *_: wrong.clone())
     recall = ranker.recall(world.states, decoders)
     assert recall.recalled < 0.5 * recall.sampled
 
@@ -219,7 +219,7 @@ def test_an_engine_with_an_index_answers_as_one_without(engine_of: EngineOf) -> 
 
 def test_what_is_removed_and_added_again_is_found_as_before(world: World) -> None:
     draw, outputs = np.random.default_rng(0), world.items.outputs
-    index = Index(outputs, np.arange(COUNT))
+    index = AnnIndex(outputs, np.arange(COUNT))
     before = index.search(world.states, 50).tolist()
     for _ in range(4):
         moved = draw.choice(COUNT, COUNT // 3, replace=False)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_rec.ranking import retrieval
-from stream_rec.ranking.retrieval import Everything, best
+from stream_rec.ranking.retrieval import ExactRetriever, best
 
 
 @given(st.integers(1, 40), st.integers(1, 9_000), st.integers(0, 10))
@@ -23,7 +23,7 @@ def test_the_nearest_are_those_with_the_largest_inner_products(cached: int, monk
     torch.manual_seed(0)
     states, outputs = 7 * torch.randn(9, 8), torch.randn(500, 8)
     barred = torch.rand(500) < 0.3
-    near = Everything(outputs, barred)(states, 20)
+    near = ExactRetriever(outputs, barred)(states, 20)
     exact = torch.nn.functional.normalize(states) @ outputs.T
     exact.masked_fill_(barred, retrieval.FARTHEST)
     want = exact.topk(20).indices
@@ -33,5 +33,5 @@ def test_the_nearest_are_those_with_the_largest_inner_products(cached: int, monk
 
 
 def test_a_small_catalogue_is_near_as_a_whole() -> None:
-    near = Everything(torch.randn(5, 8), torch.zeros(5, dtype=torch.bool))(torch.randn(2, 8), 20)
+    near = ExactRetriever(torch.randn(5, 8), torch.zeros(5, dtype=torch.bool))(torch.randn(2, 8), 20)
     assert near.rows.sort().values.tolist() == [[0, 1, 2, 3, 4]] * 2

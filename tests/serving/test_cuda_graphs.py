@@ -15,12 +15,12 @@ from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.messages import Event, Item, Window
 from stream_rec.models.user_encoder import EncoderConfig, UserEncoder, new_body
 from stream_rec.serving import scheduler
-from stream_rec.serving.attention.cuda_graphs import SIZES, Graphs, in_place, plan_of
+from stream_rec.serving.attention.cuda_graphs import SIZES, GraphForward, in_place, plan_of
 from stream_rec.serving.attention.triton import InPlace, tokens_of
 from stream_rec.serving.engine import Engine, Limits
-from stream_rec.serving.forward import Gathering, forward_of
-from stream_rec.serving.kv_cache import Shape, Tier
-from stream_rec.serving.scheduler import Placed
+from stream_rec.serving.forward import GatherForward, forward_of
+from stream_rec.serving.kv_cache import CachePool, CacheSpec
+from stream_rec.serving.scheduler import BatchLayout
 from stream_rec.window import append
 from tests.serving.test_attention import KV_HEADS, WIDTH, one_by_one, placed
 from tests.tiny import CAPACITY, ITEMS, STRIDE, tiny_model
@@ -35,9 +35,9 @@ SLOTS = 9
 needs_gpu = pytest.mark.skipif(not GPU, reason="this machine has no CUDA device")
 
 
-def filled(shape: Shape, slots: int, device: torch.device) -> Tier:
+def filled(shape: CacheSpec, slots: int, device: torch.device) -> CachePool:
     """A cache as earlier calls would have left it, the same each time."""
-    tier = Tier(shape, slots * shape.bytes, device)
+    tier = CachePool(shape, slots * shape.bytes, device)
     generator = torch.Generator().manual_seed(1)
     for layer in (*tier.keys, *tier.values):
         layer.copy_(torch.randn(layer.shape, generator=generator))
@@ -46,7 +46,7 @@ def filled(shape: Shape, slots: int, device: torch.device) -> Tier:
 
 @settings(max_examples=10, deadline=None)
 @given(call=placed(capacity=80, slots=SLOTS), shared=st.sampled_from([1, 2, 3]), fill=st.integers(0, 3))
-def test_the_kernel_attends_to_the_own_slot_up_to_the_own_position(call: Placed, shared: int, fill: int) -> None:
+def test_the_kernel_attends_to_the_own_slot_up_to_the_own_position(call: BatchLayout, shared: int, fill: int) -> None:
     torch.manual_seed(0)
     places = SLOTS * call.capacity
     keys, values = (torch.randn(places, KV_HEADS, WIDTH, device=DEVICE) for _ in range(2))
@@ -58,23 +58,23 @@ def test_the_kernel_attends_to_the_own_slot_up_to_the_own_position(call: Placed,
 
 @settings(max_examples=6, deadline=None)
 @given(call=placed(slots=SLOTS), fill=st.integers(0, 20))
-def test_a_call_that_is_filled_up_is_computed_in_place_as_it_is_by_gathering(call: Placed, fill: int) -> None:
+def test_a_call_that_is_filled_up_is_computed_in_place_as_it_is_by_gathering(call: BatchLayout, fill: int) -> None:
     encoder = MODEL.encoder.eval()
-    shape = Shape.of(encoder.body.config, call.capacity, torch.float32)
+    shape = CacheSpec.of(encoder.body.config, call.capacity, torch.float32)
     gathered, read = filled(shape, SLOTS, CPU), filled(shape, SLOTS, DEVICE)
     tokens = torch.randn(len(call.positions), encoder.width)
     full = torch.cat([tokens, torch.full((fill, encoder.width), 7.0)]).to(DEVICE)
     with torch.inference_mode():
-        want = Gathering(encoder.cpu(), gathered)(tokens, call).states
+        want = GatherForward(encoder.cpu(), gathered)(tokens, call).states
         plan = torch.from_numpy(plan_of(call, len(full), encoder, read)).to(DEVICE)
         found = in_place(encoder.to(DEVICE), read, full, plan).cpu()
     assert torch.allclose(found[: len(tokens)], want, atol=1e-5)
     for one, other in zip((*read.keys, *read.values), (*gathered.keys, *gathered.values), strict=True):
-        assert torch.allclose(one[: read.nowhere].cpu(), other[: read.nowhere], atol=1e-5)
+        assert torch.allclose(one[: read.dummy_slot].cpu(), other[: read.dummy_slot], atol=1e-5)
 
 
 def test_a_cpu_gathers() -> None:
-    assert isinstance(forward_of(MODEL.encoder, filled(Shape(1, 1, 16, 4, torch.float32), 1, CPU)), Gathering)
+    assert isinstance(forward_of(MODEL.encoder, filled(CacheSpec(1, 1, 16, 4, torch.float32), 1, CPU)), GatherForward)
 
 
 @needs_gpu
@@ -83,7 +83,7 @@ def test_on_a_gpu_the_cache_changes_no_answer(dtype: str, tmp_path: Path) -> Non
     """Evictions, a tier in the host's memory, erasures, calls of most recorded sizes and above."""
     model = random_model(SHAPE, [Item(f"i{number}") for number in range(ITEMS)], ("cart", "view"), CAPACITY)
     catalog = Catalog(model.items, model.vectors, model.features, model.alike, TextEncoder("none", tmp_path))
-    user = Shape.of(model.encoder.body.config, CAPACITY, getattr(torch, dtype)).bytes
+    user = CacheSpec.of(model.encoder.body.config, CAPACITY, getattr(torch, dtype)).bytes
     limits = Limits(STRIDE, 4_096, 400 * user, kv_host_bytes=100 * user, dtype=dtype)
     engine = Engine(model, catalog, limits, CUDA)
     draw, held, sizes = np.random.default_rng(0), dict[str, Window](), set[int]()
@@ -109,12 +109,12 @@ def test_on_a_gpu_the_cache_changes_no_answer(dtype: str, tmp_path: Path) -> Non
 def test_a_recorded_call_is_the_one_that_is_computed_at_once(tokens: int) -> None:
     encoder = UserEncoder(SHAPE, new_body(SHAPE), items=1, item_dim=1, types=1).eval().to(CUDA)
     encoder.body.to(torch.bfloat16)
-    shape = Shape.of(encoder.body.config, CAPACITY, torch.bfloat16)
+    shape = CacheSpec.of(encoder.body.config, CAPACITY, torch.bfloat16)
     ours, theirs = (filled(shape, 2 * SIZES[-1], CUDA) for _ in range(2))
     every, one = np.arange(tokens), np.ones(tokens, np.int64)
-    call = Placed(every, every % CAPACITY, every % CAPACITY + one, CAPACITY)
+    call = BatchLayout(every, every % CAPACITY, every % CAPACITY + one, CAPACITY)
     vectors = torch.randn(tokens, encoder.width, device=CUDA)
     with torch.inference_mode():
-        found = Graphs(encoder, ours)(vectors, call).states
+        found = GraphForward(encoder, ours)(vectors, call).states
         want = in_place(encoder, theirs, vectors, torch.from_numpy(plan_of(call, tokens, encoder, theirs)).to(CUDA))
     assert F.cosine_similarity(found, want).min() >= 0.999

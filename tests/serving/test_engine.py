@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from stream_rec.errors import UserError
 from stream_rec.features.catalog import Catalog
-from stream_rec.features.online_statistics import FOREVER, Horizons, Memory
+from stream_rec.features.online_statistics import FOREVER, HalfLives, OnlineStatistics
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.features.tokens import Tokens
 from stream_rec.messages import Event, Item, Window, WindowEvent
@@ -22,7 +22,7 @@ from stream_rec.models import model_store
 from stream_rec.models.model_store import Model
 from stream_rec.ranking import ranker
 from stream_rec.serving.engine import Engine, Limits
-from stream_rec.serving.incremental import Work
+from stream_rec.serving.incremental import ForwardStats
 from stream_rec.window import append
 from tests.tiny import BLEND, CAPACITY, HORIZONS, ITEMS, PER_USER, STRIDE, TEXT_DIM, copied, items, window
 
@@ -210,7 +210,7 @@ def test_an_item_whose_vector_is_not_finite_is_left_out_and_takes_no_other_with_
 def test_a_window_whose_state_is_not_finite_has_no_answer(engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of()
     encode = engine.incremental.encode
-    monkeypatch.setattr(engine.incremental, "encode", lambda *given: (encode(*given)[0] * torch.nan, Work()))
+    monkeypatch.setattr(engine.incremental, "encode", lambda *given: (encode(*given)[0] * torch.nan, ForwardStats()))
     with pytest.raises(ArithmeticError):
         engine.step([window("u", 1, ["i1"])])
 
@@ -260,7 +260,7 @@ def test_a_new_item_is_found_through_its_text_by_users_of_similar_items(engine_o
     def candidates() -> set[int]:
         """Without the decoder's."""
         near = np.zeros(0, np.int64)
-        return set(engine.memories.evidence(0).ask(rows, near).rows.tolist())
+        return set(engine.memories.extractor(0).extract(rows, near).rows.tolist())
 
     alike, foreign = (np.array(items()[7].vector) * sign for sign in (1.0, -1.0))
     new = [Item("alike", vector=alike.tolist()), Item("foreign", vector=foreign.tolist())]
@@ -340,7 +340,7 @@ def test_an_event_that_claims_a_time_after_its_arrival_counts_as_one_of_then(eng
         strange = tuple(WindowEvent(name, "view", arrived + ahead) for name in ("i7", "i9"))
         engine.step([Window("strange", 2, 0, 50, arrived, strange)])
         answers.append(engine.step([asked]).recommendations[0])
-        assert engine.memories.evidence(0).memory.now == asked.events[-1].timestamp
+        assert engine.memories.extractor(0).memory.now == asked.events[-1].timestamp
     assert answers[0] == answers[1] == answers[2]
 
 
@@ -350,7 +350,7 @@ def test_a_window_that_arrived_in_the_future_does_not_end_all_learning(engine_of
     engine = engine_of()
     strange = (WindowEvent("i7", "view", now + ahead),)
     engine.learn(Window("strange", 1, 0, 0, now + ahead, strange))
-    memory = engine.memories.evidence(0).memory
+    memory = engine.memories.extractor(0).memory
     assert memory.now <= time() + 3_600
     for user in range(9):
         events = tuple(WindowEvent(name, "view", now) for name in ("i1", "i9"))
@@ -361,12 +361,12 @@ def test_a_window_that_arrived_in_the_future_does_not_end_all_learning(engine_of
 
 def test_a_loaded_model_knows_of_no_items_but_its_own(engine_of: EngineOf, model: Model, tmp_path: Path) -> None:
     """The counts are longer than the catalogue, and say nothing of what nobody met."""
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     memory.learn_last([1, 2], 1_000.0)
     model_store.save(model._replace(memory=memory.state()), tmp_path / "m")
     engine = Engine.load(tmp_path / "m", tmp_path / "cache", Limits(stride=STRIDE), "cpu")
     assert len(memory.state()["recency.sums"]) > len(engine.catalog)
-    assert engine.memories.evidence(0).memory.recency.highest.tolist() == [2]
+    assert engine.memories.extractor(0).memory.recency.highest.tolist() == [2]
     assert len(engine.step([window("u", 1, ["i3"])]).recommendations[0].items) == 20
     changed = [replace(items()[3], vector=[1.0] * TEXT_DIM)]
     engine.upsert(changed, engine.read(changed))  # what was loaded can be changed in place
@@ -503,10 +503,10 @@ def test_a_step_tells_what_the_floors_would_have_said(engine_of: EngineOf) -> No
 
 def test_without_times_nothing_is_forgotten_and_live_events_are_learned(model: Model, tmp_path: Path) -> None:
     """The trained rows are numbered, and live events come a billion seconds after them."""
-    memory = Memory(Horizons(FOREVER, FOREVER))
+    memory = OnlineStatistics(HalfLives(FOREVER, FOREVER))
     for row in range(2_000):
         memory.learn_last([1 + row % 3], float(row))
-    config = replace(model.config, has_time=False, horizons=Horizons(FOREVER, FOREVER), trained_until=1e12)
+    config = replace(model.config, has_time=False, horizons=HalfLives(FOREVER, FOREVER), trained_until=1e12)
     model = model._replace(config=config, memory=memory.state())
     texts = TextEncoder(config.text_encoder, tmp_path)
     catalog = Catalog(model.items, model.vectors, model.features, copied(model.alike), texts)
@@ -516,7 +516,7 @@ def test_without_times_nothing_is_forgotten_and_live_events_are_learned(model: M
     late = replace(soon, events=tuple(replace(one, timestamp=1.7e9 * at) for at, one in enumerate(soon.events, 1)))
     assert torch.equal(engine.full([soon]), engine.full([late]))
     engine.learn(late)
-    popularity = engine.memories.evidence(0).memory.popularity
+    popularity = engine.memories.extractor(0).memory.popularity
     now = popularity.sums / popularity.decay.weight(4e9)
     assert now[[1, 2, 3, *catalog.rows(["i5", "i7"])]].tolist() == [667, 667, 666, 1, 1]
 
@@ -524,7 +524,7 @@ def test_without_times_nothing_is_forgotten_and_live_events_are_learned(model: M
 def test_an_audit_encodes_no_more_tokens_than_a_step_may(engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(audit_share=1.0, token_budget=3 * CAPACITY)
     sizes: list[int] = []
-    whole = engine.incremental.whole
+    whole = engine.incremental.encode_full
 
     def counted(tokens: list[Tokens]) -> torch.Tensor:
         sizes.append(len(tokens) * max(map(len, tokens)))

@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from stream_rec.errors import UserError
 from stream_rec.features.tokens import Numbers, Tokens
-from stream_rec.serving.kv_cache import KeyValueCache, Shape, Tier
+from stream_rec.serving.kv_cache import CachePool, CacheSpec, KeyValueCache
 from stream_rec.serving.scheduler import padded
 
-SHAPE = Shape(layers=2, kv_heads=1, head_dim=2, capacity=5, dtype=torch.float32)
+SHAPE = CacheSpec(layers=2, kv_heads=1, head_dim=2, capacity=5, dtype=torch.float32)
 
 
 def cache_of(device_slots: int, host_slots: int) -> KeyValueCache:
@@ -68,13 +68,13 @@ def test_who_has_no_room_on_the_host_is_gone(host_slots: int) -> None:
 
 
 def test_a_slot_has_room_for_keys_and_values_of_each_layer_and_token() -> None:
-    shape = Shape(layers=3, kv_heads=2, head_dim=8, capacity=5, dtype=torch.float16)
+    shape = CacheSpec(layers=3, kv_heads=2, head_dim=8, capacity=5, dtype=torch.float16)
     assert shape.bytes == (3 + 3) * 2 * 8 * 5 * 2
-    tier = Tier(shape, 3.9 * shape.bytes, torch.device("cpu"))
-    assert (tier.slots, tier.free) == (3, 3)
+    tier = CachePool(shape, 3.9 * shape.bytes, torch.device("cpu"))
+    assert (tier.slots, tier.free_slots) == (3, 3)
     assert [tensor.shape for tensor in (*tier.keys, *tier.values)] == [(3 * 5 + 1, 2, 8)] * 6
-    tier.give("a")
-    assert (tier.slots, tier.free) == (3, 2)
+    tier.allocate("a")
+    assert (tier.slots, tier.free_slots) == (3, 2)
     assert tier.read("a").cached.shape == (6, 1, 5, 2, 8)
 
 
@@ -83,29 +83,29 @@ def test_the_size_of_a_head_is_the_configured_one_or_its_share_of_the_state(
     head_dim: int | None, expected: int
 ) -> None:
     config = SimpleNamespace(num_hidden_layers=2, num_key_value_heads=3, hidden_size=48, num_attention_heads=4)
-    shape = Shape.of(SimpleNamespace(**vars(config), head_dim=head_dim), 9, torch.float32)
-    assert shape == Shape(2, 3, expected, 9, torch.float32)
+    shape = CacheSpec.of(SimpleNamespace(**vars(config), head_dim=head_dim), 9, torch.float32)
+    assert shape == CacheSpec(2, 3, expected, 9, torch.float32)
     assert isinstance(shape.head_dim, int)
-    assert Shape.of(config, 9, torch.float32).head_dim == 12
+    assert CacheSpec.of(config, 9, torch.float32).head_dim == 12
 
 
 def test_what_is_written_to_nobodys_place_is_in_no_slot() -> None:
-    tier = Tier(SHAPE, 2 * SHAPE.bytes, torch.device("cpu"))
-    slots = {tier.give("a"), tier.give("b")}
+    tier = CachePool(SHAPE, 2 * SHAPE.bytes, torch.device("cpu"))
+    slots = {tier.allocate("a"), tier.allocate("b")}
     assert slots == {0, 1}
     for tensor in (*tier.keys, *tier.values):
-        tensor[tier.nowhere] = 1
+        tensor[tier.dummy_slot] = 1
     assert not tier.read("ab").cached.any()
 
 
 def test_a_tier_has_at_most_a_million_users_however_small_their_windows() -> None:
-    smallest = Shape(layers=1, kv_heads=1, head_dim=1, capacity=1, dtype=torch.float16)
-    tier = Tier(smallest, 1e12, torch.device("cpu"))
-    assert tier.slots == tier.free == 1_048_576
+    smallest = CacheSpec(layers=1, kv_heads=1, head_dim=1, capacity=1, dtype=torch.float16)
+    tier = CachePool(smallest, 1e12, torch.device("cpu"))
+    assert tier.slots == tier.free_slots == 1_048_576
 
 
 def test_a_budget_below_one_user_is_refused_with_both_sizes() -> None:
-    shape = Shape(layers=1, kv_heads=1, head_dim=128, capacity=2**20, dtype=torch.float16)
+    shape = CacheSpec(layers=1, kv_heads=1, head_dim=128, capacity=2**20, dtype=torch.float16)
     with pytest.raises(UserError, match=r"one user needs 0\.5369 GB, 0\.2500 are given"):
         KeyValueCache(shape, 0.25e9, torch.device("cpu"))
     cache = cache_of(1, 0)
@@ -193,7 +193,7 @@ class CacheAgainstReference(RuleBasedStateMachine):
     def holds_what_the_reference_holds(self) -> None:
         for tier, held in ((self.cache.first, self.first), (self.cache.second, self.second)):
             assert list(tier.users) == list(held)
-            assert tier.free == tier.slots - len(held)
+            assert tier.free_slots == tier.slots - len(held)
             for index, tensor in enumerate((*tier.keys, *tier.values)):
                 for user, window in held.items():
                     begin = tier.users[user] * SHAPE.capacity

@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_rec.features.tokens import Numbers, Tokens
-from stream_rec.serving.scheduler import Placed, Row, Span, calls, common, padded, rounds, spans, tiles
+from stream_rec.serving.scheduler import (
+    BatchLayout,
+    ScheduledSequence,
+    Span,
+    common_prefix_len,
+    pack_by_token_budget,
+    padded,
+    spans,
+    tiles,
+    waves,
+)
 
 IDENTITIES = st.lists(st.integers(1, 3), min_size=1, max_size=6)
 SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 90)), min_size=1, max_size=12)
@@ -23,7 +33,7 @@ def arrays(sizes: list[tuple[int, int]]) -> tuple[Numbers, Numbers]:
     return new, new + kept
 
 
-def answered(rows: list[Row]) -> list[tuple[str, list[tuple[int, int]]]]:
+def answered(rows: list[ScheduledSequence]) -> list[tuple[str, list[tuple[int, int]]]]:
     return [(row.user, row.answers) for row in rows]
 
 
@@ -32,7 +42,7 @@ def test_each_window_is_answered_once_and_those_of_a_user_in_their_order(
     requests: list[tuple[str, list[int]]], most: int
 ) -> None:
     seen: dict[str, list[int]] = {user: [] for user, _ in requests}
-    for rows in rounds([user for user, _ in requests], [window(read) for _, read in requests], most):
+    for rows in waves([user for user, _ in requests], [window(read) for _, read in requests], most):
         assert 1 <= len(rows) <= most
         assert len({row.user for row in rows}) == len(rows)
         for row in rows:
@@ -46,14 +56,14 @@ def test_each_window_is_answered_once_and_those_of_a_user_in_their_order(
 
 def test_windows_that_extend_each_other_share_a_row() -> None:
     windows = [window([1]), window([5]), window([1, 2]), window([1, 2]), window([1, 2, 3])]
-    assert [answered(rows) for rows in rounds("abaaa", windows, 2)] == [
+    assert [answered(rows) for rows in waves("abaaa", windows, 2)] == [
         [("a", [(0, 1), (2, 2), (3, 2), (4, 3)]), ("b", [(1, 1)])]
     ]
 
 
 def test_a_window_that_does_not_extend_the_last_one_waits_and_so_do_those_after_it() -> None:
     windows = [window([1, 2]), window([2]), window([1, 2, 3]), window([2, 9])]
-    assert [answered(rows) for rows in rounds("aaaa", windows, 4)] == [
+    assert [answered(rows) for rows in waves("aaaa", windows, 4)] == [
         [("a", [(0, 2)])],
         [("a", [(1, 1)])],
         [("a", [(2, 3)])],
@@ -63,7 +73,7 @@ def test_a_window_that_does_not_extend_the_last_one_waits_and_so_do_those_after_
 
 def test_users_beyond_the_most_of_a_round_wait_for_the_next() -> None:
     windows = [window([1]), window([1]), window([1]), window([1, 2]), window([1, 2])]
-    assert [answered(rows) for rows in rounds("abcac", windows, 2)] == [
+    assert [answered(rows) for rows in waves("abcac", windows, 2)] == [
         [("a", [(0, 1), (3, 2)]), ("b", [(1, 1)])],
         [("c", [(2, 1), (4, 2)])],
     ]
@@ -71,7 +81,7 @@ def test_users_beyond_the_most_of_a_round_wait_for_the_next() -> None:
 
 @given(IDENTITIES, IDENTITIES)
 def test_common_is_the_length_of_the_longest_common_prefix(one: list[int], other: list[int]) -> None:
-    assert common(np.array(one), np.array(other)) == len(list(takewhile(bool, map(eq, one, other))))
+    assert common_prefix_len(np.array(one), np.array(other)) == len(list(takewhile(bool, map(eq, one, other))))
 
 
 @given(st.lists(IDENTITIES, min_size=1, max_size=4))
@@ -84,7 +94,7 @@ def test_padded_rows_end_in_zeros_up_to_the_longest(rows: list[list[int]]) -> No
 @given(SIZES, st.integers(1, 20))
 def test_each_call_takes_the_next_rows_that_its_budget_allows(sizes: list[tuple[int, int]], budget: int) -> None:
     new, lengths = arrays(sizes)
-    made = [rows.tolist() for rows in calls(new, lengths, budget)]
+    made = [rows.tolist() for rows in pack_by_token_budget(new, lengths, budget)]
     assert list(chain(*made)) == sorted(range(len(sizes)), key=lambda row: (new[row], lengths[row]))
     for rows in made:
         assert len(rows) == 1 or (rows and new[rows].sum() <= budget)
@@ -94,7 +104,7 @@ def test_each_call_takes_the_next_rows_that_its_budget_allows(sizes: list[tuple[
 
 def test_a_row_larger_than_the_budget_is_a_call_of_its_own() -> None:
     new = np.array([9, 2, 3, 9])
-    assert [rows.tolist() for rows in calls(new, new, 5)] == [[1, 2], [0], [3]]
+    assert [rows.tolist() for rows in pack_by_token_budget(new, new, 5)] == [[1, 2], [0], [3]]
 
 
 @given(SIZES)
@@ -112,10 +122,10 @@ def test_spans_split_at_each_32_cached_positions_and_where_the_new_tokens_change
     assert spans(new, lengths) == [Span(0, 2, 32), Span(2, 4, 64), Span(4, 5, 65), Span(5, 7, 67)]
 
 
-def layout(sizes: list[tuple[int, int]]) -> Placed:
+def layout(sizes: list[tuple[int, int]]) -> BatchLayout:
     """Rows in slots that are not in the order of the rows, of 100 places each."""
     new, lengths = arrays(sizes)
-    return Placed(np.arange(len(sizes))[::-1] * 2, lengths - new, lengths, 100)
+    return BatchLayout(np.arange(len(sizes))[::-1] * 2, lengths - new, lengths, 100)
 
 
 @given(SIZES)

@@ -7,20 +7,20 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from stream_rec.features import online_statistics
-from stream_rec.features.online_statistics import Horizons, Memory
+from stream_rec.features.online_statistics import HalfLives, OnlineStatistics
 from stream_rec.features.tokens import UNKNOWN
 from stream_rec.serving import statistics
 from tests.damage import damaged
 from tests.features.counted import counted, exact
 
-HORIZONS = Horizons(lasting=3_600.0, recent=600.0)
+HORIZONS = HalfLives(lasting=3_600.0, recent=600.0)
 NAMES = [f"i{number}" for number in range(9)]
 LOGS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(NAMES)), max_size=40)
 
 Log = list[tuple[str, str]]
 
 
-def learn(memory: Memory, log: Log, ids: Sequence[str], begin: int = 0) -> None:
+def learn(memory: OnlineStatistics, log: Log, ids: Sequence[str], begin: int = 0) -> None:
     """A log of (user, item), a second an event, as windows of everything; `ids` are those of rows 1, 2, ..."""
     for offset in range(begin, len(log)):
         user = log[offset][0]
@@ -28,7 +28,7 @@ def learn(memory: Memory, log: Log, ids: Sequence[str], begin: int = 0) -> None:
         memory.learn(user, len(events), offset, [row for _, row in events], [float(at) for at, _ in events])
 
 
-def followers(memory: Memory, ids: Sequence[str]) -> dict[tuple[str, str], float]:
+def followers(memory: OnlineStatistics, ids: Sequence[str]) -> dict[tuple[str, str], float]:
     """Each two items by name, and how much the second followed the first, after 100 seconds."""
     weight = memory.transitions.decay.weight(100.0)
     return {
@@ -38,7 +38,7 @@ def followers(memory: Memory, ids: Sequence[str]) -> dict[tuple[str, str], float
     }
 
 
-def counts(memory: Memory, ids: Sequence[str]) -> list[float]:
+def counts(memory: OnlineStatistics, ids: Sequence[str]) -> list[float]:
     """Of each item: how popular it is after 100 seconds, and how recent."""
     rows = np.array([ids.index(name) + 1 for name in NAMES])
     return [*counted(memory.popularity, rows, 100.0), *counted(memory.recency, rows, 100.0)]
@@ -48,7 +48,7 @@ def counts(memory: Memory, ids: Sequence[str]) -> list[float]:
 def test_a_memory_goes_on_where_it_was_whatever_rows_items_have(
     log: Log, more: Log, others: list[str], again: int
 ) -> None:
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     learn(memory, log, NAMES)
     packed = statistics.pack(memory, NAMES, b"about")
     assert statistics.about_of(packed) == b"about"
@@ -66,7 +66,7 @@ def test_a_memory_is_the_same_bit_by_bit_also_where_its_bounds_bite(log: Log) ->
     with pytest.MonkeyPatch.context() as patch:
         for name, size in (("FOLLOWERS", 2), ("ASIDE", 2), ("POPULAR", 2)):
             patch.setattr(online_statistics, name, size)
-        memory = Memory(HORIZONS)
+        memory = OnlineStatistics(HORIZONS)
         learn(memory, log[:60], NAMES)
         packed = statistics.pack(memory, NAMES, b"")
         restored = statistics.unpack(packed, HORIZONS, lambda item: NAMES.index(item) + 1)
@@ -76,7 +76,7 @@ def test_a_memory_is_the_same_bit_by_bit_also_where_its_bounds_bite(log: Log) ->
 
 
 def test_an_item_that_is_gone_is_left_out() -> None:
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     learn(memory, [("a", "i0"), ("a", "i1"), ("a", "i2")], NAMES)
     there = {"i0": 1, "i2": 2}
     restored = statistics.unpack(statistics.pack(memory, NAMES, b""), HORIZONS, lambda item: there.get(item, UNKNOWN))
@@ -86,7 +86,7 @@ def test_an_item_that_is_gone_is_left_out() -> None:
 
 
 def test_what_a_user_has_taught_today_stays_known() -> None:
-    memory = Memory(HORIZONS, a_day=2.0)
+    memory = OnlineStatistics(HORIZONS, a_day=2.0)
     assert memory.learn("u", 2, 0, [1, 2], [100.0, 101.0], 101.0) == 0
     packed = statistics.pack(memory, NAMES, b"")
     restored = statistics.unpack(packed, HORIZONS, lambda item: NAMES.index(item) + 1, a_day=2.0)
@@ -96,7 +96,7 @@ def test_what_a_user_has_taught_today_stays_known() -> None:
 
 @pytest.mark.parametrize("taught", [4.0, 1e300, np.inf, np.nan])
 def test_a_bound_that_is_lower_than_what_a_user_has_taught_holds_from_then_on(taught: float) -> None:
-    memory = Memory(HORIZONS, a_day=5.0)
+    memory = OnlineStatistics(HORIZONS, a_day=5.0)
     assert memory.learn("u", 3, 0, [1, 2, 3], [100.0, 101.0, 102.0], 102.0) == 0
     arrays = load(statistics.pack(memory, NAMES, b""))
     arrays["users.times"][0, 1] = taught
@@ -106,7 +106,7 @@ def test_a_bound_that_is_lower_than_what_a_user_has_taught_holds_from_then_on(ta
 
 
 def test_a_snapshot_without_what_users_have_taught_is_read() -> None:
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     memory.learn("u", 2, 0, [1, 2], [100.0, 101.0], 101.0)
     arrays = load(statistics.pack(memory, NAMES, b""))
     old = save(arrays | {"users.times": arrays["users.times"][:, 0].copy()})
@@ -115,7 +115,7 @@ def test_a_snapshot_without_what_users_have_taught_is_read() -> None:
 
 
 def test_what_is_trained_and_who_was_dropped_stay_known() -> None:
-    memory = Memory(HORIZONS, since=10.0)
+    memory = OnlineStatistics(HORIZONS, since=10.0)
     restored = statistics.unpack(statistics.pack(memory, NAMES, b""), HORIZONS, lambda _: UNKNOWN)
     restored.learn("u", 1, 0, [1], [10.0])
     assert not len(restored.popularity.highest)
@@ -123,7 +123,7 @@ def test_what_is_trained_and_who_was_dropped_stay_known() -> None:
 
 @given(st.data())
 def test_a_damaged_snapshot_is_refused_or_read_and_nothing_else(data: st.DataObject) -> None:
-    memory = Memory(HORIZONS)
+    memory = OnlineStatistics(HORIZONS)
     learn(memory, [("a", "i0"), ("b", "i1"), ("a", "i2")], NAMES)
     body = data.draw(damaged(statistics.pack(memory, NAMES, b"about")))
     try:

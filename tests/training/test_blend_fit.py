@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stream_rec.evaluation.metrics import MISSED, Ranks, figures
 from stream_rec.evaluation.predict import ranks
-from stream_rec.ranking.blend import BARRED, Blend, Table
+from stream_rec.ranking.blend import BARRED, Blend, CandidateTable
 from stream_rec.ranking.candidate_features import PARTS
 from stream_rec.training import blend_fit
 
@@ -17,15 +17,15 @@ REAL = Blend(
 )
 
 
-def table_of(counts: list[int], seed: int) -> Table:
+def table_of(counts: list[int], seed: int) -> CandidateTable:
     """Random candidates, as many for each answer as `counts` says."""
     draw = torch.Generator().manual_seed(seed)
     answers = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     columns = torch.randn(len(answers), len(PARTS), generator=draw)
-    return Table(answers, torch.arange(len(answers)), columns)
+    return CandidateTable(answers, torch.arange(len(answers)), columns)
 
 
-def sampled(count: int) -> tuple[Table, torch.Tensor]:
+def sampled(count: int) -> tuple[CandidateTable, torch.Tensor]:
     """Truths drawn from the distribution of `REAL`; every fourth was no candidate."""
     table = table_of([20] * count, 0)
     values = (table.columns @ REAL.weights).view(count, 20)

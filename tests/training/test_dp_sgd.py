@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stream_rec.data import dataset
 from stream_rec.data.dataset import Slice
 from stream_rec.data.simulator.storefront import Storefront
-from stream_rec.features.event_template import Words
+from stream_rec.features.event_template import EventTemplate
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.messages import Item
 from stream_rec.models import model_store
@@ -122,7 +122,9 @@ def test_a_users_gradient_is_what_it_were_without_the_others(
     shop: Shop, prepared: Prepared, read: str, tmp_path: Path
 ) -> None:
     if read == "words":
-        encoder = EncoderConfig(base=str(tiny_language_model(tmp_path)), words=Words("{event} {title}", limit=6))
+        encoder = EncoderConfig(
+            base=str(tiny_language_model(tmp_path)), words=EventTemplate("{event} {title}", limit=6)
+        )
         config = adapted(msgspec.structs.replace(CONFIG, encoder=encoder, tune="lora"))
         prepared = prepared_of(shop, config, tmp_path)
         given = Step(prepared, config)
@@ -204,4 +206,4 @@ def test_a_private_model_says_what_it_spent_and_holds_no_counts_of_users(
     old = window("u", 3, [item.item_id for item in items[:3]])
     assert old.events[-1].timestamp < config.trained_until
     assert engine.step([old]).recommendations[0].model == version
-    assert engine.memories.evidence(0).memory.popularity.sums.any()  # what a log is read again teaches it
+    assert engine.memories.extractor(0).memory.popularity.sums.any()  # what a log is read again teaches it

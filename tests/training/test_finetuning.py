@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 
 from stream_rec.data.simulator.storefront import Storefront
-from stream_rec.features.event_template import Words
+from stream_rec.features.event_template import EventTemplate
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.messages import Event, Item
 from stream_rec.models import model_store
-from stream_rec.models.pretrained import Base, load_base
+from stream_rec.models.pretrained import PretrainedBackbone, load_backbone
 from stream_rec.models.user_encoder import EncoderConfig, WordInputs
 from stream_rec.serving.engine import Engine, Limits
 from stream_rec.training import train
@@ -40,8 +40,8 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(language: Path) -> Base:
-    return load_base(str(language), None, 64)
+def base(language: Path) -> PretrainedBackbone:
+    return load_backbone(str(language), None, 64)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "VALIDATION_PREDICTIONS", 20)
 
 
-def config(language: Path, tune: Tune, words: Words | None = None) -> TrainConfig:
+def config(language: Path, tune: Tune, words: EventTemplate | None = None) -> TrainConfig:
     encoder = EncoderConfig(base=str(language), dropout=0.1, residual_dropout=0, words=words)
     return TrainConfig(encoder, tune, CAPACITY, STRIDE, epochs=2, refit=False)
 
@@ -59,7 +59,7 @@ def run(shop: Shop, chosen: TrainConfig, out: Path, progress=lambda *_: None) ->
     return train.train(*shop, chosen, TextEncoder("none", out), out, progress)
 
 
-def changed(trained: Trained, base: Base) -> set[str]:
+def changed(trained: Trained, base: PretrainedBackbone) -> set[str]:
     """Names of the body's weights that training changed."""
     after, before = trained.model.encoder.body.state_dict(), base.body.state_dict()
     assert set(after) == set(before)
@@ -68,11 +68,11 @@ def changed(trained: Trained, base: Base) -> set[str]:
 
 @pytest.mark.parametrize(
     ("tune", "words"),
-    [("lora", None), ("lora", Words(limit=8)), ("frozen", Words(limit=8)), ("full", None)],
+    [("lora", None), ("lora", EventTemplate(limit=8)), ("frozen", EventTemplate(limit=8)), ("full", None)],
     ids=["lora-items", "lora-words", "frozen-words", "full-items"],
 )
 def test_only_what_is_to_be_trained_changes_and_the_engine_serves_it(
-    shop: Shop, language: Path, base: Base, tmp_path: Path, tune: Tune, words: Words | None
+    shop: Shop, language: Path, base: PretrainedBackbone, tmp_path: Path, tune: Tune, words: EventTemplate | None
 ) -> None:
     trained = run(shop, config(language, tune, words), tmp_path)
     matrices = {name for name in base.body.state_dict() if "proj" in name}
@@ -95,7 +95,7 @@ def test_only_what_is_to_be_trained_changes_and_the_engine_serves_it(
 def test_an_interrupted_training_of_adapters_goes_on_to_the_very_same_model(
     shop: Shop, language: Path, tmp_path: Path
 ) -> None:
-    chosen = config(language, "lora", Words(limit=8))
+    chosen = config(language, "lora", EventTemplate(limit=8))
     whole = run(shop, chosen, tmp_path / "whole")
 
     def interrupt(what: str, done: float, total: float) -> None:
@@ -114,7 +114,7 @@ def test_an_interrupted_training_of_adapters_goes_on_to_the_very_same_model(
 
 
 def test_the_card_says_what_was_trained_and_read(shop: Shop, language: Path, tmp_path: Path) -> None:
-    trained = run(shop, config(language, "frozen", Words("{event} {title}", limit=8)), tmp_path)
+    trained = run(shop, config(language, "frozen", EventTemplate("{event} {title}", limit=8)), tmp_path)
     text = card(trained.model, trained.measured, trained.tune, "prequential", Origin("a log", 300, 40))
     assert "| trained | nothing of the body; the item side" in text
     assert "at most 8 tokens: `{event} {title}`" in text

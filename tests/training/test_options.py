@@ -13,7 +13,7 @@ from stream_rec.data.event_log import Log
 from stream_rec.data.source import Source
 from stream_rec.errors import UserError
 from stream_rec.training import options
-from stream_rec.training.options import Plan
+from stream_rec.training.options import TrainOptions
 
 LOG = ("log.csv",)
 PRIVATE = (*LOG, "--private-epsilon", "8")
@@ -56,16 +56,16 @@ def test_what_does_not_go_together_is_told(given: tuple[str, ...], says: str, tm
 
 
 def test_columns_name_those_of_a_catalogue_beside_a_topic() -> None:
-    options.check(Plan(None, Path("items.csv"), Path("nowhere"), from_topic="events", columns="title=name"))
+    options.check(TrainOptions(None, Path("items.csv"), Path("nowhere"), from_topic="events", columns="title=name"))
 
 
 def test_an_interrupted_training_reads_the_same_events_again() -> None:
     columns = Columns(user="user", item="item")
     log = Log(pl.DataFrame({"time": [10.5, 86_400.0]}), columns, has_time=True, dropped=0)
-    of_topic = Plan(None, None, Path("m"), from_topic="events", since="30d")
+    of_topic = TrainOptions(None, None, Path("m"), from_topic="events", since="30d")
     said = train.again(of_topic, Source(log, [], "topic events"))
     assert said == " with --since 1970-01-01T00:00:10 --until 1970-01-02T00:00:01"
-    assert train.again(Plan(Path("log.csv"), None, Path("m")), Source(log, [], "log.csv")) == ""
+    assert train.again(TrainOptions(Path("log.csv"), None, Path("m")), Source(log, [], "log.csv")) == ""
 
 
 def test_a_log_without_times_trains_nothing_further(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from stream_rec.data.dataset import slices
 from stream_rec.data.simulator.storefront import Storefront
 from stream_rec.errors import UserError
 from stream_rec.evaluation.predict import teach
-from stream_rec.features.online_statistics import Memory
+from stream_rec.features.online_statistics import OnlineStatistics
 from stream_rec.features.text_encoder import TextEncoder
 from stream_rec.messages import Event, Item
 from stream_rec.models import model_store
@@ -118,9 +118,9 @@ def test_the_memory_learns_each_event_once(shop: Shop, tmp_path: Path) -> None:
     trained = onward(shop, shop.whole, [*shop.items, NEW], tmp_path)
     assert trained.model.config.goal == shop.model.config.goal == "purchase"
     prepared = reopen(trained.model, shop.whole, TextEncoder("none", tmp_path))
-    memory = Memory(shop.model.config.horizons)
+    memory = OnlineStatistics(shop.model.config.horizons)
     teach(prepared, memory, prepared.data.in_log_order(np.ones(len(shop.whole), np.bool_)))
-    ours, wanted = Memory(shop.model.config.horizons), memory.state()
+    ours, wanted = OnlineStatistics(shop.model.config.horizons), memory.state()
     ours.load(trained.model.memory)
     assert set(ours.state()) == set(wanted)
     for name, array in ours.state().items():

@@ -7,17 +7,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
-from stream_rec.features.online_statistics import Floors, Memory
+from stream_rec.features.online_statistics import BaselineRanks, OnlineStatistics
 from stream_rec.features.tokens import Numbers
 from stream_rec.messages import Event, Recommendation, Window, encode, read_recommendation
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
-from stream_rec.ranking.candidate_features import Evidence, Found
+from stream_rec.ranking.candidate_features import CandidateFeatures, FeatureExtractor
 from stream_rec.serving import engine as engine_module
 from stream_rec.serving.cache_audit import Audit
 from stream_rec.serving.engine import Engine, Limits
 from stream_rec.window import append
-from stream_rec.worker.batch import Answer, Answerer, Failed, Told, in_partition
+from stream_rec.worker.batch import Answer, BatchProcessor, Failed, Told, in_partition
 from tests.kafka.records import Record
 from tests.tiny import CAPACITY, STRIDE, tiny_model
 
@@ -30,7 +30,7 @@ class Accounts:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.steps: list[tuple[int, int]] = []
-        self.floors: list[tuple[str, Floors]] = []
+        self.floors: list[tuple[str, BaselineRanks]] = []
         self.bad_item = ""
 
     def affordable(self, windows: Sequence[Window]) -> int:
@@ -47,8 +47,8 @@ class Accounts:
         return answers
 
     @property
-    def memory(self) -> Memory:
-        return self._engine.memories.evidence(0).memory
+    def memory(self) -> OnlineStatistics:
+        return self._engine.memories.extractor(0).memory
 
     def forget(self, user_id: str) -> None:
         self._engine.forget(user_id)
@@ -88,10 +88,10 @@ def log_of(plan: str) -> list[Record]:
 
 
 def answer_all(model: Accounts, records: list[Record], *, coalesce: bool = False) -> list[Answer]:
-    answerer = Answerer(Settings(coalesce=coalesce), WorkerMetrics(CollectorRegistry()))
+    answerer = BatchProcessor(Settings(coalesce=coalesce), WorkerMetrics(CollectorRegistry()))
     answers: list[Answer] = []
     while records:
-        answered = answerer.answer(model, records)
+        answered = answerer.process(model, records)
         assert answered.records > 0
         answers += answered.answers
         records = records[answered.records :]
@@ -133,18 +133,18 @@ def test_a_burst_is_answered_by_its_newest_window_within_what_a_step_can_afford(
 
 def test_of_a_burst_each_event_is_compared_with_the_answer_before_the_burst(model: Accounts) -> None:
     registry = CollectorRegistry()
-    answerer = Answerer(Settings(coalesce=True), WorkerMetrics(registry))
+    answerer = BatchProcessor(Settings(coalesce=True), WorkerMetrics(registry))
     records = log_of("aaaa")
-    (first,) = answerer.answer(model, records[:1]).answers
+    (first,) = answerer.process(model, records[:1]).answers
     assert first.prediction is not None
 
     def counted(name: str) -> float:
         return registry.get_sample_value(f"stream_rec_{name}_events_total", {"event_type": "view"}) or 0.0
 
     first.prediction.committed_s = 0.9  # they arrive at 1.0
-    answerer.answer(model, records[1:3])
+    answerer.process(model, records[1:3])
     assert (counted("evaluated"), counted("too_late")) == (2, 0)
-    answerer.answer(model, records[3:])  # nothing says that the answer to the burst is committed
+    answerer.process(model, records[3:])  # nothing says that the answer to the burst is committed
     assert (counted("evaluated"), counted("too_late")) == (2, 1)
 
 
@@ -182,14 +182,14 @@ def test_what_fails_after_the_memory_has_learned_is_not_answered_by_what_it_lear
     records = log_of("abcab" * 4)
     calm, spoilt = (Accounts(Engine.load(tmp_path / "model", tmp_path, limits, "cpu")) for _ in range(2))
     want = {(answer.reply.key, seq): answer for answer, (_, seq) in with_seq(answer_all(calm, records))}
-    make, ask = engine_module.recommendations, Evidence.ask
+    make, ask = engine_module.recommendations, FeatureExtractor.extract
 
     def spoil(windows: Sequence[Window], *given: object) -> list[Recommendation]:
         if any(window.user_id.endswith(":c") for window in windows):
             raise ArithmeticError
         return make(windows, *given)
 
-    def refuse(self: Evidence, rows: Sequence[int], near: Numbers) -> Found:
+    def refuse(self: FeatureExtractor, rows: Sequence[int], near: Numbers) -> CandidateFeatures:
         if rows == [15]:  # the first window of "c"
             raise ArithmeticError
         return ask(self, rows, near)
@@ -198,7 +198,7 @@ def test_what_fails_after_the_memory_has_learned_is_not_answered_by_what_it_lear
         raise MemoryError
 
     monkeypatch.setattr(engine_module, "recommendations", spoil if fails == "recommendations" else make)
-    monkeypatch.setattr(Evidence, "ask", refuse if fails == "ask" else ask)
+    monkeypatch.setattr(FeatureExtractor, "ask", refuse if fails == "ask" else ask)
     if fails == "audit":
         monkeypatch.setattr(engine_module.cache_audit, "compare", broken)
     got = answer_all(spoilt, records)

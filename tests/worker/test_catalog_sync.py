@@ -15,7 +15,7 @@ from stream_rec.metrics import WorkerMetrics
 from stream_rec.replay.kafka_source import Catalogue
 from stream_rec.runtime import retry
 from stream_rec.worker import catalog_sync
-from stream_rec.worker.catalog_sync import Upserts
+from stream_rec.worker.catalog_sync import CatalogConsumer
 from tests.kafka.records import Record
 
 
@@ -60,7 +60,7 @@ class Stage:
         self.shelf = Shelf()
         self.metrics = WorkerMetrics(CollectorRegistry())
         given = {"catalogue": self.shelf, "apply": self.shelf.apply, "withdraw": self.shelf.withdraw}
-        self.upserts = Upserts(Settings(), self.metrics, **given)
+        self.upserts = CatalogConsumer(Settings(), self.metrics, **given)
         self.dead: list[DeadLetter] = []
         self.now = 100.0
         monkeypatch.setattr(self.upserts._letters, "add", self.dead.append)
@@ -185,7 +185,7 @@ class Following:
         self.refusals: list[Exception] = []
         self.metrics = WorkerMetrics(CollectorRegistry())
         given = {"catalogue": self.shelf, "apply": self.shelf.apply, "withdraw": self.shelf.withdraw}
-        self.upserts = Upserts(Settings(), self.metrics, **given)
+        self.upserts = CatalogConsumer(Settings(), self.metrics, **given)
         made = [Item(name, vector=[1.0]) for name in "ab"]
         records = [Record(item.item_id.encode(), encode(item), at) for at, item in enumerate(made)]
         monkeypatch.setattr(self.upserts, "_reader", lambda: Reader(records, self.refusals))

@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from stream_rec.evaluation.baselines import Floors
+from stream_rec.evaluation.baselines import Baselines
 from stream_rec.evaluation.prequential import Prequential
 from stream_rec.evaluation.report import Report
 from stream_rec.messages import RankedItem, Recommendation, Window
 from stream_rec.metrics import WorkerMetrics
-from stream_rec.worker.online_metrics import LiveAccuracy
+from stream_rec.worker.online_metrics import OnlineMetrics
 from tests.tiny import window
 
 
@@ -28,7 +28,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.live = LiveAccuracy(WorkerMetrics(self._registry))
+        self.live = OnlineMetrics(WorkerMetrics(self._registry))
 
     def of(self, name: str, **labels: str) -> float:
         return self._registry.get_sample_value(f"stream_rec_{name}_total", labels) or 0.0
@@ -75,7 +75,7 @@ def test_an_event_that_arrives_before_the_commit_was_not_predicted() -> None:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.sampled_from("abc")), min_size=1, max_size=20))
 def test_the_workers_metrics_and_the_report_agree(steps: list[tuple[int, int, str]]) -> None:
     """Of one user whose every event is answered, where the answers' timestamps are the times of their commits."""
-    counts, join, report = Counts(), Prequential(Floors()), Report()
+    counts, join, report = Counts(), Prequential(Baselines()), Report()
     now, items = 0.0, [item for _, _, item in steps]
     for offset, (pause, latency, _) in enumerate(steps):
         now += pause

@@ -9,8 +9,8 @@ from stream_rec.messages import Window, WindowEvent
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
 from stream_rec.serving.load import load_engine
-from stream_rec.worker.model_runner import Host
-from stream_rec.worker.prewarm import Recent
+from stream_rec.worker.model_runner import ModelRunner
+from stream_rec.worker.prewarm import PrewarmQueue
 from stream_rec.worker.reload import stamps
 from tests.tiny import STRIDE, tiny_model
 
@@ -46,7 +46,7 @@ def test_a_folder_that_is_not_there_has_no_files(tmp_path: Path) -> None:
 
 
 def test_the_users_active_last_are_kept_and_come_first() -> None:
-    recent = Recent(most=3)
+    recent = PrewarmQueue(most=3)
     for at in range(20):
         recent.add(window(f"u{at}", float(-at)))  # partitions are read one beside the other: no order in time
     assert len(recent) <= 6
@@ -55,7 +55,7 @@ def test_the_users_active_last_are_kept_and_come_first() -> None:
 
 
 def test_of_a_user_the_newest_window_is_kept_until_the_user_is_forgotten() -> None:
-    recent = Recent(most=3)
+    recent = PrewarmQueue(most=3)
     for arrived in (1.0, 2.0):
         recent.add(window("u", arrived))
     assert len(recent) == 1
@@ -78,7 +78,7 @@ async def test_a_model_of_a_log_without_times_has_no_age_in_the_metrics(tmp_path
 
     metrics = WorkerMetrics(registry)
     assert age() is None
-    host = await Host.open(settings, metrics, load_engine)
+    host = await ModelRunner.open(settings, metrics, load_engine)
     host.show()
     assert age() == (7.0 if has_time else None)
     assert b"NaN" not in generate_latest(registry)

@@ -8,15 +8,15 @@ from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
 from stream_rec.config import Settings
-from stream_rec.kafka.access_control import Topic
+from stream_rec.kafka.access_control import TopicInfo
 from stream_rec.messages import Window, encode
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.models import model_store
 from stream_rec.runtime import retry
 from stream_rec.serving.engine import Engine, Limits
 from stream_rec.worker import statistics_sync as learning_module
-from stream_rec.worker.prewarm import Recent
-from stream_rec.worker.statistics_sync import Learning
+from stream_rec.worker.prewarm import PrewarmQueue
+from stream_rec.worker.statistics_sync import StatisticsSync
 from tests.kafka.records import Record
 from tests.tiny import STRIDE, tiny_model, window
 
@@ -37,10 +37,10 @@ def at(offset: int, made: Window) -> Record:
 
 async def test_an_erasure_that_two_readers_have_teaches_nothing_twice(engine: Engine) -> None:
     """While a partition moves, its records may come from both: what its user did since would be learned again."""
-    learning = Learning(Settings(), WorkerMetrics(CollectorRegistry()), engine, Recent(10), called)
+    learning = StatisticsSync(Settings(), WorkerMetrics(CollectorRegistry()), engine, PrewarmQueue(10), called)
     learning.learned[TopicPartition("windows", 0)] = 0
     records = [at(0, window("u", 2, ["i1", "i2"])), Record(b"u", None, 1), at(2, window("u", 2, ["i1", "i9"]))]
-    memory = engine.memories.evidence(0).memory
+    memory = engine.memories.extractor(0).memory
 
     def counts() -> list[float]:
         return memory.popularity.state()["sums"].tolist()
@@ -55,18 +55,20 @@ async def test_an_erasure_that_two_readers_have_teaches_nothing_twice(engine: En
 
 async def test_a_partition_s_own_memory_begins_anew_whoever_taught_it(engine: Engine) -> None:
     """One that knows what comes after its partition's last commit would answer those windows with foreknowledge."""
-    learning = Learning(Settings(memory="own"), WorkerMetrics(CollectorRegistry()), engine, Recent(10), called)
-    taught, fresh = engine.memories.evidence(3).memory, TopicPartition("windows", 3)
+    learning = StatisticsSync(
+        Settings(memory="own"), WorkerMetrics(CollectorRegistry()), engine, PrewarmQueue(10), called
+    )
+    taught, fresh = engine.memories.extractor(3).memory, TopicPartition("windows", 3)
     engine.learn(window("u", 2, ["i1", "i2"]), 3)
-    await learning.begin([fresh])
-    assert engine.memories.evidence(3).memory is not taught
+    await learning.prepare_partitions([fresh])
+    assert engine.memories.extractor(3).memory is not taught
 
 
 async def test_a_window_that_cannot_be_learned_is_passed_over_and_counted(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = WorkerMetrics(CollectorRegistry())
-    learning = Learning(Settings(), metrics, engine, Recent(10), called)
+    learning = StatisticsSync(Settings(), metrics, engine, PrewarmQueue(10), called)
     learning.learned[TopicPartition("windows", 0)] = 0
     learn = engine.learn
 
@@ -78,7 +80,7 @@ async def test_a_window_that_cannot_be_learned_is_passed_over_and_counted(
     monkeypatch.setattr(engine, "learn", spoil)
     records = [at(offset, window(user, 1, ["i1"])) for offset, user in enumerate(["a", "bad", "b"])]
     assert await learning._learn(records) == 3
-    known = engine.memories.evidence(0).memory.known
+    known = engine.memories.extractor(0).memory.known
     assert set(known) == {"0:a", "0:b"}
     assert metrics.failures.labels("statistics")._value.get() == 1
 
@@ -90,22 +92,22 @@ async def test_a_memory_that_cannot_be_saved_ends_nothing_and_is_told(
     metrics = WorkerMetrics(CollectorRegistry())
     place = tmp_path / "file" if fails else tmp_path
     (tmp_path / "file").write_text("")
-    learning = Learning(Settings(cache_dir=place), metrics, engine, Recent(10), called)
+    learning = StatisticsSync(Settings(cache_dir=place), metrics, engine, PrewarmQueue(10), called)
     learning.learned[TopicPartition("windows", 0)] = 1
 
     async def cluster(*_: object) -> str:
         return "a cluster"
 
-    async def topic(*_: object, **__: object) -> dict[str, Topic]:
-        return {"windows": Topic(1, "an id")}
+    async def topic(*_: object, **__: object) -> dict[str, TopicInfo]:
+        return {"windows": TopicInfo(1, "an id")}
 
     monkeypatch.setattr(learning_module, "cluster_of", cluster)
     monkeypatch.setattr(learning_module, "describe", topic)
-    await learning.keep()
+    await learning.save_snapshot()
     assert metrics.failures.labels("snapshot")._value.get() == fails
     assert bool(learning.troubles) == fails
     monkeypatch.setattr(engine.memories, "pack", None)
-    await learning.keep()
+    await learning.save_snapshot()
     assert learning.troubles
 
 
@@ -151,10 +153,10 @@ async def test_learning_from_others_begins_again_after_an_error_and_is_told_unti
             raise ZeroDivisionError
         return work(*given)
 
-    learning = Learning(Settings(), metrics, engine, Recent(10), call)
+    learning = StatisticsSync(Settings(), metrics, engine, PrewarmQueue(10), call)
     records = [at(offset, window(f"u{offset}", 1, ["i1"])) for offset in range(20)]
     monkeypatch.setattr(learning, "_reader", lambda: Reader(records))
-    learning.follow([TopicPartition("windows", 0)])
+    learning.tail_other_partitions([TopicPartition("windows", 0)])
     try:
         async with asyncio.timeout(10):
             await until(lambda: bool(learning.troubles))

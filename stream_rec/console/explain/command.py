@@ -18,9 +18,9 @@ from rich.text import Text
 
 from stream_rec.config import Settings
 from stream_rec.console.explain import user_summary
-from stream_rec.console.explain.contributions import difference, gathered
-from stream_rec.console.explain.explainer_model import Aside
-from stream_rec.console.lookup import Held, held
+from stream_rec.console.explain.contributions import difference, group_contributions
+from stream_rec.console.explain.explainer_model import ExplainerModel
+from stream_rec.console.lookup import UserState, held
 from stream_rec.console.topic_reader import Batch, read
 from stream_rec.errors import UserError
 from stream_rec.messages import UNREADABLE, Item, Recommendation, Window, read_window
@@ -36,7 +36,7 @@ TELLING = 5
 LOOKS: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": 0, "show_edge": False}
 
 
-class Plan(NamedTuple):
+class ExplainOptions(NamedTuple):
     """The options of `stream-rec explain`."""
 
     user: str | None
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     llm: str | None = None
 
 
-class Told(NamedTuple):
+class ExplainedAnswer(NamedTuple):
     """An explanation and what it is about."""
 
     explanation: "Explanation"
@@ -59,7 +59,7 @@ class Told(NamedTuple):
     """By a language model, where one is asked."""
 
 
-def run(settings: Settings, plan: Plan) -> int:
+def run(settings: Settings, plan: ExplainOptions) -> int:
     """Prints the explanation; returns the exit code, 1 where the user has no window. Raises `UserError`."""
     if plan.user is not None and plan.window is not None:
         raise UserError("give a USER or --window, not both")
@@ -76,7 +76,9 @@ def run(settings: Settings, plan: Plan) -> int:
     if writer is not None:
         with console.status("the language model writes"):
             told = told._replace(
-                summary=writer.write(user_summary.tell(user_summary.facts(told.window, told.answer, told.items)))
+                summary=writer.write(
+                    user_summary.user_summary(user_summary.user_facts(told.window, told.answer, told.items))
+                )
             )
     if plan.as_json:
         print_json(as_dict(told))
@@ -104,21 +106,21 @@ def _read(path: Path | None) -> Window:
         raise UserError(f"{path} holds no window: {error}") from None
 
 
-async def _offline(settings: Settings, window: Window) -> Told:
+async def _offline(settings: Settings, window: Window) -> ExplainedAnswer:
     """A window from a file; no broker is asked."""
-    aside = await Aside.open(settings)
+    aside = await ExplainerModel.open(settings)
     try:
-        return await _told(aside, Held(window, None), window, "the model's own and this window")
+        return await _told(aside, UserState(window, None), window, "the model's own and this window")
     finally:
         await aside.close()
 
 
-async def _live(settings: Settings, user: str, console: Terminal) -> Told | None:
+async def _live(settings: Settings, user: str, console: Terminal) -> ExplainedAnswer | None:
     """The newest window of `user`, explained by what the topics had taught when it was written."""
     found = await held(user, settings)
     if found.window is None:
         return None
-    aside = await Aside.open(settings)
+    aside = await ExplainerModel.open(settings)
     try:
         with Progress(console=console, transient=True) as bar:
             await _through(settings, settings.items_topic, aside.admit, bar)
@@ -142,38 +144,38 @@ async def _through(settings: Settings, topic: str, take: Callable[[Any], Any], b
         bar.update(task, completed=batch.share)
 
 
-async def _told(aside: Aside, found: Held, window: Window, memory: str) -> Told:
+async def _told(aside: ExplainerModel, found: UserState, window: Window, memory: str) -> ExplainedAnswer:
     explanation = await aside.explain(window, found.partition)
     named = {event.item_id for event in window.events} | {why.item_id for why in explanation.items}
-    return Told(explanation, window, found.answer, aside.items(named), memory)
+    return ExplainedAnswer(explanation, window, found.answer, aside.items(named), memory)
 
 
-def as_dict(told: Told) -> dict[str, Any]:
+def as_dict(told: ExplainedAnswer) -> dict[str, Any]:
     """For JSON."""
-    known = user_summary.facts(told.window, told.answer, told.items)
+    known = user_summary.user_facts(told.window, told.answer, told.items)
     explained: dict[str, Any] = msgspec.to_builtins(told.explanation)
     return explained | {
         "facts": msgspec.to_builtins(known),
-        "words": user_summary.tell(known),
+        "words": user_summary.user_summary(known),
         "summary": None if told.summary is None else told.summary._asdict(),
         "memory": told.memory,
         "published": difference(told.explanation, told.answer),
     }
 
 
-def shown(told: Told) -> Group:
+def shown(told: ExplainedAnswer) -> Group:
     """For a terminal: what an item's score is made of, then which events moved the answer."""
-    known = user_summary.facts(told.window, told.answer, told.items)
+    known = user_summary.user_facts(told.window, told.answer, told.items)
     title = _titled(told.items)
     explanation = told.explanation
     scores = Table(title=f"Why these items, after event {explanation.seq}", caption_justify="left", **LOOKS)
-    groups = list(gathered(explanation.items[0].parts)) if explanation.items else []
+    groups = list(group_contributions(explanation.items[0].parts)) if explanation.items else []
     scores.add_column("", justify="right")
     scores.add_column("item")
     for heading in ("score", *groups):
         scores.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     for place, why in enumerate(explanation.items, 1):
-        added = gathered(why.parts)
+        added = group_contributions(why.parts)
         cells = (f"{added[group]:+.2f}" for group in groups)
         scores.add_row(str(place), title(why.item_id), f"{why.score:.2f}", *cells)
     scores.caption = (
@@ -188,7 +190,7 @@ def shown(told: Told) -> Group:
         gains = Text() if best is None else title(explanation.items[best].item_id).append(f" {event.gains[best]:+.1%}")
         when = datetime.fromtimestamp(event.timestamp, UTC).strftime("%Y-%m-%d %H:%M")
         events.add_row(printable(event.event_type), title(event.item_id), when, f"{event.moved:.1%}", gains)
-    words = [printable(" ".join(user_summary.tell(known)))]
+    words = [printable(" ".join(user_summary.user_summary(known)))]
     if told.summary is not None:
         words += [Text(), printable(told.summary.text), printable(f"({told.summary.note})")]
     return Group(*words, scores, events)

@@ -19,7 +19,7 @@ GROUPS = {
 NAMED = {part for parts in GROUPS.values() for part in parts}
 
 
-def gathered(parts: Mapping[str, float]) -> dict[str, float]:
+def group_contributions(parts: Mapping[str, float]) -> dict[str, float]:
     """What each group adds to the score; a part of no group stands for itself, so that the sum stays."""
     sums = {name: sum(parts.get(part, 0.0) for part in members) for name, members in GROUPS.items()}
     return sums | {part: added for part, added in parts.items() if part not in NAMED}

@@ -33,7 +33,7 @@ class NotReady(Exception):  # noqa: N818 - it is a state
         self.soon = soon
 
 
-class Aside:
+class ExplainerModel:
     """An engine on a thread of its own, so that the page goes on while it computes."""
 
     def __init__(self, engine: "Engine", thread: ThreadPoolExecutor, own: bool, max_item_bytes: int) -> None:
@@ -44,7 +44,7 @@ class Aside:
         self._max_item_bytes = max_item_bytes
 
     @classmethod
-    async def open(cls, settings: Settings) -> "Aside":
+    async def open(cls, settings: Settings) -> "ExplainerModel":
         """Loads the settings' model. Raises `UserError` for a bad folder."""
         thread = ThreadPoolExecutor(1, "model")
         no_cache = {"kv_cache_share": None, "kv_host_gb": 0}  # an explanation leaves the cache alone
@@ -111,17 +111,17 @@ class Aside:
                 self._engine.upsert(chosen, self._engine.read(chosen))
 
 
-class Standby:
+class LazyExplainerModel:
     """Opens the settings' model when it is asked for, if there is one, and has it learn what the topics teach."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._aside: Aside | None = None
+        self._aside: ExplainerModel | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._failed = ""
         self._shares = {"items": 0.0, "windows": 0.0}
 
-    async def ask(self) -> Aside:
+    async def ask(self) -> ExplainerModel:
         """The model, once it knows what the topics know. Raises `NotReady`."""
         if "model" not in self._settings.model_fields_set:
             raise NotReady("This needs the model: start the console with --model FOLDER.", soon=False)
@@ -145,7 +145,7 @@ class Standby:
 
     async def _open(self) -> None:
         try:
-            self._aside = aside = await Aside.open(self._settings)
+            self._aside = aside = await ExplainerModel.open(self._settings)
             follow = ((self._settings.items_topic, "items"), (self._settings.windows_topic, "windows"))
             self._tasks += [asyncio.create_task(self._follow(aside, *one), name=one[1]) for one in follow]
         except UserError as error:
@@ -155,7 +155,7 @@ class Standby:
             self._failed = type(error).__name__
             raise
 
-    async def _follow(self, aside: Aside, topic: str, name: str) -> None:
+    async def _follow(self, aside: ExplainerModel, topic: str, name: str) -> None:
         take = {"items": aside.admit, "windows": aside.learn}[name]
         try:
             async for batch in read(self._settings, topic, follow=True):

@@ -44,7 +44,7 @@ class Facts(Struct, frozen=True):
     interests: tuple[Share, ...]
 
 
-def facts(window: Window, answer: Recommendation | None, items: Mapping[str, Item]) -> Facts:
+def user_facts(window: Window, answer: Recommendation | None, items: Mapping[str, Item]) -> Facts:
     """`items` holds what is known of the window's items."""
     events = window.events
     breaks = [at for at, (a, b) in enumerate(pairwise(events), 1) if b.timestamp - a.timestamp > PAUSE_S]
@@ -74,7 +74,7 @@ def title(item_id: str, items: Mapping[str, Item]) -> str:
     return (items[item_id].title if item_id in items else "") or item_id
 
 
-def tell(known: Facts) -> list[str]:
+def user_summary(known: Facts) -> list[str]:
     """The facts in sentences."""
     window = f"{_count(known.events, 'event')} in the window"
     if known.in_all > known.events:

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from stream_rec.features.tokens import Numbers
-from stream_rec.models.attention import Ragged
+from stream_rec.models.attention import AttentionMetadata
 from stream_rec.models.user_encoder import UserEncoder
 from stream_rec.serving import scheduler
 from stream_rec.serving.attention import triton
 from stream_rec.serving.attention.triton import InPlace
 from stream_rec.serving.device import upload
-from stream_rec.serving.forward import Computed
-from stream_rec.serving.kv_cache import Tier
-from stream_rec.serving.scheduler import Placed
+from stream_rec.serving.forward import ForwardOutput
+from stream_rec.serving.kv_cache import CachePool
+from stream_rec.serving.scheduler import BatchLayout
 
 SIZES = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1_024)
 """Tokens of the calls that are recorded; the kernels of larger ones take longer than their launch."""
@@ -41,30 +41,30 @@ class Recorded(NamedTuple):
     """(size, width)"""
 
 
-class Graphs:
+class GraphForward:
     """A `Forward`."""
 
     @torch.inference_mode()
-    def __init__(self, encoder: UserEncoder, cache: Tier) -> None:
+    def __init__(self, encoder: UserEncoder, cache: CachePool) -> None:
         self._encoder = encoder
         self._cache = cache
         pool = torch.cuda.graph_pool_handle()  # the largest first: the others find their memory there
         self._recorded = [_record(encoder, cache, size, pool) for size in reversed(SIZES)][::-1]
 
-    def __call__(self, tokens: Tensor, placed: Placed) -> Computed:
+    def __call__(self, tokens: Tensor, placed: BatchLayout) -> ForwardOutput:
         count, read = len(tokens), int(placed.lengths.sum())
         at = bisect_left(SIZES, count)
         if at == len(SIZES):
             plan = upload(plan_of(placed, count, self._encoder, self._cache), tokens.device)
-            return Computed(in_place(self._encoder, self._cache, tokens, plan), read)
+            return ForwardOutput(in_place(self._encoder, self._cache, tokens, plan), read)
         size, call = SIZES[at], self._recorded[at]
         call.tokens[:count] = tokens
         call.plan.copy_(upload(plan_of(placed, size, self._encoder, self._cache), tokens.device))
         call.graph.replay()
-        return Computed(call.states[:count], read, size - count)
+        return ForwardOutput(call.states[:count], read, size - count)
 
 
-def plan_of(placed: Placed, size: int, encoder: UserEncoder, cache: Tier) -> Numbers:
+def plan_of(placed: BatchLayout, size: int, encoder: UserEncoder, cache: CachePool) -> Numbers:
     """What a pass over `size` tokens needs to know of a call that it fills up, (FIELDS, size): one copy to a GPU.
 
     Of each token its position and its place in the cache, which is nobody's for those that fill up; and its tiles.
@@ -72,23 +72,23 @@ def plan_of(placed: Placed, size: int, encoder: UserEncoder, cache: Tier) -> Num
     config, plan = encoder.body.config, np.zeros((FIELDS, size), np.int64)
     tiles = scheduler.tiles(placed, triton.tokens_of(config.num_attention_heads, config.num_key_value_heads))
     plan[0, : len(placed.positions)] = placed.positions
-    plan[1] = cache.nowhere
+    plan[1] = cache.dummy_slot
     plan[1, : len(placed.write)] = placed.write
     plan[2:, : tiles.shape[1]] = tiles
     return plan
 
 
-def in_place(encoder: UserEncoder, cache: Tier, tokens: Tensor, plan: Tensor) -> Tensor:
+def in_place(encoder: UserEncoder, cache: CachePool, tokens: Tensor, plan: Tensor) -> Tensor:
     """States (size, width) of `tokens` (size, width)."""
-    ragged = Ragged(cache.keys, cache.values, plan[1], InPlace(plan[2:]))
+    ragged = AttentionMetadata(cache.keys, cache.values, plan[1], InPlace(plan[2:]))
     states: Tensor = encoder(tokens[None], ragged, plan[None, 0])[0]
     return states
 
 
-def _record(encoder: UserEncoder, cache: Tier, size: int, pool: Any) -> Recorded:
+def _record(encoder: UserEncoder, cache: CachePool, size: int, pool: Any) -> Recorded:
     """The pass over `size` tokens, working in the memory of the `pool`."""
     device, none = cache.device, np.zeros(0, np.int64)
-    plan = upload(plan_of(Placed(none, none, none, cache.capacity), size, encoder, cache), device)
+    plan = upload(plan_of(BatchLayout(none, none, none, cache.capacity), size, encoder, cache), device)
     tokens = torch.zeros(size, encoder.width, device=device)
     aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream(device))

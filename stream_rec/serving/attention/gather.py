@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from stream_rec.serving import scheduler
-from stream_rec.serving.scheduler import Placed
+from stream_rec.serving.scheduler import BatchLayout
 
 
 class Group(NamedTuple):
@@ -21,13 +21,13 @@ class Group(NamedTuple):
     """Which of them each query sees, (rows, 1, queries, span) bool; heads that share keys are queries of one head."""
 
 
-class Gathered(NamedTuple):
+class GatherAttention(NamedTuple):
     """Copies the places that a group of rows needs, then attends to the copy."""
 
     groups: list[Group]
 
     @classmethod
-    def of(cls, placed: Placed, shared: int) -> "Gathered":
+    def of(cls, placed: BatchLayout, shared: int) -> "GatherAttention":
         """`shared` query heads have one head of keys. The rows are sorted by new tokens, then by length."""
         groups = []
         slots, positions = torch.from_numpy(placed.slots), torch.from_numpy(placed.positions)

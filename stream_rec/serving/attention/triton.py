@@ -77,14 +77,14 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 class InPlace(NamedTuple):
-    """What each program of the kernel computes: a `Way`."""
+    """What each program of the kernel computes: a `AttentionBackend`."""
 
     tiles: Tensor
     """(4, any) int64: of each the first token in the call, the cache's place of its row's first token, the token's
     position in its row, and how many tokens of the row are computed, at most `tokens_of` and none for what fills up."""
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        """As a `Way`; a token that stands in no tile is not written."""
+        """As a `AttentionBackend`; a token that stands in no tile is not written."""
         (heads, tokens, head_dim), kv_heads = query.shape, keys.shape[1]
         out = query.new_empty(tokens, heads, head_dim)
         most = self.tiles.shape[1]
