@@ -15,7 +15,7 @@ WINDOWS = 20_000
 
 
 class RecentBaselines:
-    """Two `BaselineRanks`: the older one ranks, both learn; after each `most` events the younger one takes its place."""
+    """Two `Baselines`: the older one ranks, both learn; after each `most` events the younger one replaces it."""
 
     def __init__(self, most: int = EVENTS) -> None:
         self._most = most

@@ -4,7 +4,11 @@ Candidates are the decoder's nearest items, what the memory knows around the use
 those, what is popular now, and the user's own. Only they are scored: a few hundred of any catalogue.
 """
 
+import contextlib
+import functools
+import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
@@ -128,9 +132,30 @@ class StatisticsView(NamedTuple):
 def _compiled(function: F) -> F:
     """Compiled when it is called first; kept beside the code, or in the user's cache, for the next process."""
     try:
-        return cast(F, njit(cache=True, nogil=True)(function))
+        compiled = njit(cache=True, nogil=True)(function)
     except RuntimeError:  # neither can be written
         return cast(F, njit(nogil=True)(function))
+    if hasattr(compiled, "stats"):  # not where numba is switched off
+        _remove_stale(Path(compiled.stats.cache_path))
+    return cast(F, compiled)
+
+
+@functools.cache
+def _remove_stale(folder: Path) -> None:
+    """Removes from `folder` what was compiled from another version of this file.
+
+    Numba reads an index before it compares the file's stamp, and raises where the index names a class that this version
+    does not have (numba issue 6018): after an upgrade, no window would be answered.
+    """
+    source = Path(__file__)
+    stamp, digest = folder / f"{source.stem}.sha256", hashlib.sha256(source.read_bytes()).hexdigest()
+    with contextlib.suppress(OSError):
+        if stamp.exists() and stamp.read_bytes() == digest.encode():
+            return
+        for compiled in folder.glob(f"{source.stem}.*.nb[ci]"):
+            compiled.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(digest)
 
 
 @_compiled

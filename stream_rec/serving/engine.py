@@ -214,9 +214,9 @@ class Engine:
     def step(self, windows: Sequence[Window], logs: Sequence[int] | None = None) -> Step:
         """Answers each of `windows`, at least one, oldest first for each user; each also teaches the online memory.
 
-        `logs` (len(windows),) says which memory, see `StatisticsByLog`: by default there is one. What raises here has taught
-        nothing; once the memory has learned, a window that can't be answered is among the `failed` ones, so that none
-        is ever answered by a memory that has learned what comes after it.
+        `logs` (len(windows),) says whose statistics, see `StatisticsByLog`; by default there is one log. What raises
+        here has taught nothing; once the statistics have learned, a window that can't be answered is among the `failed`
+        ones, so that none is ever answered by statistics that have learned what comes after it.
         """
         whose = [0] * len(windows) if logs is None else logs
         taken = [one._replace(log=log) for one, log in zip(self._preprocessor.prepare(windows), whose, strict=True)]

@@ -62,7 +62,7 @@ async def settings(
         await asyncio.sleep(READS_S)
         return await remember(self, spans)
 
-    monkeypatch.setattr(statistics_sync.StatisticsSync, "remember", slowly)
+    monkeypatch.setattr(statistics_sync.StatisticsSync, "replay_until", slowly)
     monkeypatch.setattr(loop, "REBALANCE_MS", int(1_000 * WAITS_S))
     return made
 
@@ -126,7 +126,7 @@ async def test_a_worker_ends_in_the_midst_of_taking_over(settings: Settings, mon
         await asyncio.Event().wait()
         return 0
 
-    monkeypatch.setattr(statistics_sync.StatisticsSync, "remember", forever)
+    monkeypatch.setattr(statistics_sync.StatisticsSync, "replay_until", forever)
     worker = await worker_of(settings)
     async with running(worker):
         await until(taking_over(worker))
@@ -135,7 +135,7 @@ async def test_a_worker_ends_in_the_midst_of_taking_over(settings: Settings, mon
 async def test_a_partition_that_kafka_cannot_read_is_told_and_counted_and_the_others_are_answered(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics_sync.StatisticsSync, "remember", REMEMBER)
+    monkeypatch.setattr(statistics_sync.StatisticsSync, "replay_until", REMEMBER)
     worker = await worker_of(settings)
     made = windows(users=10, rounds=3)
     damaged = TopicPartition(settings.windows_topic, 0)

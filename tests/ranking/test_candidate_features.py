@@ -1,5 +1,7 @@
+import hashlib
 from collections import defaultdict
 from math import exp, isfinite, log, log1p, sqrt
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from stream_rec.features.catalog import NO_CATEGORY
 from stream_rec.features.item_similarity import NeighbourTable, by_direction
 from stream_rec.features.online_statistics import HalfLives, OnlineStatistics
 from stream_rec.features.tokens import UNKNOWN
+from stream_rec.ranking import candidate_features
 from stream_rec.ranking.candidate_features import DECODER, PARTS, CandidateFeatures, FeatureExtractor, Items
 
 ROWS = 16
@@ -201,3 +204,21 @@ def test_there_is_room_for_every_candidate_where_no_two_items_have_a_neighbour_i
     of_words = {int(row) for last in window for row in words.rows[last]}
     assert set(found.rows.tolist()) == {*window, *of_text, *of_words}
     assert len(found.rows) == len(window) + 8 * near
+
+
+def test_what_another_version_compiled_is_removed_and_what_this_one_compiled_stays(tmp_path: Path) -> None:
+    stale = tmp_path / "candidate_features._enter-192.py311.nbi"
+    other = tmp_path / "another_module._enter-192.py311.nbi"
+    for path in (stale, other):
+        path.write_bytes(b"names a class that is no more")
+    candidate_features._remove_stale.__wrapped__(tmp_path)
+    assert (stale.exists(), other.exists()) == (False, True)
+    stale.write_bytes(b"of this version")
+    candidate_features._remove_stale.__wrapped__(tmp_path)
+    assert stale.exists()
+
+
+def test_compiled_code_stands_beside_the_digest_of_its_source() -> None:
+    folder = Path(candidate_features._enter.stats.cache_path)
+    source = Path(candidate_features.__file__).read_bytes()
+    assert (folder / "candidate_features.sha256").read_text() == hashlib.sha256(source).hexdigest()

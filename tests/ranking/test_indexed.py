@@ -63,7 +63,7 @@ def seen(rows: list[int], ask: Ask) -> Ask:
 def barred(items: ItemTower, *rows: int) -> ItemTower:
     more = items.unavailable.clone()
     more[list(rows)] = True
-    return items._replace(barred=more)
+    return items._replace(unavailable=more)
 
 
 def everything(items: ItemTower) -> ExactRetriever:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from stream_rec.runtime import terminal
+import stream_rec
 from stream_rec.runtime.progress import bars
 from stream_rec.runtime.terminal import Terminal, as_line, print_json
 
-PACKAGE = Path(terminal.__file__).parent
+PACKAGE = Path(stream_rec.__file__).parent
 MARKUP = "[red]a[/red] [/b] [link=file:///x]b[/link] :bomb: \\[c"
 
 

@@ -431,7 +431,7 @@ def test_what_a_step_can_afford_is_what_it_computes(engine_of, log, size, budget
     while made:
         asked = made[:size]
         count = engine.affordable(asked)
-        costs = engine.incremental.costs([one.user_id for one in asked], engine._preprocessor.tokens(asked))
+        costs = engine.incremental.new_token_counts([one.user_id for one in asked], engine._preprocessor.tokens(asked))
         work = engine.step(asked[:count]).work
         assert work.appended + work.prefilled <= max(budget, costs[0])
         assert count == len(asked) or costs[: count + 1].sum() > budget
@@ -530,7 +530,7 @@ def test_an_audit_encodes_no_more_tokens_than_a_step_may(engine_of: EngineOf, mo
         sizes.append(len(tokens) * max(map(len, tokens)))
         return whole(tokens)
 
-    monkeypatch.setattr(engine.incremental, "whole", counted)
+    monkeypatch.setattr(engine.incremental, "encode_full", counted)
     made = log_to_windows([(user, 3 * user + n, 10) for n in range(CAPACITY) for user in range(6)])
     found = [engine.step(made[begin : begin + 6]).audit for begin in range(0, len(made), 6)]
     assert max(sizes) <= 3 * CAPACITY

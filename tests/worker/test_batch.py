@@ -198,7 +198,7 @@ def test_what_fails_after_the_memory_has_learned_is_not_answered_by_what_it_lear
         raise MemoryError
 
     monkeypatch.setattr(engine_module, "recommendations", spoil if fails == "recommendations" else make)
-    monkeypatch.setattr(FeatureExtractor, "ask", refuse if fails == "ask" else ask)
+    monkeypatch.setattr(FeatureExtractor, "extract", refuse if fails == "ask" else ask)
     if fails == "audit":
         monkeypatch.setattr(engine_module.cache_audit, "compare", broken)
     got = answer_all(spoilt, records)

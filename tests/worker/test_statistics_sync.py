@@ -102,7 +102,7 @@ async def test_a_memory_that_cannot_be_saved_ends_nothing_and_is_told(
         return {"windows": TopicInfo(1, "an id")}
 
     monkeypatch.setattr(learning_module, "cluster_of", cluster)
-    monkeypatch.setattr(learning_module, "describe", topic)
+    monkeypatch.setattr(learning_module, "describe_topics", topic)
     await learning.save_snapshot()
     assert metrics.failures.labels("snapshot")._value.get() == fails
     assert bool(learning.troubles) == fails
