@@ -113,7 +113,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         from stream_rec import config
 
-        given = {flag: option for option in self.params if _given(option, ctx) for flag in option.opts}
+        given = {flag: option for option in self.get_params(ctx) if _given(option, ctx) for flag in option.opts}
         for option in given.values():
             if isinstance(option, Option):
                 option.check(given)

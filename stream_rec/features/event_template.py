@@ -33,9 +33,9 @@ class EventTemplate(Struct, frozen=True):
     def render(self, event_type: str, item: Item) -> str:
         """The words of an event, on one line; an item without a title is called by its id.
 
-        >>> EventTemplate().tell("add_to_cart", Item("1", title="trail shoe", category="sport.shoes"))
+        >>> EventTemplate().render("add_to_cart", Item("1", title="trail shoe", category="sport.shoes"))
         'add to cart trail shoe, sport shoes'
-        >>> EventTemplate().tell("view", Item("1"))
+        >>> EventTemplate().render("view", Item("1"))
         'view 1'
         """
         told = self.template.format(

@@ -135,8 +135,9 @@ def _compiled(function: F) -> F:
         compiled = njit(cache=True, nogil=True)(function)
     except RuntimeError:  # neither can be written
         return cast(F, njit(nogil=True)(function))
-    if hasattr(compiled, "stats"):  # not where numba is switched off
-        _remove_stale(Path(compiled.stats.cache_path))
+    stats = getattr(compiled, "stats", None)  # not where numba is switched off
+    if stats is not None and stats.cache_path is not None:
+        _remove_stale(Path(stats.cache_path))
     return cast(F, compiled)
 
 
