@@ -92,14 +92,16 @@ def test_metrics_in_a_container_can_be_read_from_outside_it():
 
 
 def reasons_in_the_code() -> Iterator[str]:
-    """The fixed phrases in `Rejected("...", ...)`, `self._bury(record, "...", ...)` and the like."""
+    """The fixed phrases in `Rejected("...", ...)`, `self._to_dead_letter(record, "...", ...)` and the like."""
     yield from (UNREADABLE_RECORD, UNREADABLE_BATCH)
     for path in (ROOT / "stream_rec").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(func=ast.Name(id="Rejected"), args=[ast.Constant(value=reason), *_]):
                     yield reason
-                case ast.Call(func=ast.Attribute(attr="_bury" | "refuse"), args=[_, ast.Constant(value=reason), *_]):
+                case ast.Call(
+                    func=ast.Attribute(attr="_to_dead_letter" | "refuse"), args=[_, ast.Constant(value=reason), *_]
+                ):
                     yield reason
                 case ast.AnnAssign(target=ast.Name(id="reason"), value=ast.Constant(value=str(reason))):
                     yield reason

@@ -137,7 +137,7 @@ class CatalogConsumer:
 
     async def take(self, records: Sequence[ConsumerRecord]) -> None:
         """Applies `records`, and tries again what waits for its text, when it is time to."""
-        changes = changes_in(records, self._catalogue.admit, self._settings.max_item_bytes, self._bury)
+        changes = changes_in(records, self._catalogue.admit, self._settings.max_item_bytes, self._to_dead_letter)
         for item_id in (*changes.withdrawn, *(item.item_id for _, item in changes.items)):
             self._waiting.pop(item_id, None)
         if changes.withdrawn:
@@ -145,16 +145,16 @@ class CatalogConsumer:
         changed = {item.item_id for item in self._catalogue.news([item for _, item in changes.items])}
         news = [entry for entry in changes.items if entry[1].item_id in changed]
         told = [entry for entry in news if self._catalogue.needs_encoder(entry[1])]
-        await self._bring([entry for entry in news if not self._catalogue.needs_encoder(entry[1])])
+        await self._apply_items([entry for entry in news if not self._catalogue.needs_encoder(entry[1])])
         if time.monotonic() < self._next_try:
-            await self._wait(told)
+            await self._retry_later(told)
         else:
             told, self._waiting = [*self._waiting.values(), *told], {}
-            await self._bring(told)
+            await self._apply_items(told)
             if not self._waiting:
                 self._pause_s = FIRST_S
 
-    async def _bring(self, entries: Sequence[Entry]) -> None:
+    async def _apply_items(self, entries: Sequence[Entry]) -> None:
         """Applies items; should that fail, halves of them, so that the one at fault becomes a dead letter."""
         if not entries:
             return
@@ -162,11 +162,11 @@ class CatalogConsumer:
             await self._apply([item for _, item in entries])
         except Rejected as rejected:
             for record, _ in entries:
-                self._bury(record, rejected)
+                self._to_dead_letter(record, rejected)
         except UserError as error:
             self._metrics.failures.labels("text encoder").inc()
             self._next_try = time.monotonic() + self._pause_s
-            await self._wait(entries)
+            await self._retry_later(entries)
             log.warning(
                 "the texts of %d items can't be encoded; trying again in %.0f s: %s",
                 len(self._waiting),
@@ -177,20 +177,20 @@ class CatalogConsumer:
         except Exception as error:  # noqa: BLE001 - one item must neither end the following nor vanish
             if len(entries) > 1:
                 half = len(entries) // 2
-                await self._bring(entries[:half])
-                await self._bring(entries[half:])
+                await self._apply_items(entries[:half])
+                await self._apply_items(entries[half:])
             else:
-                self._bury(entries[0][0], Rejected("internal error", type(error).__name__))
+                self._to_dead_letter(entries[0][0], Rejected("internal error", type(error).__name__))
         else:
             self._metrics.upserts.inc(len(entries))
 
-    async def _wait(self, entries: Sequence[Entry]) -> None:
+    async def _retry_later(self, entries: Sequence[Entry]) -> None:
         """Keeps items for later; one that may be recommended no more is taken out of the answers at once."""
         self._waiting |= {item.item_id: (record, item) for record, item in entries}
         if gone := [item.item_id for _, item in entries if not item.available]:
             await self._withdraw(gone)
 
-    def _bury(self, record: ConsumerRecord, rejected: Rejected) -> None:
+    def _to_dead_letter(self, record: ConsumerRecord, rejected: Rejected) -> None:
         """Every worker buries what it can't read, and again with each new model: dead letters are at least once."""
         self._metrics.dead_letters.labels(rejected.reason).inc()
         letter = dead_letters.to_dead_letter(

@@ -54,10 +54,10 @@ async def _run(settings: Settings) -> int:
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
     told = asyncio.create_task(stop.wait())
     watching = asyncio.create_task(health.watch())
-    swaps = ModelReloader(settings, metrics, load_engine, look)
+    reloader = ModelReloader(settings, metrics, load_engine, look)
     guard = TopicGuard(access(settings), topics, health)
     guarding = asyncio.create_task(guard.watch())
-    serving = asyncio.create_task(_serve(settings, metrics, health, swaps, guard, stop))
+    serving = asyncio.create_task(_serve(settings, metrics, health, reloader, guard, stop))
     await asyncio.wait({told, serving, guarding}, return_when=asyncio.FIRST_COMPLETED)
     if guarding.done():
         end_process(guarding.result())
@@ -91,16 +91,16 @@ async def _serve(
     settings: Settings,
     metrics: WorkerMetrics,
     health: Health,
-    swaps: ModelReloader,
+    reloader: ModelReloader,
     guard: TopicGuard,
     stop: asyncio.Event,
 ) -> None:
     """Serves with the model that is there and then with each new one, until `stop` is set."""
-    host = await run_until_stopped(swaps.first(), stop)
-    if host is None:
+    runner = await run_until_stopped(reloader.first(), stop)
+    if runner is None:
         return
-    worker = InferenceLoop(settings, host, metrics, health, guard)
-    watching, serving = asyncio.create_task(swaps.watch(worker)), asyncio.create_task(worker.run(stop))
+    worker = InferenceLoop(settings, runner, metrics, health, guard)
+    watching, serving = asyncio.create_task(reloader.watch(worker)), asyncio.create_task(worker.run(stop))
     try:
         done, _ = await asyncio.wait({watching, serving}, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -109,6 +109,6 @@ async def _serve(
         for task in (watching, serving):
             task.cancel()
         await asyncio.gather(watching, serving, return_exceptions=True)
-        await worker.host.learning.close()
-        await worker.host.learning.save_snapshot()
-        await worker.host.close()
+        await worker.runner.statistics_sync.close()
+        await worker.runner.statistics_sync.save_snapshot()
+        await worker.runner.close()

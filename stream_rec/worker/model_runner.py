@@ -1,7 +1,7 @@
-"""A model in service: its engine, the one thread that calls it, its catalogue, and how far its memory has read.
+"""Runs one model: its engine, the only thread that calls it, its catalogue and its online statistics.
 
-All of this is made from the model's folder, the items topic and the windows topic. So a second host can be made beside
-the first while that one serves, and a new model comes into service by putting its host in the old one's place.
+All of its state is derived from the model folder, the items topic and the windows topic. A second runner can therefore
+be built while the first one serves, and a new model is put into service by replacing the runner.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from stream_rec.config import Settings
 from stream_rec.messages import Item, Window
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.runtime import process
-from stream_rec.worker.batch import Failed, Told
+from stream_rec.worker.batch import Failed, ModelAnswer
 from stream_rec.worker.catalog_sync import CatalogConsumer
 from stream_rec.worker.prewarm import PrewarmQueue
 from stream_rec.worker.statistics_sync import StatisticsSync
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECENT_EVENTS = 1 << 17
-"""In the windows that are kept to be encoded ahead."""
-AHEAD = 4
-"""Windows that are encoded ahead in one go: an event that comes meanwhile waits for no more than these."""
+PREWARM_EVENTS = 1 << 17
+"""Events in the windows that are kept to be encoded ahead."""
+PREWARM_WINDOWS = 4
+"""Windows encoded ahead in one call; an event that arrives meanwhile waits for that call."""
 
 Load = Callable[[Settings], "Engine"]
 
 
 class ModelRunner:
-    """An engine and what keeps it up to date. `call` runs something on the engine's thread."""
+    """An engine and the consumers that keep it up to date. `call` runs a function on the engine's thread."""
 
     def __init__(
         self, settings: Settings, metrics: WorkerMetrics, engine: "Engine", thread: ThreadPoolExecutor
@@ -49,11 +49,11 @@ class ModelRunner:
         self._difference = 0.0
         self.engine = engine
         self.loaded = time.time()
-        """When the model had been read, seconds since 1970."""
-        self.recent = PrewarmQueue(max(1, RECENT_EVENTS // engine.capacity))
-        """Windows that the memory was rebuilt from, of users whom no step has met since."""
-        self.learning = StatisticsSync(settings, metrics, engine, self.recent, self.call)
-        self._upserts = CatalogConsumer(
+        """When the model was loaded, seconds since 1970."""
+        self.prewarm_queue = PrewarmQueue(max(1, PREWARM_EVENTS // engine.capacity))
+        """Replayed windows of users who have had no step since."""
+        self.statistics_sync = StatisticsSync(settings, metrics, engine, self.prewarm_queue, self.call)
+        self._catalog_consumer = CatalogConsumer(
             settings, metrics, catalogue=engine.catalog, apply=self._apply, withdraw=self._withdraw
         )
         self._cache_failures = self._unmeasured = self._untaught = 0
@@ -61,7 +61,7 @@ class ModelRunner:
 
     @classmethod
     async def open(cls, settings: Settings, metrics: WorkerMetrics, load: Load) -> "ModelRunner":
-        """Has the settings' model loaded on a thread of its own. Raises what `load` raises."""
+        """Loads the settings' model on a new thread. Raises what `load` raises."""
         thread = ThreadPoolExecutor(1, "torch")
         try:
             engine = await asyncio.get_running_loop().run_in_executor(thread, load, settings)
@@ -70,13 +70,13 @@ class ModelRunner:
             raise
         return cls(settings, metrics, engine, thread)
 
-    async def follow(self) -> None:
-        """Begins to follow the items topic; returns when the catalogue stands where the topic stood.
+    async def follow_catalog(self) -> None:
+        """Starts to consume the items topic; returns once everything that it held at the call is in the catalogue.
 
-        Raises what ends the following before that; later, it begins again after an error.
+        Raises what ends the consumer before that; after that, it restarts by itself.
         """
-        self._following = asyncio.create_task(self._upserts.follow())
-        waiting = asyncio.create_task(self._upserts.caught_up.wait())
+        self._following = asyncio.create_task(self._catalog_consumer.follow())
+        waiting = asyncio.create_task(self._catalog_consumer.caught_up.wait())
         try:
             await asyncio.wait({waiting, self._following}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -85,22 +85,22 @@ class ModelRunner:
             self._following.result()
 
     async def probe(self) -> None:
-        """Raises `ModelError` unless the model answers probe windows as it should."""
+        """Raises `ModelError` unless the model gives finite and consistent answers to probe windows."""
         await self.call(self.engine.probe)
 
     async def close(self) -> None:
-        """Ends the following and the threads, and gives the model's memory back: nobody may use the host any more."""
-        await self.learning.close()
+        """Ends the consumers and threads and frees the model's memory. The runner can't be used afterwards."""
+        await self.statistics_sync.close()
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
         for thread in (self._thread, self._texts):
             await asyncio.to_thread(thread.shutdown)
-        del self.engine, self.learning
-        process.freeze_gc()  # an engine is a cycle, and holds gigabytes
+        del self.engine, self.statistics_sync
+        process.freeze_gc()  # an engine is a reference cycle that holds gigabytes
 
-    def show(self) -> None:
-        """What the metrics tell of the model that serves."""
+    def update_metrics(self) -> None:
+        """Sets the metrics that describe the model in service."""
         metrics, catalog, cache = self._metrics, self.engine.catalog, self.engine.incremental.cache
         available = catalog.count_available()
         metrics.items.labels("yes").set(available)
@@ -117,25 +117,25 @@ class ModelRunner:
 
     @property
     def troubles(self) -> set[str]:
-        """What goes wrong beside the answers, and is tried again."""
+        """Failures that do not stop answers and are retried, in words."""
         cache = "the cache of text vectors can't be used" if self.engine.texts.failing else None
-        return {*self._upserts.troubles, *self.learning.troubles, *([cache] if cache else [])}
+        return {*self._catalog_consumer.troubles, *self.statistics_sync.troubles, *([cache] if cache else [])}
 
     async def call(self, work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
 
-    # What follows is called on the engine's thread.
+    # The methods below are called on the engine's thread.
 
     def affordable(self, windows: Sequence[Window]) -> int:
-        """How many leading ones of `windows` make a step, at least 1."""
+        """How many of the first `windows` fit into one step, at least 1."""
         return self.engine.affordable(windows)
 
-    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told | Failed]:
-        """Answers `windows`, which stand in `partitions`, and counts what that took."""
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[ModelAnswer | Failed]:
+        """Answers `windows`, read from `partitions` (len(windows),), and updates the metrics."""
         for window in windows:
-            self.recent.forget(window.user_id)
+            self.prewarm_queue.forget(window.user_id)
         began = time.monotonic()
-        step = self.engine.step(windows, self.learning.logs(partitions))
+        step = self.engine.step(windows, self.statistics_sync.logs(partitions))
         metrics, work, cache = self._metrics, step.work, self.engine.incremental.cache
         metrics.step_seconds.observe(time.monotonic() - began)
         metrics.batch.observe(len(windows))
@@ -163,31 +163,31 @@ class ModelRunner:
         self._untaught = self.engine.untaught
         metrics.failures.labels("measurement").inc(self.engine.unmeasured - self._unmeasured)
         self._unmeasured = self.engine.unmeasured
-        told = starmap(Told, zip(step.recommendations, step.floors, strict=True))
+        told = starmap(ModelAnswer, zip(step.recommendations, step.floors, strict=True))
         return [Failed(step.failed[at]) if at in step.failed else next(told) for at in range(len(windows))]
 
     def forget(self, user_id: str) -> None:
-        """Erases what is held of a user."""
-        self.learning.forget(user_id)
+        """Erases all state of a user."""
+        self.statistics_sync.forget(user_id)
 
     def __contains__(self, user_id: str) -> bool:
-        """Whether anything of a user is held."""
-        return user_id in self.engine or user_id in self.recent
+        """Whether any state of the user is held."""
+        return user_id in self.engine or user_id in self.prewarm_queue
 
     def encode_ahead(self) -> None:
-        """Encodes the windows of a few of the users who were active last, so that their next event is an append."""
+        """Encodes windows of the users who were active last, so that their next event only appends to the cache."""
         cache = self.engine.incremental.cache
-        windows = self.recent.take(AHEAD)
-        if len(cache) + len(windows) > cache.slots:  # nobody makes room for a guess
-            self.recent.clear()
+        windows = self.prewarm_queue.take(PREWARM_WINDOWS)
+        if len(cache) + len(windows) > cache.slots:  # a guess evicts no user
+            self.prewarm_queue.clear()
             return
         try:
             self.engine.states(windows)
-        except Exception as error:  # noqa: BLE001 - the window's own step will say what is wrong with it
+        except Exception as error:  # noqa: BLE001 - the window's own step will report the error
             log.warning("%s while windows were encoded ahead", type(error).__name__)
 
     async def _apply(self, items: Sequence[Item]) -> None:
-        """Not on the engine's thread, but for the change itself."""
+        """Encodes texts on a thread of its own; only the change of the catalogue runs on the engine's thread."""
         vectors = await asyncio.get_running_loop().run_in_executor(self._texts, self.engine.read, items)
         await self.call(self.engine.upsert, items, vectors)
 

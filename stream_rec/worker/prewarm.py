@@ -1,4 +1,4 @@
-"""Windows of users who were active last, kept to be encoded before their next event comes."""
+"""Replayed windows of the users who were active last; they are encoded ahead, before these users' next events."""
 
 import heapq
 
@@ -6,7 +6,7 @@ from stream_rec.messages import Window
 
 
 class PrewarmQueue:
-    """The newest windows of the `most` users who were active last, or of up to twice as many."""
+    """Keeps the newest window of at least the `most` users who were active last, and of at most twice as many."""
 
     def __init__(self, most: int) -> None:
         self._most = most

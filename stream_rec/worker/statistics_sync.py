@@ -30,7 +30,7 @@ from stream_rec.kafka.offset_ranges import OffsetRange, read
 from stream_rec.messages import UNREADABLE, read_window
 from stream_rec.metrics import WorkerMetrics
 from stream_rec.runtime.retry import keep_running
-from stream_rec.worker.batch import in_partition
+from stream_rec.worker.batch import engine_user
 from stream_rec.worker.prewarm import PrewarmQueue
 
 if TYPE_CHECKING:
@@ -351,11 +351,11 @@ class StatisticsSync:
             self.learned[partition] = record.offset + 1
             count += 1
             if record.value is None:
-                self.forget(in_partition((record.key or b"").decode(errors="replace"), record.partition))
+                self.forget(engine_user((record.key or b"").decode(errors="replace"), record.partition))
                 continue
             try:
                 window = read_window(record.value)
-                window = msgspec.structs.replace(window, user_id=in_partition(window.user_id, record.partition))
+                window = msgspec.structs.replace(window, user_id=engine_user(window.user_id, record.partition))
                 self._engine.learn(window, number)
                 if partition in self._own:
                     self._recent.add(window)

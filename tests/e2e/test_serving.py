@@ -70,7 +70,7 @@ async def settings(
 async def worker_of(settings: Settings) -> InferenceLoop:
     metrics = WorkerMetrics(CollectorRegistry())
     host = await ModelRunner.open(settings, metrics, load_engine)
-    await host.follow()
+    await host.follow_catalog()
     health = Health(most_waiting=1_000)
     return InferenceLoop(settings, host, metrics, health, TopicGuard(access(settings), await _fit(settings), health))
 
@@ -84,7 +84,7 @@ async def running(worker: InferenceLoop) -> AsyncIterator[None]:
     finally:
         stop.set()
         await task
-        await worker.host.close()
+        await worker.runner.close()
 
 
 def part(*workers: InferenceLoop) -> Callable[[], Awaitable[bool]]:

@@ -270,7 +270,7 @@ async def test_users_who_were_active_are_encoded_before_their_next_event(
 
 async def test_a_model_that_is_out_of_service_gives_its_memory_back(settings: Settings) -> None:
     host = await ModelRunner.open(settings, WorkerMetrics(CollectorRegistry()), load_engine)
-    await host.follow()
+    await host.follow_catalog()
     cache = weakref.ref(host.engine.incremental.cache)
     gc.disable()
     try:
@@ -296,7 +296,7 @@ async def test_a_model_that_turns_bad_after_the_swap_is_followed_by_the_one_befo
         for folder in (models.old, models.new)
     ]
     for host in hosts:
-        await host.follow()
+        await host.follow_catalog()
     worker = InferenceLoop(settings, hosts[0], metrics, health, await guard_of(settings, health))
     serving = asyncio.create_task(worker.run(stop))
     await write(settings, made[:USERS])
@@ -310,7 +310,7 @@ async def test_a_model_that_turns_bad_after_the_swap_is_followed_by_the_one_befo
     await all_done(settings)
     stop.set()
     await serving
-    await worker.host.close()
+    await worker.runner.close()
     got = await answers(settings)
     assert events_answered(got) == events_of(made)
     assert [version for version, _ in groupby(one.model for one in got)] == [*models.versions, models.versions[0]]
@@ -323,7 +323,7 @@ async def test_a_model_that_turns_bad_and_has_none_before_it_ends_the_worker_wit
 ) -> None:
     metrics, health = WorkerMetrics(CollectorRegistry()), Health(0)
     host = await ModelRunner.open(settings, metrics, load_engine)
-    await host.follow()
+    await host.follow_catalog()
     worker = InferenceLoop(settings, host, metrics, health, await guard_of(settings, health))
     with torch.no_grad():
         host.engine._encoder.out.weight.fill_(torch.nan)

@@ -17,7 +17,7 @@ from stream_rec.serving import engine as engine_module
 from stream_rec.serving.cache_audit import Audit
 from stream_rec.serving.engine import Engine, Limits
 from stream_rec.window import append
-from stream_rec.worker.batch import Answer, BatchProcessor, Failed, Told, in_partition
+from stream_rec.worker.batch import Answer, BatchProcessor, Failed, ModelAnswer, engine_user
 from tests.kafka.records import Record
 from tests.tiny import CAPACITY, STRIDE, tiny_model
 
@@ -37,13 +37,13 @@ class Accounts:
         self._check(windows)
         return self._engine.affordable(windows)
 
-    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[Told | Failed]:
+    def step(self, windows: Sequence[Window], partitions: Sequence[int]) -> Sequence[ModelAnswer | Failed]:
         self._check(windows)
         step = self._engine.step(windows, partitions)
         self.steps.append((step.work.appended + step.work.prefilled, len(windows)))
-        said = starmap(Told, zip(step.recommendations, step.floors, strict=True))
+        said = starmap(ModelAnswer, zip(step.recommendations, step.floors, strict=True))
         answers = [Failed(step.failed[at]) if at in step.failed else next(said) for at in range(len(windows))]
-        self.floors += [(one.recommendation.user_id, one.floors) for one in answers if isinstance(one, Told)]
+        self.floors += [(one.recommendation.user_id, one.floors) for one in answers if isinstance(one, ModelAnswer)]
         return answers
 
     @property
@@ -227,5 +227,5 @@ def test_a_user_of_two_partitions_is_answered_in_each_and_erased_in_one(model: A
     assert [(answer.partition, told([answer])) for answer in got] == [(0, [("a", 3)]), (1, [("a", 2)])]
     (erased,) = answer_all(model, [Record(b"a", None, 3)])
     assert erased.reply.headers == [("held", b"nothing")]
-    assert in_partition("a", 0) not in model
-    assert in_partition("a", 1) in model
+    assert engine_user("a", 0) not in model
+    assert engine_user("a", 1) in model

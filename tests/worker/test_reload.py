@@ -11,7 +11,7 @@ from stream_rec.models import model_store
 from stream_rec.serving.load import load_engine
 from stream_rec.worker.model_runner import ModelRunner
 from stream_rec.worker.prewarm import PrewarmQueue
-from stream_rec.worker.reload import stamps
+from stream_rec.worker.reload import file_stamps
 from tests.tiny import STRIDE, tiny_model
 
 
@@ -25,24 +25,24 @@ def test_a_folder_looks_new_when_a_file_is_written_or_the_link_points_elsewhere(
         (tmp_path / name / "config.json").write_text("{}")
     link = tmp_path / "model"
     link.symlink_to("old")
-    looks = [stamps(link)]
+    looks = [file_stamps(link)]
     (tmp_path / "old" / "config.json").write_text("{ }")
-    looks.append(stamps(link))
+    looks.append(file_stamps(link))
     link.unlink()
     link.symlink_to("new")
-    looks.append(stamps(link))
+    looks.append(file_stamps(link))
     assert looks[0] != looks[1] != looks[2]
-    assert stamps(link) == looks[2]
+    assert file_stamps(link) == looks[2]
 
 
 def test_a_training_that_keeps_its_checkpoints_there_is_no_new_model(tmp_path: Path) -> None:
-    before = stamps(tmp_path)
+    before = file_stamps(tmp_path)
     (tmp_path / "checkpoint-fit.safetensors").write_bytes(b"x")
-    assert stamps(tmp_path) == before
+    assert file_stamps(tmp_path) == before
 
 
 def test_a_folder_that_is_not_there_has_no_files(tmp_path: Path) -> None:
-    assert stamps(tmp_path / "nowhere") == {}
+    assert file_stamps(tmp_path / "nowhere") == {}
 
 
 def test_the_users_active_last_are_kept_and_come_first() -> None:
@@ -79,7 +79,7 @@ async def test_a_model_of_a_log_without_times_has_no_age_in_the_metrics(tmp_path
     metrics = WorkerMetrics(registry)
     assert age() is None
     host = await ModelRunner.open(settings, metrics, load_engine)
-    host.show()
+    host.update_metrics()
     assert age() == (7.0 if has_time else None)
     assert b"NaN" not in generate_latest(registry)
     await host.close()
