@@ -368,7 +368,10 @@ class InferenceLoop(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         self.runner.statistics_sync.learned |= ends
 
     async def _refresh_size_limit(self) -> None:
-        """Reads the topic's size limit again: larger answers become dead letters. Raises `UserError` if those don't fit."""
+        """Reads the topic's size limit again: larger answers become dead letters.
+
+        Raises `UserError` if the topic takes no dead letters.
+        """
         try:
             room = await topics.room(self._settings, self._settings.recommendations_topic)
         except NoBrokerError:  # asked again after the next failed transaction
