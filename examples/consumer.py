@@ -6,8 +6,7 @@ The group keeps the place. A new one begins with the newest answer of every user
 import asyncio
 import sys
 
-from stream_rec.client import Erased, Recommendations
-from stream_rec.errors import UserError
+from stream_rec import Erased, Recommendations, UserError
 
 
 async def main(server: str = "127.0.0.1:9092", topic: str = "recommendations", group: str = "example") -> None:

@@ -3,8 +3,7 @@
 import asyncio
 import sys
 
-from stream_rec.client import LatestRecommendations
-from stream_rec.errors import UserError
+from stream_rec import LatestRecommendations, UserError
 
 
 async def main(server: str = "127.0.0.1:9092", topic: str = "recommendations") -> None:

@@ -54,8 +54,8 @@ class Recommendations:
     exception; after a crash the last second comes again (at least once). A new group begins with the newest answer of
     every user, which compaction keeps. Without a `group` it begins now, and nothing is kept.
 
-    `kafka` are aiokafka's further arguments for a broker that wants TLS or a login. `**access(load())` gives them, and
-    `bootstrap_servers`, as the settings say (`stream_rec.kafka.connection`, `stream_rec.config`).
+    `kafka` are aiokafka's further arguments for a broker that wants TLS or a login. `**access(load_settings())` gives
+    them, and `bootstrap_servers`, as the settings say (`stream_rec.kafka.connection`, `stream_rec.config`).
 
     A record that can't be read is logged and counted in `unreadable`. Raises `UserError` when no broker answers or the
     topic does not exist.

@@ -308,7 +308,7 @@ def _text(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def load(config: Path | None = None, **given: Any) -> Settings:
+def load_settings(config: Path | None = None, **given: Any) -> Settings:
     """The settings in force; `given` (from the command line) wins, its None values are left out.
 
     Raises `UserError` in one line that names the setting.

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from stream_rec.cli.main import cli
-from stream_rec.config import PREFIX, Settings, environment, environment_name, load
+from stream_rec.config import PREFIX, Settings, environment, environment_name, load_settings
 from stream_rec.errors import UserError
 
 
@@ -25,14 +25,14 @@ def write(text: str, name: str = "stream-rec.toml") -> Path:
 
 def error_of(config: Path | None = None, **given: object) -> str:
     with pytest.raises(UserError) as raised:
-        load(config, **given)
+        load_settings(config, **given)
     text = str(raised.value)
     assert "\n" not in text
     return text
 
 
 def test_defaults_are_valid_and_described():
-    assert load().partitions == 4
+    assert load_settings().partitions == 4
     assert all(field.description for field in Settings.model_fields.values())
 
 
@@ -40,45 +40,45 @@ def test_command_line_wins_over_environment_over_file_over_default(monkeypatch):
     write("top_k = 11\ncapacity = 32\npartitions = 3\n")
     monkeypatch.setenv("STREAM_REC_TOP_K", "12")
     monkeypatch.setenv("STREAM_REC_CAPACITY", "48")
-    settings = load(top_k=13)
+    settings = load_settings(top_k=13)
     assert (settings.top_k, settings.capacity, settings.partitions, settings.interests_k) == (13, 48, 3, 5)
 
 
 def test_an_option_that_was_not_given_leaves_the_environment_in_force(monkeypatch):
     monkeypatch.setenv("STREAM_REC_TOP_K", "12")
-    assert load(top_k=None).top_k == 12
+    assert load_settings(top_k=None).top_k == 12
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("STREAM_REC_TOP_K", "")
-    assert load().top_k == 20
+    assert load_settings().top_k == 20
 
 
 def test_the_named_file_is_read_in_place_of_the_one_in_the_folder(monkeypatch):
     write("top_k = 11")
     other = write("top_k = 12", "other.toml")
     third = write("top_k = 13", "third.toml")
-    assert load().top_k == 11
+    assert load_settings().top_k == 11
     monkeypatch.setenv(PREFIX + "CONFIG", str(other))
-    assert load().top_k == 12
-    assert load(third).top_k == 13
+    assert load_settings().top_k == 12
+    assert load_settings(third).top_k == 13
 
 
 @pytest.mark.parametrize("listed", ["click, view ,share,", ("click", "view", "share")])
 def test_event_types_are_a_list_or_words_between_commas(listed):
-    assert load(event_types=listed).event_types == ("click", "view", "share")
+    assert load_settings(event_types=listed).event_types == ("click", "view", "share")
 
 
 def test_event_types_from_a_file_and_from_the_environment(monkeypatch):
     write('event_types = ["play", "skip"]')
-    assert load().event_types == ("play", "skip")
+    assert load_settings().event_types == ("play", "skip")
     monkeypatch.setenv("STREAM_REC_EVENT_TYPES", "play,skip,like")
-    assert load().event_types == ("play", "skip", "like")
+    assert load_settings().event_types == ("play", "skip", "like")
 
 
 @pytest.mark.parametrize(("capacity", "stride", "move"), [(64, None, 32), (3, None, 1), (64, 1, 1), (64, 64, 64)])
 def test_a_window_moves_by_half_of_its_capacity_unless_told(capacity, stride, move):
-    assert load(capacity=capacity, stride=stride).effective_stride == move
+    assert load_settings(capacity=capacity, stride=stride).effective_stride == move
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_event_types_that_no_event_can_have_are_refused(types, why):
 @pytest.mark.parametrize("text", ["top_k = true", "audit_share = false", "partitions = true", "model = true"])
 def test_true_and_false_in_a_file_are_no_numbers(text):
     assert "true and false are no value of it" in error_of(write(text))
-    assert load(write("coalesce = false")).coalesce is False
+    assert load_settings(write("coalesce = false")).coalesce is False
 
 
 def test_a_retention_that_kafka_cannot_count_is_refused():
@@ -166,7 +166,7 @@ SASL = {"kafka_security_protocol": "SASL_SSL", "kafka_username": "u"}
 
 def test_a_password_shows_up_nowhere(monkeypatch):
     monkeypatch.setenv("STREAM_REC_KAFKA_PASSWORD", "pa55word")
-    settings = load(**SASL)
+    settings = load_settings(**SASL)
     assert settings.kafka_password.get_secret_value() == "pa55word"
     assert "pa55word" not in f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
     assert "pa55word" not in CliRunner().invoke(cli, ["settings"]).output
@@ -176,9 +176,9 @@ def test_a_password_shows_up_nowhere(monkeypatch):
 
 
 def test_another_process_is_given_the_password(monkeypatch):
-    for name, value in environment(load(**SASL, kafka_password="pa55word", top_k=7)).items():
+    for name, value in environment(load_settings(**SASL, kafka_password="pa55word", top_k=7)).items():
         monkeypatch.setenv(name, value)
-    settings = load()
+    settings = load_settings()
     assert (settings.kafka_password.get_secret_value(), settings.top_k) == ("pa55word", 7)
 
 
@@ -211,9 +211,9 @@ def test_a_login_that_can_be_none_is_refused(given, says):
 
 
 def test_pages_listen_on_this_machine_alone():
-    assert {load().metrics_host, load().console_host} == {"127.0.0.1"}
+    assert {load_settings().metrics_host, load_settings().console_host} == {"127.0.0.1"}
 
 
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
-        load().top_k = 1
+        load_settings().top_k = 1

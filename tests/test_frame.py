@@ -18,7 +18,7 @@ import yaml
 from check_jsonschema import main as check_jsonschema
 from click.testing import CliRunner
 
-from stream_rec.config import PREFIX, Settings, environment_name, load
+from stream_rec.config import PREFIX, Settings, environment_name, load_settings
 from stream_rec.kafka.access_control import PARTS, AclBinding
 from stream_rec.kafka.record_batches import UNREADABLE_BATCH, UNREADABLE_RECORD
 from stream_rec.local.java import KAFKA_VERSION
@@ -171,7 +171,7 @@ def test_the_documented_rights_are_those_that_are_asked_for(monkeypatch, tmp_pat
         for operation in operations.split(", ")
         for name in re.findall(r"`([^`]+)`", names)
     }
-    assert documented == {(part, right) for part, needs in PARTS.items() for right in needs(load())}
+    assert documented == {(part, right) for part, needs in PARTS.items() for right in needs(load_settings())}
 
 
 EXAMPLES = [

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from stream_rec.cli.main import cli
-from stream_rec.config import Settings, load
+from stream_rec.config import Settings, load_settings
 
 FOLDER = Path(__file__).parents[1] / "deploy" / "kubernetes"
 KUBERNETES = "1.33"
@@ -35,7 +35,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
     (generated,) = kustomization()["configMapGenerator"]
     for literal in generated["literals"]:
         monkeypatch.setenv(*literal.split("=", 1))
-    return load()
+    return load_settings()
 
 
 def test_every_manifest_is_valid_and_applied() -> None:

@@ -28,7 +28,7 @@ def page() -> str:
 
 
 def _lines() -> Iterator[str]:
-    settings = config.load()
+    settings = config.load_settings()
     document = asyncapi(settings)
     yield from INTRO.splitlines()
     for name, channel in document["channels"].items():

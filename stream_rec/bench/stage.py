@@ -107,7 +107,7 @@ def staged(settings: Settings, traffic: Traffic, shape: Shape, *, coalesce: bool
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         broker = Broker().start()
         stack.callback(broker.stop, BROKER_END_S)
-        own = config.load(
+        own = config.load_settings(
             **settings.model_dump(exclude_unset=True)
             | {**broker.settings, "event_types": traffic.event_types, "model": home / "model"}
             | {"agents_metrics_port": 0, "worker_metrics_port": 0, "cache_dir": home / "cache", "coalesce": coalesce}

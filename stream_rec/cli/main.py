@@ -34,6 +34,7 @@ UNWRITTEN = "what is printed can't be written"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "--version", prog_name="stream-rec", message="%(prog)s %(version)s")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file of settings [default: stream-rec.toml]")
 @click.pass_context
 def cli(context: click.Context, config: Path | None) -> None:  # noqa: ARG001 - `Command` reads it

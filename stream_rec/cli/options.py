@@ -123,7 +123,7 @@ class Command(click.Command):
                     raise UserError(f"{flag} has no effect: without --from-topic nothing is read from Kafka")
         if self.settings:
             chosen = {name: ctx.params.pop(name) for name in self.settings}
-            ctx.params["settings"] = config.load(ctx.find_root().params["config"], **chosen)
+            ctx.params["settings"] = config.load_settings(ctx.find_root().params["config"], **chosen)
         return super().invoke(ctx)
 
 

@@ -92,7 +92,7 @@ def run(settings: Settings, plan: DemoOptions) -> int:
             ports = {"agents_metrics_port": 0, "worker_metrics_port": 0}
             # Every event is compared with what was predicted right before it; the console takes any free port.
             each = {"coalesce": False, "console_port": 0}
-            own = config.load(**(each | settings.model_dump(exclude_unset=True) | here | ports))
+            own = config.load_settings(**(each | settings.model_dump(exclude_unset=True) | here | ports))
             running = stack.enter_context(Processes(home, own))
             summary = asyncio.run(_demonstrate(own, plan, shop, running, console))
         except KeyboardInterrupt:

@@ -21,7 +21,7 @@ KEPT = Path(__file__).parents[2] / "docs" / "schemas"
 
 of_each = pytest.mark.parametrize("of", STRUCTS, ids=lambda of: of.__name__)
 SCHEMAS = {of: Draft202012Validator(schema(of)) for of in STRUCTS}
-DOCUMENT = asyncapi(config.load())
+DOCUMENT = asyncapi(config.load_settings())
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 1 << 53) | st.floats(-1e6, 1e6) | st.text(max_size=3)
@@ -39,7 +39,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def test_the_kept_documents_are_those_of_the_code(tmp_path: Path) -> None:
-    written = {path.name: path.read_text() for path in write(tmp_path, config.load())}
+    written = {path.name: path.read_text() for path in write(tmp_path, config.load_settings())}
     kept = {path.name: path.read_text() for path in KEPT.iterdir()}
     assert written == kept, "run 'make reference'"
 
@@ -121,5 +121,5 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_the_document_names_the_topics_of_the_settings() -> None:
-    channels = asyncapi(config.load(recommendations_topic="shop.answers"))["channels"]
+    channels = asyncapi(config.load_settings(recommendations_topic="shop.answers"))["channels"]
     assert channels["recommendations"]["address"] == "shop.answers"

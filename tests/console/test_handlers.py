@@ -20,7 +20,7 @@ Client = TestClient[Any, Any]
 
 @pytest.fixture
 def settings() -> Settings:
-    return config.load(bootstrap_servers=NOWHERE)
+    return config.load_settings(bootstrap_servers=NOWHERE)
 
 
 @pytest.fixture(params=[True], ids=["may send"])

@@ -19,7 +19,7 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 @contextlib.asynccontextmanager
 async def serving() -> AsyncIterator[tuple[int, ConsoleState]]:
     """The port of a console without a broker, and what it follows."""
-    settings = config.load(bootstrap_servers="127.0.0.1:1")
+    settings = config.load_settings(bootstrap_servers="127.0.0.1:1")
     following = ConsoleState(settings)
     following._feed.ready.set()
     async with server.serving(handlers.app(settings, following, allow_events=True), "127.0.0.1", 0) as port:

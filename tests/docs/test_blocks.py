@@ -38,7 +38,7 @@ def parse(words: list[str]) -> None:
         command = command.commands[name]
     given = command.make_context(name, words).params
     if isinstance(command, Command):
-        config.load(**{setting: given[setting] for setting in command.settings})
+        config.load_settings(**{setting: given[setting] for setting in command.settings})
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)

@@ -38,7 +38,7 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
     given: dict[str, Any] = {f"{name}_topic": f"{unique}-{name}" for name in names}
     given |= {"agents_group": f"{unique}-agents", "worker_group": f"{unique}-worker", "cache_dir": folder}
     given |= {"agents_metrics_port": 0, "worker_metrics_port": 0, "console_port": 0, "partitions": 2}
-    return config.load(**{**given, **changes})
+    return config.load_settings(**{**given, **changes})
 
 
 def sent(user: str, item: str = "tea", **fields: Any) -> Sent:

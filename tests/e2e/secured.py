@@ -46,7 +46,7 @@ class Secured(NamedTuple):
             "kafka_password": password_of(user),
             "kafka_ca_file": self.folder / "ca.pem",
         }
-        return config.load(**{**settings.model_dump(exclude_unset=True), **given, **changes})
+        return config.load_settings(**{**settings.model_dump(exclude_unset=True), **given, **changes})
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(**given: Any) -> dict[str, Any]:
-    return access(config.load(**given))
+    return access(config.load_settings(**given))
 
 
 def test_without_security_nothing_but_the_address_is_said() -> None:

@@ -26,7 +26,7 @@ class Record(NamedTuple):
     timestamp: int = 1_000_000
 
 
-SETTINGS = config.load(capacity=CAPACITY, stride=STRIDE, event_types="view,cart")
+SETTINGS = config.load_settings(capacity=CAPACITY, stride=STRIDE, event_types="view,cart")
 EVERYTHING = Period()
 
 
