@@ -26,7 +26,7 @@ from tests.tiny import CAPACITY, STRIDE, items, tiny_model
 
 pytestmark = pytest.mark.e2e
 
-OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
+OPERATIONS = Path(__file__).parents[3] / "docs/operations.md"
 USERS, ROUNDS = 6, 2 * CAPACITY
 
 

@@ -18,7 +18,7 @@ from stream_rec.messages import RankedItem, Recommendation, TombstoneHeaders, as
 
 pytestmark = pytest.mark.e2e
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 JAVA = f"org.apache.kafka:kafka-clients:{KAFKA_VERSION}+org.eclipse.jdt:ecj:3.44.0"
 CHECKSUMS = pinned() | {"ecj-3.44.0.jar": "14c46ddc2e511c46c998da728f6a80f13a689c920f3832402f7ad150f6a6188d"}
 """The client, and a compiler in a jar: the tests' Java is a runtime alone."""
