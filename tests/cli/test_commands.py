@@ -19,6 +19,8 @@ from stream_rec.models import model_store
 from tests.tiny import tiny_model
 
 COMMAND = (sys.executable, "-m", "stream_rec.cli")
+HANG_S = 300
+"""After which a command has stopped, however busy the machine is."""
 
 
 @pytest.fixture
@@ -32,7 +34,9 @@ def taken() -> Iterator[int]:
 
 def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=HANG_S, check=False
+    )
 
 
 def commands(group: object = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -233,7 +237,7 @@ def piped(*arguments: str, cwd: Path, stdout: object, **environment: str) -> sub
     command = [*COMMAND, *arguments]
     err = subprocess.PIPE
     return subprocess.run(
-        command, cwd=cwd, env=environment, stdout=stdout, stderr=err, text=True, timeout=60, check=False
+        command, cwd=cwd, env=environment, stdout=stdout, stderr=err, text=True, timeout=HANG_S, check=False
     )
 
 

@@ -64,7 +64,7 @@ async def prometheus(folder: Path, targets: Mapping[str, str]) -> AsyncIterator[
     try:
         async with aiohttp.ClientSession() as session:
             running = Prometheus(f"http://{address}", session)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 await until(running.ready)
             yield running
     finally:

@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz.broker import RECORDS, ROUNDS, Pipeline
 from tests.fuzz.lane import Outcome
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(480)]
+pytestmark = pytest.mark.e2e
 
 
 def test_odd_records_in_kafka_do_no_harm(bootstrap: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from stream_rec.serving.engine import Engine, Limits
 from tests.e2e.process import COMMAND
 from tests.tiny import window
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]  # reading a GGUF file is slow where cores are few
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")

@@ -241,7 +241,6 @@ async def test_a_commit_whose_answer_is_lost_ends_its_producer(
     await stands(worker, direct, {0: 1, 1: 0})
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(3))
 async def test_under_random_late_requests_every_window_has_one_answer(
     worker: Worker, proxy: KafkaProxy, direct: Settings, seed: int, caplog: pytest.LogCaptureFixture
