@@ -24,7 +24,7 @@ from stream_rec.kafka.record_batches import UNREADABLE_BATCH, UNREADABLE_RECORD
 from stream_rec.local.java import KAFKA_VERSION
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 FRAME = [
     *DOCUMENTS,
     *(path for path in (ROOT / "monitoring").rglob("*") if path.is_file() and path.suffix != ".pyc"),
