@@ -22,6 +22,7 @@ from stream_rec.models.model_store import Privacy
 from stream_rec.models.user_encoder import EncoderConfig
 from stream_rec.ranking.blend import CandidateTable
 from stream_rec.ranking.candidate_features import PARTS
+from stream_rec.ranking.ranker import MMR_POOL_FACTOR, RankingConfig
 from stream_rec.serving.engine import Engine, Limits
 from stream_rec.training import train
 from stream_rec.training.config import TrainConfig
@@ -312,7 +313,48 @@ def test_what_a_user_ever_met_is_known_per_user() -> None:
     answers, rows = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 3, 4, 1, 4, 5])
     table = CandidateTable(answers, rows, torch.zeros(6, len(PARTS)))
     assert evaluate.seen_before(data, np.array([2, 5]), table).tolist() == [True, False, False, False, True, True]
-    assert evaluate.repeats(made("aba cc", [1, 2, 3, 1, 2])) == pytest.approx(2 / 5)
+
+
+def test_items_met_by_one_user_are_not_taken_for_those_of_another() -> None:
+    """Also the largest row beside the next user's unknown item, which is row 0."""
+    table = CandidateTable(torch.tensor([0, 1]), torch.tensor([3, UNKNOWN]), torch.zeros(2, len(PARTS)))
+    assert evaluate.seen_before(made("cc ab", [1, 2, 1, 2]), np.array([1, 3]), table).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("rows", "share"), [("aba cc", 2 / 5), ("c z", 0.0), ("b c c c a", 0.0), ("a a", 0.0), ("aaaa", 3 / 4)]
+)
+def test_a_repeat_is_an_item_that_the_same_user_had_met(rows: str, share: float) -> None:
+    """An item `z` is none of the catalogue."""
+    assert evaluate.repeats(made(rows, [float(at) for at in range(len(rows.replace(" ", "")))])) == pytest.approx(share)
+
+
+def test_the_unknown_item_is_right_in_no_list() -> None:
+    lists = np.array([[UNKNOWN, *range(1, 10)]])
+    found = evaluate.figures(lists, np.array([0]), np.array([UNKNOWN]), np.eye(10, dtype=np.float32), 9)
+    assert (found["hr_at_10"], found["ndcg_at_10"]) == (0.0, 0.0)
+
+
+def test_diversity_chooses_from_as_many_candidates_as_serving_does() -> None:
+    """One candidate that is like no other stands just within the pool, and then just beyond it."""
+    pool = MMR_POOL_FACTOR * RankingConfig().top_k
+    for place, chosen in ((pool - 1, True), (pool, False)):
+        rows = torch.arange(1, pool + 11)
+        outputs = torch.zeros(len(rows) + 1, 2)
+        outputs[:, 0] = 1
+        outputs[rows[place]] = torch.tensor([0.0, 1.0])
+        table = CandidateTable(torch.zeros(len(rows), dtype=torch.int64), rows, torch.zeros(len(rows), len(PARTS)))
+        lists = evaluate.vary(table, -0.001 * torch.arange(len(rows)), outputs, [0.9])[0.9]
+        assert (rows[place].item() in lists[0].tolist()) is chosen
+
+
+def test_after_a_share_of_the_log_only_what_comes_then_is_predicted(world, little, kept) -> None:
+    data, places = kept.data, kept.outcome.places
+    order = np.sort(data.order[places])
+    after = order[len(order) // 2] / len(data.rows)  # an event stands exactly there, and is predicted
+    late = evaluated(world, PLAN._replace(after=after), little)
+    assert np.sort(data.order[late.outcome.places]).tolist() == order[order >= after * len(data.rows)].tolist()
+    assert order[len(order) // 2] in data.order[late.outcome.places]
 
 
 def test_a_memory_that_holds_nothing_is_taught_what_the_model_knew(world, little, kept) -> None:
