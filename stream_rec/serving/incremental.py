@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from stream_rec.features.tokens import Numbers, Tokens
-from stream_rec.models.pretrained import REFUSALS, own_attention
 from stream_rec.models.user_encoder import EncoderConfig, UserEncoder
 from stream_rec.serving import scheduler
 from stream_rec.serving.device import upload
@@ -147,6 +146,8 @@ def refuse_inexact(name: str, body: Any) -> None:
 
     A few tokens are computed at once, and again one behind the cached others. `name` is for the error message.
     """
+    from stream_rec.models.pretrained import REFUSALS, own_attention  # takes seconds, which a worker need not wait
+
     try:
         apart = _error_behind_cache(body.eval())
     except (TypeError, AttributeError, *REFUSALS) as error:
