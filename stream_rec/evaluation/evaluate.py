@@ -1,4 +1,8 @@
-"""A finished model on events that it never saw: every figure, by kind of event and user, beside the floors."""
+"""Evaluates a finished model on events that it has not seen: every figure, by kind of event and user, beside baselines.
+
+Also what is right for a prediction, what the user had met before it, and what diversity costs: how right the first
+items are when maximal marginal relevance chooses them.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple

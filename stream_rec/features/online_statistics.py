@@ -1,6 +1,6 @@
 """Online memory: what has followed what, and how often, learned from every event as it passes.
 
-Learning is an addition to sums that decay (see `decay`), so the order of partitions doesn't matter.
+Learning is an addition to sums that decay (see `forward_decay`), so the order of partitions doesn't matter.
 """
 
 import math

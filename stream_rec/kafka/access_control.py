@@ -1,6 +1,7 @@
-"""Whether Kafka grants what a part needs: asked at the start, so that one line says what is missing.
+"""The rights that each part needs on Kafka, and whether Kafka grants them.
 
-A broker without an authorizer grants everything.
+The lists are the least rights of each part. They are checked at its start, so that one line names what is missing,
+printed by `stream-rec topics acls`, and shown in docs/security.md. A broker without an authorizer grants everything.
 """
 
 from base64 import urlsafe_b64encode

@@ -1,14 +1,19 @@
-"""Publishing answers together with the offsets that caused them, so that neither stands without the other.
+"""Publishes answers and the offsets that caused them in one transaction, so that neither stands without the other.
 
-A transaction costs Kafka the same for one partition or for all that a worker serves, so a worker has one at a time, of
-a producer of its own. aiokafka sends no consumer generation with a transaction's offsets (KIP-447), so the group alone
-can't fence a worker whose partitions have moved; transactional ids can: whoever opens one ends what was open under it
-and bars who used it before. Which one that is stands in Kafka: beside the committed offset of a partition stands, as
-its metadata, the id of the producer that may go on from it. Only the gate of the partition, a transactional id of its
-own, may put another there, after it has barred the former one.
+A transaction costs Kafka the same for one partition as for all partitions of a worker, so a worker has one
+transaction at a time, by a producer of its own. aiokafka sends no consumer generation with a transaction's offsets
+(KIP-447), so the group alone cannot fence a worker whose partitions have moved. Transactional ids can: opening one
+aborts what was open under it and fences its former user. The metadata of a partition's committed offset holds the id
+of the producer that may continue from it. Only the partition's gate, a transactional id of its own, may replace that
+id, and does so after it has fenced the former producer.
 
-A producer is used until its first failure: a request without an answer may still arrive, and Kafka would take it for
-one of the producer's next transaction (see `producer`).
+A producer sends each request of a transaction at most once, and is not used after its first failure. aiokafka 0.14
+speaks version 0 of Kafka's transactional requests. Before KIP-890 the broker cannot tell a late request of one
+transaction from a request of the next one under the same producer epoch: an `EndTxn` that was delayed on a lost
+connection commits half of the next transaction, and a delayed `TxnOffsetCommit` moves a committed offset back.
+aiokafka sends such a request again on a new connection and keeps using the producer (not reported upstream). Here a
+transactional request without an answer ends the producer with `OutcomeUnknown`, because the request may still arrive;
+its owner opens a producer under another transactional id and fences this one, as after any other failure.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""The demo's processes: the project's own commands, with the demo's settings, ended together."""
+"""Child processes of the demo: the project's own commands with the demo's settings, ended together.
+
+A child also ends when its owner ends, however the owner ends.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,10 @@
-"""A big catalogue that changes, kept in an index: what is near is found without scoring everything."""
+"""Retrieves the items nearest to a user state through an approximate index of a large catalogue that changes.
+
+The index is faiss' inverted file with 4-bit codes ("Fast scan", André et al., VLDB 2015; Douze et al., "The Faiss
+library", 2024): vectors stand in lists around k-means centroids, each as 4 bits for each of its main directions, and a
+query reads the lists whose centroids suit it best. What it finds is scored exactly afterwards, so an error of the index
+is an item not found, never a wrong score.
+"""
 
 import math
 from typing import Any

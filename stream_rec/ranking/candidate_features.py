@@ -149,8 +149,9 @@ def _remove_stale(folder: Path) -> None:
     does not have (numba issue 6018): after an upgrade, no window would be answered.
     """
     source = Path(__file__)
-    stamp, digest = folder / f"{source.stem}.sha256", hashlib.sha256(source.read_bytes()).hexdigest()
+    stamp = folder / f"{source.stem}.sha256"
     with contextlib.suppress(OSError):
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
         if stamp.exists() and stamp.read_bytes() == digest.encode():
             return
         for compiled in folder.glob(f"{source.stem}.*.nb[ci]"):

@@ -1,6 +1,8 @@
-"""An online memory as bytes, so that a start need not learn again what was learned before it. No pickle: safetensors.
+"""The online statistics of an engine, one for each log that answers may depend on, and their snapshots as bytes.
 
-Rows of a catalogue are given anew at each start, so items stand by their ids.
+Usually there is one log, of all events. Where an answer must be a function of its partition alone, each partition is
+a log, whose statistics begin with what training knew. A snapshot holds items by their ids, because the rows of a
+catalogue are assigned anew at each start; its format is safetensors, never pickle.
 """
 
 from collections.abc import Callable, Sequence

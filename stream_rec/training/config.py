@@ -1,4 +1,8 @@
-"""What a person may choose about a training."""
+"""The settings of a training: its goal and the weights of event types, what of a decoder is trained, sizes and rates.
+
+What is trained of a pre-trained decoder is all of it, adapters beside its matrices (LoRA) or nothing. LoRA: Hu et al.,
+"LoRA: Low-Rank Adaptation of Large Language Models", 2021, https://arxiv.org/abs/2106.09685.
+"""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What training measured, and the model card made of it."""
+"""What training measured, as a model card and as one picture: losses and figures by epoch, parts, calibration."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""One training as a person sees it: how far it is, the model's folder, what was measured."""
+"""Trains one model, or the same model with several seeds: progress, the model folder, and what was measured."""
 
 import statistics
 import time

@@ -1,11 +1,13 @@
-"""What the online memory has learned of the windows topic: rebuilt at a start, kept up to date while serving.
+"""Keeps the online statistics up to date with the windows topic: rebuilds them at the start, follows it while serving.
 
-A step teaches the memory the windows that it answers. What else there is to learn comes from here: what was answered
-before this process began, and, unless each partition has a memory of its own, what other workers answer meanwhile,
-read without a group. Learning a window twice is learning it once, so it doesn't matter who reads what first.
+A step teaches the statistics the windows that it answers. The rest comes from here: what was answered before this
+process began, and, unless each partition has statistics of its own, what other workers answer meanwhile, which is
+read without a group. Learning a window a second time changes nothing, so the order of reading does not matter.
 
-What a former process has learned is not read again, where it has left a snapshot (`Snapshot`): unless each
-partition has a memory of its own, which is to be a function of that partition's log alone.
+A snapshot in the cache folder shortens the next start, unless each partition has statistics of its own, which must be
+a function of that partition's log alone. It is valid for the model and the topic that it was made from. It holds user
+ids, as the windows topic does, so the first erasure removes it, and it expires before the topic may drop the
+tombstone of an erasure that has not been read.
 """
 
 import asyncio
@@ -123,8 +125,6 @@ async def is_valid(about: SnapshotMeta, settings: Settings, version: str) -> boo
         for one, offset in learned.items()
     )
 
-
-log = logging.getLogger(__name__)
 
 READ = 2_000
 """Most windows that are learned in one go while nothing is served."""

@@ -1,4 +1,7 @@
-"""A model beside the workers', for questions: it answers nobody, writes nowhere, and learns what the topics teach."""
+"""Explains answers with a model beside the workers': it learns from the topics, answers nobody and writes nothing.
+
+The console loads it at the first question, so that a console that nobody asks costs no second model.
+"""
 
 import asyncio
 import contextlib
