@@ -33,13 +33,13 @@ from stream_rec.kafka.lag import HeldUp, LagMonitor, show_failed
 from stream_rec.kafka.record_batches import Unreadable
 from stream_rec.kafka.topic_guard import TopicGuard, state_of
 from stream_rec.metrics import AgentMetrics
-from stream_rec.pipeline import faust_kafka, faust_memory, faust_producer, faust_queues, faust_table, faust_thread
+from stream_rec.pipeline import faust_kafka, faust_memory, faust_producer, faust_thread
 from stream_rec.pipeline.buried import done
 from stream_rec.pipeline.keeper import Keeper
 from stream_rec.pseudonyms import fingerprint, naming
 from stream_rec.runtime import process
+from stream_rec.runtime.process import process_dir
 from stream_rec.runtime.retry import retry_until_available
-from stream_rec.runtime.scratch import own_folder
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def build(
     app.events_topic_id = events.id
     app.committed_for = state_of(events, topics[settings.windows_topic])
     app.commit_metadata = f"{app.committed_for} {fingerprint(settings.pseudonym_key_file)}".rstrip()
-    app.flow_control = faust_queues.FlowControl()
-    app.tables._changelog_queue = faust_queues.ChangelogQueue(
+    app.flow_control = faust_kafka.FlowControl()
+    app.tables._changelog_queue = faust_kafka.ChangelogQueue(
         maxsize=app.conf.stream_buffer_maxsize, flow_control=app.flow_control, clear_on_resume=True
     )
     raw: dict[str, Any] = {
@@ -195,7 +195,7 @@ async def _run(settings: Settings) -> None:
         return
     port = serve(registry, health, settings.metrics_host, settings.agents_metrics_port)
     log.info("metrics on http://%s:%d/metrics", settings.metrics_host, port)
-    with own_folder(settings.cache_dir / "agents") as folder:
+    with process_dir(settings.cache_dir / "agents") as folder:
         await _serve(settings, metrics, health, folder, topics, told)
 
 
@@ -291,7 +291,7 @@ def _app(settings: Settings, folder: Path) -> faust.App:
         topic_allow_declare=False,  # 'stream-rec topics create' knows the right settings
         topic_disable_leader=True,
         web_enabled=False,
-        Table=faust_table.Table,
+        Table=faust_memory.Table,
     )
 
 
@@ -303,7 +303,7 @@ def _log(level: str) -> None:
     for name in (
         "faust",
         "mode",
-        *(module.__name__ for module in (faust_kafka, faust_memory, faust_producer, faust_table, faust_thread)),
+        *(module.__name__ for module in (faust_kafka, faust_memory, faust_producer, faust_thread)),
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("faust.topics").setLevel(logging.CRITICAL)  # it would log a refused record, key and all

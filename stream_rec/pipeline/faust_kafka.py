@@ -1,6 +1,6 @@
 """faust's Kafka driver, with what loses or doubles an event in faust-streaming 0.15.3 put right.
 
-What each class here, in `faust_thread`, `faust_producer` and `faust_queues` mends, and how it showed:
+What each class here, in `faust_thread` and in `faust_producer` mends, and how it showed:
 
 - A commit did not depend on the writes before it. faust flushes first, but its flush gives up after 0.1 s without
   progress (a slow broker), does not see the message that it is just handing over, and a write that Kafka refused is
@@ -40,6 +40,7 @@ from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
+from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from stream_rec.kafka.aiokafka_compat import with_globals
 from stream_rec.kafka.connection import Access
@@ -48,6 +49,38 @@ from stream_rec.kafka.lag import Readable
 from stream_rec.kafka.record_batches import Gap, Unreadable
 from stream_rec.pipeline.faust_producer import Producer
 from stream_rec.pipeline.faust_thread import SESSION_S, ConsumerThread
+
+
+class ChangelogQueue(ThrowableQueue):  # type: ignore[misc]
+    """Changelog records on their way to the tables; hands over none that was read before the last seek.
+
+    To faust an offset below one that it has seen was read already. One record left over from a recovery that a
+    rebalance ended would hide all those that come before it: their users would begin anew, or go on from an older
+    window. That the queue is emptied when partitions are revoked is not enough: whoever waits for room to put a record,
+    and has just been given it, puts the record afterwards, and it is taken before the next recovery looks up where to
+    begin.
+    """
+
+    recovering = False
+    """Whether what is put now was read behind the seek of the recovery that goes on, or went on last."""
+
+    async def get(self) -> Any:
+        while True:
+            event = await super().get()
+            if self.recovering:
+                return event
+
+
+class FlowControl(FlowControlEvent):  # type: ignore[misc]
+    """Lets the streams go on without emptying their queues: what came meanwhile would be lost.
+
+    The changelogs' queue is emptied elsewhere, see `Consumer.seek_wait`.
+    """
+
+    def resume(self) -> None:
+        self._suspend.clear()
+        self._resume.set()
+
 
 SCHEME = "exact"
 FRESH = 0.75
@@ -150,7 +183,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
             self.resume_partitions(held)
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
-        """Also drops what was read of the changelogs for a recovery that came to nothing, see `faust_queues`."""
+        """Also drops what was read of the changelogs for a recovery that came to nothing, see `ChangelogQueue`."""
         await super().seek_wait(partitions)
         self.app.tables.changelog_queue.clear()
         self.app.tables.changelog_queue.recovering = True

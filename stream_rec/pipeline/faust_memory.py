@@ -1,16 +1,42 @@
-"""faust's memory store, with a window for each user of each partition.
+"""faust's table and memory store, with a window for each user of each partition.
 
 faust's own holds one value a key, whichever partition it came by: of a user whose events came by two partitions, the
 offsets of one were compared with those of the other. And what this process wrote itself stayed in memory when its
-partition went to another process. The store is chosen by `MEMORY`.
+partition went to another process. The store is chosen by `MEMORY`. The table's
+tombstones name the event that asked for the erasure, which faust's do not.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import faust
 from faust.stores import STORES, memory
 from faust.streams import current_event
-from faust.types import TP
+from faust.types import TP, FutureMessage
+
+from stream_rec.messages import TombstoneHeaders, as_headers
+
+
+class Table(faust.Table):  # type: ignore[misc]
+    """Its tombstones name their event, so that the next owner of the partition knows that it was done."""
+
+    def send_changelog(
+        self, partition: int | None, key: Any, value: Any, *serializers: Any, **named: Any
+    ) -> FutureMessage:
+        if value is not None:
+            return super().send_changelog(partition, key, value, *serializers, **named)
+        headers = TombstoneHeaders(offset=str(current_event().message.offset), topic_id=self.app.events_topic_id)
+        return self.changelog_topic.send_soon(
+            key=key,
+            value=None,
+            partition=partition,
+            headers=as_headers(headers),
+            key_serializer=self.key_serializer,
+            value_serializer="raw",
+            callback=self._on_changelog_sent,
+            eager_partitioning=True,
+        )
+
 
 MEMORY = "partitioned://"
 

@@ -1,6 +1,6 @@
 import asyncio
 
-from stream_rec.pipeline.faust_queues import ChangelogQueue, FlowControl
+from stream_rec.pipeline.faust_kafka import ChangelogQueue, FlowControl
 
 
 async def test_a_record_that_is_put_between_a_revocation_and_the_next_seek_is_not_recovered() -> None:
