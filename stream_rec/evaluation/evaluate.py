@@ -37,6 +37,25 @@ from stream_rec.training.config import TrainConfig
 from stream_rec.training.prepare import Prepared, reopen
 from stream_rec.window import stride_of
 
+STRENGTHS = (0.1, 0.2, 0.3, 0.5, 0.7)
+"""Of `diversity`, the setting; 0 is the blend's own list."""
+Varied = Mapping[float, Numbers]
+"""The first items of each answer by strength, (answers, CUT) each."""
+BASELINES = {"popularity": "popularity", "recency": "recent popularity", "transitions": "Markov"}
+"""Parts that are what a prediction must beat: counters, without any training."""
+BLEND = "blend"
+LENGTHS = {
+    "1 event": (1, 1),
+    "2 events": (2, 2),
+    "3 events": (3, 3),
+    "4 to 9 events": (4, 9),
+    "10 or more": (10, 1 << 40),
+}
+TOP = 20
+Seen = Literal["keep", "window", "ever"]
+"""Which of the items that a user has met are left out: none, those in the window, as serving does with `exclude_seen`,
+or all that the log has, as published evaluations do."""
+
 
 def relevant_items(data: Dataset, places: Numbers, *, baskets: bool) -> tuple[Numbers, Numbers]:
     """What is right for each prediction: whose it is, ascending, and the row; the rows of a basket count once."""
@@ -69,32 +88,26 @@ def repeats(data: Dataset) -> float:
     return 1 - len(np.unique(pairs)) / len(pairs)
 
 
-STRENGTHS = (0.1, 0.2, 0.3, 0.5, 0.7)
-"""Of `diversity`, the setting; 0 is the blend's own list."""
-Varied = Mapping[float, Numbers]
-"""The first items of each answer by strength, (answers, CUT) each."""
-
-
-def vary(table: CandidateTable, values: Tensor, outputs: Tensor, strengths: Sequence[float]) -> Varied:
+def diverse_lists(table: CandidateTable, values: Tensor, outputs: Tensor, strengths: Sequence[float]) -> Varied:
     """Chooses by the candidates' `values` (candidates,), as serving does; `outputs` (rows, width)."""
     scores, rows = table.spread(values, BARRED), table.spread(table.rows, UNKNOWN)
     best = scores.topk(min(MMR_POOL_FACTOR * RankingConfig().top_k, scores.shape[1]), dim=1)
     unused = scores.new_zeros(len(scores), 0)
     pool = Scored(rows.gather(1, best.indices), best.values, best.values, unused, unused.sum(dim=1))
-    return {strength: _shown(diverse(pool, outputs, CUT, strength)) for strength in strengths}
+    return {strength: _listed(diverse(pool, outputs, CUT, strength)) for strength in strengths}
 
 
-def _shown(chosen: Scored) -> Numbers:
+def _listed(chosen: Scored) -> Numbers:
     found: Numbers = chosen.rows.masked_fill(chosen.scores <= BARRED, UNKNOWN).numpy()
     return found
 
 
-def joined(parts: Sequence[Varied]) -> Varied:
+def joined_lists(parts: Sequence[Varied]) -> Varied:
     """The lists of all answers in one."""
     return {strength: np.concatenate([part[strength] for part in parts]) for strength in parts[0]}
 
 
-def figures(
+def diversity_figures(
     lists: Numbers, of: Numbers, rows: Numbers, vectors: NDArray[np.float32], available: int
 ) -> dict[str, float]:
     """Of `lists` (answers, CUT), where `rows` (right,) are right in the answers `of` (right,).
@@ -107,24 +120,6 @@ def figures(
     kept = {name: found[name] for name in (f"hr_at_{CUT}", f"ndcg_at_{CUT}")}
     told = kept | {"intra_list_diversity": shown.diversity(vectors), "coverage": shown.coverage(available)}
     return {name: round(value, 4) for name, value in told.items()}
-
-
-BASELINES = {"popularity": "popularity", "recency": "recent popularity", "transitions": "Markov"}
-"""Parts that are what a prediction must beat: counters, without any training."""
-BLEND = "blend"
-LENGTHS = {
-    "1 event": (1, 1),
-    "2 events": (2, 2),
-    "3 events": (3, 3),
-    "4 to 9 events": (4, 9),
-    "10 or more": (10, 1 << 40),
-}
-TOP = 20
-
-
-Seen = Literal["keep", "window", "ever"]
-"""Which of the items that a user has met are left out: none, those in the window, as serving does with `exclude_seen`,
-or all that the log has, as published evaluations do."""
 
 
 class EvaluationPlan(NamedTuple):
@@ -269,7 +264,7 @@ def collect(
         listed = shares.masked_fill(table.spread(left_out, False), 0)
         first.append(TopPredictions.of(listed, candidates, right_of, right_rows))
         masses.append(Mass.of(shares, candidates, data.rows[places_now], categories))
-        varied.append(vary(table, values[BLEND], outputs, strengths))
+        varied.append(diverse_lists(table, values[BLEND], outputs, strengths))
     whose, count = np.concatenate(of), sum(map(len, places))
     return SplitPredictions(
         {name: Ranks(whose, np.concatenate(found), count) for name, found in ranks.items()},
@@ -277,7 +272,7 @@ def collect(
         Mass.joined(masses),
         np.concatenate(places),
         np.concatenate(rights),
-        joined(varied),
+        joined_lists(varied),
     )
 
 
@@ -321,7 +316,7 @@ def report(
         "novelty_bits": round(lists.novelty(counts), 2),
         "intra_list_diversity": round(lists.diversity(vectors), 4),
         "diversity": {
-            str(strength): figures(rows, ours.of, live.right, vectors, len(prepared.items))
+            str(strength): diversity_figures(rows, ours.of, live.right, vectors, len(prepared.items))
             for strength, rows in live.varied.items()
         },
         "calibration_error": round(chance.error, 5),

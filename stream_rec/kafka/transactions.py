@@ -51,6 +51,13 @@ the 99th percentile of a transaction is 130 ms."""
 TRANSACTIONAL = (AddPartitionsToTxnRequest, AddOffsetsToTxnRequest, TxnOffsetCommitRequest, EndTxnRequest)
 
 
+log = logging.getLogger(__name__)
+TRANSACTION_MS = 15_000
+"""After which Kafka ends a transaction whose producer is gone, milliseconds."""
+Committed = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, OffsetAndMetadata]]]
+"""What the group has committed in which of the partitions that are asked for."""
+
+
 class OutcomeUnknown(ProducerFenced):  # type: ignore[misc]  # aiokafka is partly typed
     """A transactional request got no answer, or one that ends the producer: its transaction may stand or not."""
 
@@ -158,15 +165,6 @@ class _AddPartitions(sender.AddPartitionsToTxnHandler):  # type: ignore[misc]
     def handle_response(self, resp: Any) -> float | None:
         pause: float | None = super().handle_response(resp)
         return pause if pause is None else min(pause, self._default_backoff)
-
-
-log = logging.getLogger(__name__)
-
-TRANSACTION_MS = 15_000
-"""After which Kafka ends a transaction whose producer is gone, milliseconds."""
-
-Committed = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, OffsetAndMetadata]]]
-"""What the group has committed in which of the partitions that are asked for."""
 
 
 class OutputRecord(NamedTuple):

@@ -27,6 +27,12 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+READY_S = 120.0
+POLL_S = 0.1
+END_S = 4.0
+"""How long the processes may take to end in order, seconds; then they are killed."""
+
+
 def start(
     command: Sequence[str], sink: IO[bytes] | None, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
@@ -73,12 +79,6 @@ def end(processes: Sequence[subprocess.Popen[bytes]], timeout_s: float) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-READY_S = 120.0
-POLL_S = 0.1
-END_S = 4.0
-"""How long the processes may take to end in order, seconds; then they are killed."""
 
 
 class Processes:

@@ -32,7 +32,7 @@ LARGEST_SIZE = 1 << 24
 BUFFER_BYTES = 64 << 20
 """What a body may allocate beside its weights."""
 COSINE_SLACK = 1e-3
-AHEAD_S = 366 * 86_400.0
+TRAINED_AHEAD_S = 366 * 86_400.0
 """How far from now a model may have been trained until: the online memory counts no event before that time."""
 
 ROW_ARRAYS = ("pairs", "highest")
@@ -62,7 +62,7 @@ def check_config(config: "ModelConfig", now: float) -> None:
         raise ValueError("two event types have the same name")
     if config.goal is not None and config.goal not in types:
         raise ValueError(f"its goal {config.goal!r} is none of its event types")
-    if config.has_time and config.trained_until > now + AHEAD_S:
+    if config.has_time and config.trained_until > now + TRAINED_AHEAD_S:
         raise ValueError(
             f"it was trained until {config.trained_until:.0f}, more than a year from now: nothing would count"
         )

@@ -30,6 +30,14 @@ SPREAD = 0.75
 """How much a list gains by what its vectors differ in, see `Index.search`; measured, between 0 and 1."""
 
 
+ENOUGH = 160
+"""Rows that the index is asked for, at least, at the usual effort: what it finds is sorted by rough codes."""
+GROWN = 4
+"""An index that has become so many times as big is built anew: its lists have grown too long."""
+DOTS_AT_ONCE = 1 << 14
+"""Candidates that are scored at a time: their vectors stay in the processor's cache."""
+
+
 class AnnIndex:
     """Those of `vectors` (any, width) that stand at `rows` (count,), at least 16. Uses torch's threads.
 
@@ -129,14 +137,6 @@ def main_directions(vectors: Tensor) -> Tensor:
     held = energies.flip(0).cumsum(0) / energies.sum()
     needed = int((held < KEPT).sum()) + 1
     return directions.flip(1)[:, : min(len(energies), -(-needed // STEP) * STEP)].contiguous()
-
-
-ENOUGH = 160
-"""Rows that the index is asked for, at least, at the usual effort: what it finds is sorted by rough codes."""
-GROWN = 4
-"""An index that has become so many times as big is built anew: its lists have grown too long."""
-DOTS_AT_ONCE = 1 << 14
-"""Candidates that are scored at a time: their vectors stay in the processor's cache."""
 
 
 class AnnRetriever:

@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-AHEAD_S = 3_600.0
+CLOCK_AHEAD_S = 3_600.0
 """How far Kafka's clock may be ahead of this machine's: one window of a later time would end all learning until then.
 """
 
@@ -366,7 +366,7 @@ class Engine:
     def _learn(self, window: Window, rows: Rows, log: int) -> None:
         times = [event.timestamp for event in window.events]
         memory = self.memories.extractor(log).memory
-        arrived = min(window.arrived, time.time() + AHEAD_S)
+        arrived = min(window.arrived, time.time() + CLOCK_AHEAD_S)
         self.untaught += memory.learn(window.user_id, window.n, window.offset, rows, times, arrived)
 
     def _learn_and_ask(self, taken: Sequence[PreparedWindow], near: Retrieved) -> list[Heard | Exception]:

@@ -18,6 +18,9 @@ from stream_rec.features.tokens import UNKNOWN, Numbers
 from stream_rec.models.model_store import WRONG
 from stream_rec.ranking.candidate_features import FeatureExtractor
 
+COUNTS = ("popularity", "recency")
+DIRECTIONS = ("transitions.after", "transitions.before")
+
 
 class StatisticsByLog:
     """Memories that begin with what training knew: `trained`, of all events until `since` (seconds).
@@ -76,10 +79,6 @@ class StatisticsByLog:
 
     def __contains__(self, user_id: str) -> bool:
         return any(user_id in one.memory for one in self._evidence.values())
-
-
-COUNTS = ("popularity", "recency")
-DIRECTIONS = ("transitions.after", "transitions.before")
 
 
 def pack(memory: OnlineStatistics, ids: Sequence[str], about: bytes) -> bytes:

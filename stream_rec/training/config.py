@@ -19,6 +19,25 @@ GOAL = "purchase"
 """Where a log has it and nobody says another."""
 
 
+Tune = Literal["full", "lora", "frozen"]
+LORA_RANK = 16
+BACKBONE_RATE = {"full": 0.1, "lora": 0.5}
+"""Learning rate of what is trained in a pre-trained body, as a share of the rest's: it is to adapt, not to forget."""
+TUNE_ABOUT: dict[Tune, str] = {
+    "full": "the whole body",
+    "lora": f"LoRA adapters of rank {LORA_RANK} beside all matrices of the body, since merged into them",
+    "frozen": "nothing of the body",
+}
+PRIVATE_RATE = 6e-3
+"""Highest learning rate of a private training, whose steps are few and large."""
+CLIP = 1.0
+"""Norm of a user's gradient, at most, in a private training."""
+LONG = 300_000
+"""Events of a long log."""
+CONTINUED_RATE = 1e-3
+"""Highest learning rate of a model that is trained further."""
+
+
 def goal_of(given: str | None, event_types: Collection[str]) -> str | None:
     """The goal among a log's `event_types`; None for none. Raises `UserError` for one that the log can't teach."""
     if given is None:
@@ -62,18 +81,6 @@ def weights_of(given: Mapping[str, float], event_types: Collection[str]) -> list
     return weights
 
 
-Tune = Literal["full", "lora", "frozen"]
-
-RANK = 16
-RATE = {"full": 0.1, "lora": 0.5}
-"""Learning rate of what is trained in a pre-trained body, as a share of the rest's: it is to adapt, not to forget."""
-ABOUT: dict[Tune, str] = {
-    "full": "the whole body",
-    "lora": f"LoRA adapters of rank {RANK} beside all matrices of the body, since merged into them",
-    "frozen": "nothing of the body",
-}
-
-
 @contextmanager
 def tuning(body: Any, how: Tune) -> Iterator[None]:
     """Inside, only what `how` says of `body` takes gradients; after it, `body` is its own kind again."""
@@ -87,20 +94,12 @@ def tuning(body: Any, how: Tune) -> Iterator[None]:
     from peft import LoraConfig, TaskType  # takes a second: only where it is used
     from peft.tuners.lora import LoraModel
 
-    chosen = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type=TaskType.FEATURE_EXTRACTION)
+    chosen = LoraConfig(
+        r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", task_type=TaskType.FEATURE_EXTRACTION
+    )
     adapted = LoraModel(body, chosen, "default")
     yield
     adapted.merge_and_unload()
-
-
-PRIVATE_RATE = 6e-3
-"""Highest learning rate of a private training, whose steps are few and large."""
-CLIP = 1.0
-"""Norm of a user's gradient, at most, in a private training."""
-LONG = 300_000
-"""Events of a long log."""
-CONTINUED_RATE = 1e-3
-"""Highest learning rate of a model that is trained further."""
 
 
 class Size(NamedTuple):

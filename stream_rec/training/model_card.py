@@ -13,73 +13,11 @@ from stream_rec.features.event_template import EventTemplate
 from stream_rec.models.model_store import Model, ModelConfig
 from stream_rec.ranking.candidate_features import PARTS
 from stream_rec.training.checkpoint import Epoch
-from stream_rec.training.config import ABOUT, Tune
+from stream_rec.training.config import TUNE_ABOUT, Tune
 from stream_rec.training.goal_head import Scaling
 
-NAME = "training.svg"
-SHOWN = "ndcg_at_10"
-
-
-def draw(measured: "Measured", folder: Path) -> str | None:
-    """Writes the picture; returns its name, None where matplotlib is not installed (it is optional)."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        (folder / NAME).unlink(missing_ok=True)
-        return None
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 8), layout="constrained")
-        ((losses, gains), (parts, chances)) = figure.subplots(2, 2)
-        _losses(losses, measured)
-        _gains(gains, measured)
-        _parts(parts, measured)
-        _chances(chances, measured)
-        figure.savefig(folder / NAME, metadata={"Date": None})
-    return NAME
-
-
-def _losses(axes: Any, measured: "Measured") -> None:
-    axes.set(title="Cross-entropy by epoch", xlabel="epoch")
-    _curve(axes, [epoch.loss for epoch in measured.epochs], "training, among its negatives")
-    _curve(axes, [epoch.held_out["loss"] for epoch in measured.epochs if epoch.held_out], "held out, among all items")
-    _curve(axes, measured.refit_losses, "training on the whole log")
-    axes.legend(frameon=False)
-
-
-def _gains(axes: Any, measured: "Measured") -> None:
-    axes.set(title="The decoder alone on held-out predictions, by epoch", xlabel="epoch")
-    for name, label in (("hr_at_10", "HR@10"), (SHOWN, "NDCG@10")):
-        _curve(axes, [epoch.held_out[name] for epoch in measured.epochs if epoch.held_out], label)
-    axes.legend(frameon=False)
-
-
-def _curve(axes: Any, values: list[float], label: str) -> None:
-    if values:
-        axes.plot(range(1, len(values) + 1), values, marker=".", label=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _parts(axes: Any, measured: "Measured") -> None:
-    names = list(measured.alone)
-    places = range(len(names))
-    axes.set(title="NDCG@10 of each part alone, and of the blend without it")
-    axes.barh([at - 0.2 for at in places], [measured.alone[name][SHOWN] for name in names], 0.4, label="alone")
-    axes.barh([at + 0.2 for at in places], [measured.left_out[name][SHOWN] for name in names], 0.4, label="left out")
-    axes.axvline(measured.blend[SHOWN], color="black", linewidth=1, label="the blend")
-    axes.set_yticks(places, names)
-    axes.invert_yaxis()
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
-
-
-def _chances(axes: Any, measured: "Measured") -> None:
-    said, came = [one[0] for one in measured.reliability], [one[1] for one in measured.reliability]
-    most = max([*said, *came, 1e-6])
-    axes.set(
-        title=f"Calibration, expected error {measured.calibration_error:.4f}", xlabel="promised", ylabel="came true"
-    )
-    axes.plot([0, most], [0, most], color="grey", linewidth=1)
-    axes.plot(said, came, marker="o")
+PICTURE = "training.svg"
+PICTURE_FIGURE = "ndcg_at_10"
 
 
 CARD = """# A stream_rec model
@@ -120,7 +58,6 @@ Log loss of the next event's type: {type_log_loss:.4f}; of the types' frequency 
 Probabilities are those of a softmax over the blend, whose weights were fitted on held-out time; their expected
 calibration error there is {calibration_error:.4f}. Trained on one shop's log, the model knows nothing of another's.
 """
-
 PRIVATE = """Trained with differential privacy: epsilon {epsilon:.2f}, delta {delta:.1e}, for a user with all that the
 user did. DP-SGD: in each of {steps:,} steps a user took part with a chance of {rate:g}, by one window; the user's
 gradient was clipped to a norm of {clip:g}, and noise of {noise:.3f} times that was added to the step's sum. There were
@@ -134,7 +71,6 @@ gradient was clipped to a norm of {clip:g}, and noise of {noise:.3f} times that 
 - Taken as public: how many events and users there are, the event types, and the time from which on events were held
   out."""
 NOT_PRIVATE = "Trained without differential privacy: the weights may tell that a user was in the log."
-
 INTEREST = """Interest, the probability that a contact with an item is a {goal}: on the items that came next in the same
 predictions, {goals} of them a {goal}.
 
@@ -144,6 +80,70 @@ predictions, {goals} of them a {goal}.
 TIMES = "counts lose half of their weight in {lasting:,.1f} days, recent ones in {recent:,.1f}"
 NO_TIMES = "the log had none: counts never decay, and neither gaps between events nor recency count"
 NO_INTEREST = "It tells no interest: no goal was learned."
+
+
+def draw_picture(measured: "Measured", folder: Path) -> str | None:
+    """Writes the picture; returns its name, None where matplotlib is not installed (it is optional)."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        (folder / PICTURE).unlink(missing_ok=True)
+        return None
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(11, 8), layout="constrained")
+        ((losses, gains), (parts, chances)) = figure.subplots(2, 2)
+        _losses(losses, measured)
+        _gains(gains, measured)
+        _parts(parts, measured)
+        _chances(chances, measured)
+        figure.savefig(folder / PICTURE, metadata={"Date": None})
+    return PICTURE
+
+
+def _losses(axes: Any, measured: "Measured") -> None:
+    axes.set(title="Cross-entropy by epoch", xlabel="epoch")
+    _curve(axes, [epoch.loss for epoch in measured.epochs], "training, among its negatives")
+    _curve(axes, [epoch.held_out["loss"] for epoch in measured.epochs if epoch.held_out], "held out, among all items")
+    _curve(axes, measured.refit_losses, "training on the whole log")
+    axes.legend(frameon=False)
+
+
+def _gains(axes: Any, measured: "Measured") -> None:
+    axes.set(title="The decoder alone on held-out predictions, by epoch", xlabel="epoch")
+    for name, label in (("hr_at_10", "HR@10"), (PICTURE_FIGURE, "NDCG@10")):
+        _curve(axes, [epoch.held_out[name] for epoch in measured.epochs if epoch.held_out], label)
+    axes.legend(frameon=False)
+
+
+def _curve(axes: Any, values: list[float], label: str) -> None:
+    if values:
+        axes.plot(range(1, len(values) + 1), values, marker=".", label=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _parts(axes: Any, measured: "Measured") -> None:
+    names = list(measured.alone)
+    places = range(len(names))
+    axes.set(title="NDCG@10 of each part alone, and of the blend without it")
+    axes.barh([at - 0.2 for at in places], [measured.alone[name][PICTURE_FIGURE] for name in names], 0.4, label="alone")
+    axes.barh(
+        [at + 0.2 for at in places], [measured.left_out[name][PICTURE_FIGURE] for name in names], 0.4, label="left out"
+    )
+    axes.axvline(measured.blend[PICTURE_FIGURE], color="black", linewidth=1, label="the blend")
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
+
+
+def _chances(axes: Any, measured: "Measured") -> None:
+    said, came = [one[0] for one in measured.reliability], [one[1] for one in measured.reliability]
+    most = max([*said, *came, 1e-6])
+    axes.set(
+        title=f"Calibration, expected error {measured.calibration_error:.4f}", xlabel="promised", ylabel="came true"
+    )
+    axes.plot([0, most], [0, most], color="grey", linewidth=1)
+    axes.plot(said, came, marker="o")
 
 
 class MeasuredInterest(Struct, frozen=True):
@@ -217,7 +217,7 @@ def card(model: Model, measured: Measured, tune: Tune, protocol: Protocol, origi
         width=body.hidden_size,
         parameters=sum(weight.numel() for weight in model.encoder.parameters()),
         reads=_reads(model.config.encoder.words),
-        trained=ABOUT[tune],
+        trained=TUNE_ABOUT[tune],
         text_encoder=model.config.text_encoder,
         items=len(model.items),
         log=origin.log,

@@ -62,7 +62,7 @@ def train_one(given: Given, chosen: TrainOptions, config: TrainConfig) -> Traine
         events=len(frame),
         users=frame["user"].n_unique(),
         continues=f"model `{given.before.version}`" if given.before is not None else "",
-        plot=model_card.draw(measured, out),
+        plot=model_card.draw_picture(measured, out),
     )
     (out / "README.md").write_text(card(model, measured, trained.tune, chosen.protocol, origin), encoding="utf-8")
     checkpoints.remove()

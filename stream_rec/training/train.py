@@ -59,6 +59,20 @@ AT_ONCE = 64
 """Predictions that are scored in one go, against the whole catalogue."""
 
 
+CPU = torch.device("cpu")
+VALIDATION_PREDICTIONS = 4_000
+LEAST_NEW = 20
+"""Events that a model is trained further with."""
+LEAST_COMPARED = 200
+"""Predictions: of fewer, the distributions that live events are compared with would be chance."""
+MOST_LEFT_OUT = 0.3
+"""Of items' residuals."""
+RECENT = 0.055
+"""Share of the events within which what is recent loses half its weight."""
+Predicting = tuple[Tensor, Numbers]
+"""Users, (n, width + types), and the places of the events behind them, (n,)."""
+
+
 def watcher(prepared: Prepared, validation: Split, config: TrainConfig) -> Watch:
     """Measures an encoder on the same `PREDICTIONS` of the held-out ones each time."""
     targets = validation.sample(PREDICTIONS, config.seed).targets
@@ -80,18 +94,6 @@ def watcher(prepared: Prepared, validation: Split, config: TrainConfig) -> Watch
         return {"loss": loss.item() / count, **{name: found[name] for name in ("hr_at_10", "ndcg_at_10")}}
 
     return watch
-
-
-CPU = torch.device("cpu")
-VALIDATION_PREDICTIONS = 4_000
-LEAST_NEW = 20
-"""Events that a model is trained further with."""
-LEAST_COMPARED = 200
-"""Predictions: of fewer, the distributions that live events are compared with would be chance."""
-MOST_LEFT_OUT = 0.3
-"""Of items' residuals."""
-RECENT = 0.055
-"""Share of the events within which what is recent loses half its weight."""
 
 
 class Trained(NamedTuple):
@@ -298,10 +300,6 @@ def validate(
     firsts = shares.max(dim=1).values.double().numpy()
     looked = reference(popularity, data.rows[every], prepared.event_types, data.types[every] - 1, firsts)
     return Validated(weights, measured, looked)
-
-
-Predicting = tuple[Tensor, Numbers]
-"""Users, (n, width + types), and the places of the events behind them, (n,)."""
 
 
 def validate_interest(

@@ -26,7 +26,7 @@ from stream_rec.serving.device import upload
 from stream_rec.serving.incremental import TokenEmbedding
 from stream_rec.training import checkpoint, goal_head
 from stream_rec.training.checkpoint import Epoch
-from stream_rec.training.config import RATE, TrainConfig, tuning, weights_of
+from stream_rec.training.config import BACKBONE_RATE, TrainConfig, tuning, weights_of
 from stream_rec.training.lbfgs import minimise
 from stream_rec.training.prepare import Prepared
 
@@ -150,7 +150,7 @@ def groups(encoder: UserEncoder, config: TrainConfig) -> list[dict[str, Any]]:
         {
             "params": weights,
             "weight_decay": config.weight_decay if matrices else 0.0,
-            "highest": config.learning_rate * (RATE[config.tune] if pretrained else 1.0),
+            "highest": config.learning_rate * (BACKBONE_RATE[config.tune] if pretrained else 1.0),
         }
         for (matrices, pretrained), weights in chosen.items()
     ]

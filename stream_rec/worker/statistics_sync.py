@@ -47,6 +47,15 @@ MARGIN_S = 60.0
 log = logging.getLogger(__name__)
 
 
+READ = 2_000
+"""Most windows that are learned in one go while nothing is served."""
+BESIDE = 100
+"""The same while windows are served: an event that comes meanwhile waits for no more than these."""
+QUIET_MS = 200
+KEEP_S = 2.0
+"""How long the end of a worker waits for Kafka to say which cluster a snapshot is of, seconds."""
+
+
 class SnapshotMeta(Struct, frozen=True):
     version: str
     """The model's."""
@@ -124,15 +133,6 @@ async def is_valid(about: SnapshotMeta, settings: Settings, version: str) -> boo
         offset <= min(ends[one], answered[one]) and ((place := younger[one]) is None or place.offset >= offset)
         for one, offset in learned.items()
     )
-
-
-READ = 2_000
-"""Most windows that are learned in one go while nothing is served."""
-BESIDE = 100
-"""The same while windows are served: an event that comes meanwhile waits for no more than these."""
-QUIET_MS = 200
-KEEP_S = 2.0
-"""How long the end of a worker waits for Kafka to say which cluster a snapshot is of, seconds."""
 
 
 class StatisticsSync:

@@ -42,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_card, "draw", lambda *_: None)
+    monkeypatch.setattr(model_card, "draw_picture", lambda *_: None)
 
 
 def run(shop: Path, out: Path, *more: str, epochs: int = 1) -> Result:
@@ -74,9 +74,9 @@ def test_the_folder_keeps_the_curve_and_the_card_shows_the_picture(shop: Path, t
 
 
 def test_without_matplotlib_there_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / model_card.NAME).write_text("that of an older model")
+    (tmp_path / model_card.PICTURE).write_text("that of an older model")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert model_card.draw(Measured(1, {}, {}, {}, 0.0, 0.0, 0.0, []), tmp_path) is None
+    assert model_card.draw_picture(Measured(1, {}, {}, {}, 0.0, 0.0, 0.0, []), tmp_path) is None
     assert not list(tmp_path.iterdir())
 
 

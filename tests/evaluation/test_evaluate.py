@@ -12,7 +12,7 @@ from stream_rec.data import dataset
 from stream_rec.data.simulator.storefront import Storefront
 from stream_rec.errors import UserError
 from stream_rec.evaluation import evaluate, metrics, proper_scores, splits
-from stream_rec.evaluation.evaluate import STRENGTHS, figures
+from stream_rec.evaluation.evaluate import STRENGTHS, diversity_figures
 from stream_rec.features.catalog import Catalog
 from stream_rec.features.online_statistics import OnlineStatistics
 from stream_rec.features.text_encoder import TextEncoder
@@ -94,7 +94,7 @@ def test_diversity_widens_the_lists_and_costs_hits(live) -> None:
 
 def test_figures_of_a_list_are_of_what_it_shows() -> None:
     lists = np.array([[*range(1, 11)], [*range(3, 13)]])
-    found = figures(lists, np.array([0, 1, 1]), np.array([2, UNKNOWN, 12]), np.eye(13, dtype=np.float32), 12)
+    found = diversity_figures(lists, np.array([0, 1, 1]), np.array([2, UNKNOWN, 12]), np.eye(13, dtype=np.float32), 12)
     gains = 1 / np.log2(3), (1 / np.log2(11)) / (1 + 1 / np.log2(3))
     assert found == {
         "hr_at_10": 1.0,
@@ -331,7 +331,7 @@ def test_a_repeat_is_an_item_that_the_same_user_had_met(rows: str, share: float)
 
 def test_the_unknown_item_is_right_in_no_list() -> None:
     lists = np.array([[UNKNOWN, *range(1, 10)]])
-    found = evaluate.figures(lists, np.array([0]), np.array([UNKNOWN]), np.eye(10, dtype=np.float32), 9)
+    found = evaluate.diversity_figures(lists, np.array([0]), np.array([UNKNOWN]), np.eye(10, dtype=np.float32), 9)
     assert (found["hr_at_10"], found["ndcg_at_10"]) == (0.0, 0.0)
 
 
@@ -344,7 +344,7 @@ def test_diversity_chooses_from_as_many_candidates_as_serving_does() -> None:
         outputs[:, 0] = 1
         outputs[rows[place]] = torch.tensor([0.0, 1.0])
         table = CandidateTable(torch.zeros(len(rows), dtype=torch.int64), rows, torch.zeros(len(rows), len(PARTS)))
-        lists = evaluate.vary(table, -0.001 * torch.arange(len(rows)), outputs, [0.9])[0.9]
+        lists = evaluate.diverse_lists(table, -0.001 * torch.arange(len(rows)), outputs, [0.9])[0.9]
         assert (rows[place].item() in lists[0].tolist()) is chosen
 
 

@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few validation predictions, coarse weights, no picture: what they are worth is another test's."""
     monkeypatch.setattr(train, "VALIDATION_PREDICTIONS", 20)
     monkeypatch.setattr(lbfgs, "ITERATIONS", 3)
-    monkeypatch.setattr(model_card, "draw", lambda *_: None)
+    monkeypatch.setattr(model_card, "draw_picture", lambda *_: None)
 
 
 async def write(settings: Settings) -> None:
